@@ -1,0 +1,31 @@
+"""Non-local blocks (Wang, Girshick, Gupta, He, CVPR 2018) for detectron2.
+
+Importing this package registers everything in it with detectron2.
+"""
+
+import importlib.util
+
+__version__ = "0.1.0"
+
+if importlib.util.find_spec("detectron2") is None:
+    raise ImportError(
+        "nl_detectron needs detectron2, which no package index carries. Install it with\n"
+        "    pip install --no-build-isolation "
+        "'git+https://github.com/facebookresearch/detectron2.git'\n"
+        "or, in a clone of nl_detectron and also where GitHub cannot be reached, with\n"
+        "    python tools/install_detectron2.py"
+    )
+
+from . import data
+from .config import add_nonlocal_config, get_config_file
+from .layers import NonLocalBlock
+from .modeling import build_nonlocal_backbone, insert_nonlocal
+
+__all__ = [
+    "NonLocalBlock",
+    "add_nonlocal_config",
+    "build_nonlocal_backbone",
+    "data",
+    "get_config_file",
+    "insert_nonlocal",
+]

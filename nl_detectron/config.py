@@ -1,0 +1,50 @@
+"""The configuration keys of this package, and the configuration files that it ships."""
+
+from pathlib import Path
+
+from detectron2.config import CfgNode as CN
+
+
+def add_nonlocal_config(cfg: CN) -> None:
+    """Add the keys of ``MODEL.NONLOCAL`` to a detectron2 config; a second call changes nothing."""
+    if "NONLOCAL" in cfg.MODEL:
+        return
+    cfg.MODEL.NONLOCAL = CN()
+    # They take effect with MODEL.BACKBONE.NAME "build_nonlocal_backbone".
+
+    # The registered builder of the backbone into which the blocks go.
+    cfg.MODEL.NONLOCAL.BACKBONE = "build_resnet_fpn_backbone"
+    # Where: "res4.-2" is after the last but one residual block of res4 (the paper's place),
+    # "res3.1::2" a slice, "res4.*" after each.
+    cfg.MODEL.NONLOCAL.LOCATION = ("res4.-2",)
+    # The pairwise function: "gaussian", "embedded_gaussian", "dot_product" or "concatenation".
+    cfg.MODEL.NONLOCAL.INSTANTIATION = "embedded_gaussian"
+    # Divide the inner product inside the softmax by the square root of its length, as the authors'
+    # released code does; False is the paper's Eq. 2 and 3.
+    cfg.MODEL.NONLOCAL.SCALE = True
+    # Inner channels = channels // REDUCTION.
+    cfg.MODEL.NONLOCAL.REDUCTION = 2
+    # Max pooling of phi and g: "none", "conv_pool" (the paper's text) or "pool_conv" (the released
+    # code, cheapest).
+    cfg.MODEL.NONLOCAL.SUBSAMPLE = "pool_conv"
+    # After W_z: "" (none; W_z starts at zero), "BN", "SyncBN" or "GN" (their scale starts at zero).
+    cfg.MODEL.NONLOCAL.NORM = ""
+
+
+def get_config_file(name: str) -> str:
+    """The path of a shipped configuration file, installed or in a clone.
+
+    Args:
+        name: such as ``"COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_NL_1x.yaml"``.
+
+    Raises:
+        FileNotFoundError: there is none of that name; the message lists those that there are.
+    """
+    package = Path(__file__).resolve().parent
+    installed, clone = package / "configs", package.parent / "configs"
+    folder = installed if installed.is_dir() else clone
+    path = folder / name
+    if not path.is_file():
+        names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))
+        raise FileNotFoundError(f"no config {name!r} in {folder}; there are: {', '.join(names)}")
+    return str(path)

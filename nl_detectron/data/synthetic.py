@@ -1,0 +1,149 @@
+"""Locks and keys: instance segmentation in which some classes can be known only from far away.
+
+Every image is a wide strip with one coloured key near one end and grey locks near the other. A
+key's class is its colour, seen on the key itself. A lock's class is the colour of the key, and the
+lock looks the same whatever that is: nothing within ``GAP`` pixels of a lock tells its class.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Dict, List, Tuple, Union
+
+import numpy as np
+from PIL import Image, ImageDraw
+from pycocotools import mask as mask_util
+from tqdm import tqdm
+
+HEIGHT, WIDTH = 64, 352
+GAP = 144  # least number of pixels, along x, between a lock and the key
+KEY_SIZE = (40, 54)  # pixels, side of the square that a shape is drawn in
+LOCK_SIZE = (36, 50)
+MAX_LOCKS = 3
+COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230)}
+KEYS = [f"{colour} key" for colour in COLOURS]
+LOCKS = [f"{colour} lock" for colour in COLOURS]
+CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(KEYS + LOCKS, start=1)]
+
+Polygon = List[Tuple[float, float]]
+
+
+def generate(root: Union[str, Path], split_sizes: Dict[str, int], seed: int = 0) -> Path:
+    """Write the dataset in COCO's format, unless it is already there.
+
+    Everything is written into a temporary folder beside ``root`` that is renamed in the end, so
+    ``root`` is either whole or not there, also when several processes try at once.
+
+    Args:
+        root: a folder; gets ``<split>/<id>.jpg`` and ``<split>.json`` for every split.
+        split_sizes: number of images of each split, such as ``{"train": 1000, "val": 200}``.
+        seed: the same seed gives the same files, byte for byte, with the same Pillow and NumPy.
+
+    Returns:
+        ``root``.
+    """
+    root = Path(root)
+    if root.is_dir():
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        for index, (split, size) in enumerate(split_sizes.items()):
+            _generate_split(partial, split, size, [seed, index])
+        partial.chmod(0o755)  # mkdtemp's folders are private
+        os.replace(partial, root)
+    except OSError:
+        if not root.is_dir():  # otherwise another process was first, with the same files
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root
+
+
+def draw(rng: np.random.Generator) -> Tuple[Image.Image, List[Tuple[str, Polygon]]]:
+    """One image, and the category name and outline of each object in it."""
+    colour = str(rng.choice(list(COLOURS)))
+    noise = rng.normal(0, 6, (HEIGHT, WIDTH, 1)) + rng.uniform(90, 130)
+    image = Image.fromarray(noise.clip(0, 255).astype(np.uint8).repeat(3, axis=2))
+
+    key_side = rng.uniform(*KEY_SIZE)
+    key_x = rng.uniform(2, 14)
+    objects = [(f"{colour} key", _place(_KEY, key_side, key_x, rng))]
+    x = key_x + key_side + GAP
+    for _ in range(rng.integers(1, MAX_LOCKS + 1)):
+        side = rng.uniform(*LOCK_SIZE)
+        x += rng.uniform(0, 16)
+        if x + side > WIDTH - 2:
+            break
+        objects.append((f"{colour} lock", _place(_LOCK, side, x, rng)))
+        x += side
+    if rng.random() < 0.5:
+        objects = [(n, [(WIDTH - px, py) for px, py in polygon]) for n, polygon in objects]
+
+    canvas = ImageDraw.Draw(image)
+    for name, polygon in objects:
+        fill = COLOURS[colour] if name in KEYS else (int(rng.uniform(180, 220)),) * 3
+        canvas.polygon(polygon, fill=fill)
+    return image, objects
+
+
+def _shape(parts: Dict[str, list]) -> np.ndarray:
+    return np.array([point for part in parts.values() for point in part])
+
+
+def _arc(cx: float, cy: float, radius: float, start: float, end: float, n: int = 16) -> list:
+    angles = [math.radians(start + (end - start) * i / n) for i in range(n + 1)]
+    return [(cx + radius * math.cos(a), cy + radius * math.sin(a)) for a in angles]
+
+
+# Outlines in the unit square, x to the right and y down.
+_LOCK = _shape(
+    {
+        "shackle": _arc(0.5, 0.4, 0.28, 180, 360),
+        "body": [(0.95, 0.4), (0.95, 0.97), (0.05, 0.97), (0.05, 0.4)],
+    }
+)
+_KEY = _shape(
+    {
+        "bow": _arc(0.5, 0.3, 0.28, 70, -250),
+        "shaft": [(0.4, 0.97), (0.85, 0.97), (0.85, 0.85), (0.6, 0.85), (0.6, 0.8)],
+        "tooth": [(0.8, 0.8), (0.8, 0.68), (0.6, 0.68)],
+    }
+)
+
+
+def _place(shape: np.ndarray, side: float, x: float, rng: np.random.Generator) -> Polygon:
+    y = rng.uniform(1, HEIGHT - 1 - side)
+    return [(round(x + side * px, 2), round(y + side * py, 2)) for px, py in shape.tolist()]
+
+
+def _generate_split(root: Path, split: str, size: int, seed: List[int]) -> None:
+    (root / split).mkdir()
+    images, annotations = [], []
+    for image_id in tqdm(range(1, size + 1), desc=f"{root.parent.name}: {split}", unit="image"):
+        image, objects = draw(np.random.default_rng([*seed, image_id]))
+        file_name = f"{image_id:06d}.jpg"
+        image.save(root / split / file_name, quality=95)
+        images.append({"id": image_id, "file_name": file_name, "height": HEIGHT, "width": WIDTH})
+        for name, polygon in objects:
+            annotations.append(_annotation(len(annotations) + 1, image_id, name, polygon))
+    with open(root / f"{split}.json", "w") as f:
+        json.dump({"images": images, "annotations": annotations, "categories": CATEGORIES}, f)
+
+
+def _annotation(annotation_id: int, image_id: int, name: str, polygon: Polygon) -> dict:
+    xs, ys = zip(*polygon)
+    flat = [coordinate for point in polygon for coordinate in point]
+    (rle,) = mask_util.frPyObjects([flat], HEIGHT, WIDTH)
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": (KEYS + LOCKS).index(name) + 1,
+        "segmentation": [flat],
+        "area": int(mask_util.area(rle)),
+        "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],
+        "iscrowd": 0,
+    }

@@ -1,0 +1,28 @@
+"""The non-local operation and the block around it; knows tensors, not configs."""
+
+from .affinity import (
+    concatenation,
+    concatenation_affinity,
+    dot_product,
+    dot_product_affinity,
+    embedded_gaussian,
+    embedded_gaussian_affinity,
+    gaussian,
+    gaussian_affinity,
+)
+from .nonlocal_block import INSTANTIATIONS, NORMS, SUBSAMPLES, NonLocalBlock
+
+__all__ = [
+    "INSTANTIATIONS",
+    "NORMS",
+    "SUBSAMPLES",
+    "NonLocalBlock",
+    "concatenation",
+    "concatenation_affinity",
+    "dot_product",
+    "dot_product_affinity",
+    "embedded_gaussian",
+    "embedded_gaussian_affinity",
+    "gaussian",
+    "gaussian_affinity",
+]

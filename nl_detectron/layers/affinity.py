@@ -1,0 +1,104 @@
+"""The non-local operation of Wang et al., CVPR 2018 (https://arxiv.org/abs/1711.07971), Eq. 1:
+
+    y_i = 1 / C(x) * sum_j f(x_i, x_j) g(x_j)
+
+Sec. 3.2 gives four pairwise functions f. Each stands here twice: as the operation itself, which
+never builds the N x M matrix of all pairs, and as that matrix (``*_affinity``), already divided by
+C(x), for those who want to look at it. ``operation(theta, phi, g, ...)`` equals
+``operation_affinity(theta, phi, ...) @ g``.
+
+Shapes, everywhere: ``theta`` (B, N, D) for the N query positions, ``phi`` (B, M, D) and ``g``
+(B, M, E) for the M positions that are summed over; the result is (B, N, E), a matrix (B, N, M).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+    """Eq. 3: softmax over j of ``scale * theta_i . phi_j``.
+
+    This is softmax attention with one head, so torch's fused kernels serve: they add up in float32
+    whatever the input's precision, and keep O(N + M) values for the backward pass.
+    """
+    y = F.scaled_dot_product_attention(
+        theta.unsqueeze(1), phi.unsqueeze(1), g.unsqueeze(1), scale=scale
+    )
+    return y.squeeze(1)
+
+
+def embedded_gaussian_affinity(theta: Tensor, phi: Tensor, scale: float) -> Tensor:
+    """The matrix of Eq. 3; every row sums to 1."""
+    return ((theta * scale) @ phi.transpose(1, 2)).softmax(dim=2)
+
+
+def gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+    """Eq. 2: softmax over j of ``scale * x_i . x_j``, where ``theta`` and ``phi`` are x itself.
+
+    Activations that were never embedded have inner products beyond the range of float16, so this
+    form is computed in float32 at least. The fused kernels want values as wide as the keys, so g
+    (half as wide as x) is padded with zero channels.
+    """
+    dtype = torch.promote_types(g.dtype, torch.float32)
+    width = g.shape[2]
+    padded = F.pad(g.to(dtype), [0, theta.shape[2] - width])
+    y = embedded_gaussian(theta.to(dtype), phi.to(dtype), padded, scale)
+    return y[:, :, :width].to(g.dtype)
+
+
+def gaussian_affinity(theta: Tensor, phi: Tensor, scale: float) -> Tensor:
+    """The matrix of Eq. 2; every row sums to 1."""
+    dtype = torch.promote_types(theta.dtype, torch.float32)
+    return embedded_gaussian_affinity(theta.to(dtype), phi.to(dtype), scale)
+
+
+def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+    """Eq. 4: ``theta_i . phi_j / M``.
+
+    No non-linearity stands between the two products, so ``phi^T g`` (D x E) comes first. The 1 / M
+    is split between its factors, before the product, so that nothing overflows in half precision.
+    """
+    share = phi.shape[1] ** -0.5
+    return theta @ ((phi * share).transpose(1, 2) @ (g * share))
+
+
+def dot_product_affinity(theta: Tensor, phi: Tensor) -> Tensor:
+    """The matrix of Eq. 4; its entries have any sign, and its rows any sum."""
+    return (theta / phi.shape[1]) @ phi.transpose(1, 2)
+
+
+def concatenation(theta: Tensor, phi: Tensor, g: Tensor, w_f: Tensor) -> Tensor:
+    """Eq. 5: ``ReLU(w_f . [theta_i, phi_j]) / M`` with ``w_f`` (2 D).
+
+    The inner product splits into a_i + b_j, one number per position, and for each i the ReLU keeps
+    the j with ``b_j > -a_i``: the first k_i of them when b is sorted downwards. With the running
+    sums of g and of b g, every row of the result is
+
+        a_i * (g_1 + ... + g_k) + (b_1 g_1 + ... + b_k g_k),   k = k_i by binary search.
+
+    Running sums lose too much in half precision, so this form is computed in float32 at least.
+    """
+    dtype = torch.promote_types(g.dtype, torch.float32)
+    a, b = _pair_terms(theta.to(dtype), phi.to(dtype), w_f.to(dtype))
+    b, order = b.sort(dim=1, descending=True)
+    count = torch.searchsorted(-b.detach(), a.detach().contiguous())
+
+    batch, m, width = g.shape
+    g_sorted = g.to(dtype).gather(1, order.unsqueeze(2).expand(batch, m, width))
+    index = count.unsqueeze(2).expand(batch, a.shape[1], width)
+    sum_g = F.pad(g_sorted.cumsum(1), [0, 0, 1, 0]).gather(1, index)
+    sum_bg = F.pad((b.unsqueeze(2) * g_sorted).cumsum(1), [0, 0, 1, 0]).gather(1, index)
+    return ((a.unsqueeze(2) * sum_g + sum_bg) / m).to(g.dtype)
+
+
+def concatenation_affinity(theta: Tensor, phi: Tensor, w_f: Tensor) -> Tensor:
+    """The matrix of Eq. 5; its entries are not negative, and its rows have any sum."""
+    a, b = _pair_terms(theta, phi, w_f)
+    return F.relu(a.unsqueeze(2) + b.unsqueeze(1)) / phi.shape[1]
+
+
+def _pair_terms(theta: Tensor, phi: Tensor, w_f: Tensor) -> tuple[Tensor, Tensor]:
+    """The two halves of ``w_f . [theta_i, phi_j]``: a (B, N) and b (B, M)."""
+    width = theta.shape[2]
+    return theta @ w_f[:width], phi @ w_f[width:]

@@ -1,0 +1,11 @@
+"""Where the blocks go in detectron2's models."""
+
+from .backbone import build_nonlocal_backbone
+from .insertion import insert_nonlocal
+from .p4_fpn import build_nonlocal_p4_resnet_fpn_backbone
+
+__all__ = [
+    "build_nonlocal_backbone",
+    "build_nonlocal_p4_resnet_fpn_backbone",
+    "insert_nonlocal",
+]
