@@ -20,10 +20,14 @@ def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Te
     """Eq. 3: softmax over j of ``scale * theta_i . phi_j``.
 
     This is softmax attention with one head, so torch's fused kernels serve: they add up in float32
-    whatever the input's precision, and keep O(N + M) values for the backward pass.
+    whatever the input's precision, and keep O(N + M) values for the backward pass. They want rows
+    that are contiguous and E = D; anything else falls back, silently, to the N x M matrix.
     """
     y = F.scaled_dot_product_attention(
-        theta.unsqueeze(1), phi.unsqueeze(1), g.unsqueeze(1), scale=scale
+        theta.unsqueeze(1).contiguous(),
+        phi.unsqueeze(1).contiguous(),
+        g.unsqueeze(1).contiguous(),
+        scale=scale,
     )
     return y.squeeze(1)
 
@@ -42,7 +46,7 @@ def gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """
     dtype = torch.promote_types(g.dtype, torch.float32)
     width = g.shape[2]
-    padded = F.pad(g.to(dtype), [0, theta.shape[2] - width])
+    padded = F.pad(g.to(dtype), [0, max(theta.shape[2] - width, 0)])
     y = embedded_gaussian(theta.to(dtype), phi.to(dtype), padded, scale)
     return y[:, :, :width].to(g.dtype)
 
@@ -60,7 +64,7 @@ def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     is split between its factors, before the product, so that nothing overflows in half precision.
     """
     share = phi.shape[1] ** -0.5
-    return theta @ ((phi * share).transpose(1, 2) @ (g * share))
+    return _saturate(theta @ ((phi * share).transpose(1, 2) @ (g * share)), g.dtype)
 
 
 def dot_product_affinity(theta: Tensor, phi: Tensor) -> Tensor:
@@ -89,7 +93,7 @@ def concatenation(theta: Tensor, phi: Tensor, g: Tensor, w_f: Tensor) -> Tensor:
     index = count.unsqueeze(2).expand(batch, a.shape[1], width)
     sum_g = F.pad(g_sorted.cumsum(1), [0, 0, 1, 0]).gather(1, index)
     sum_bg = F.pad((b.unsqueeze(2) * g_sorted).cumsum(1), [0, 0, 1, 0]).gather(1, index)
-    return ((a.unsqueeze(2) * sum_g + sum_bg) / m).to(g.dtype)
+    return _saturate((a.unsqueeze(2) * sum_g + sum_bg) / m, g.dtype)
 
 
 def concatenation_affinity(theta: Tensor, phi: Tensor, w_f: Tensor) -> Tensor:
@@ -102,3 +106,14 @@ def _pair_terms(theta: Tensor, phi: Tensor, w_f: Tensor) -> tuple[Tensor, Tensor
     """The two halves of ``w_f . [theta_i, phi_j]``: a (B, N) and b (B, M)."""
     width = theta.shape[2]
     return theta @ w_f[:width], phi @ w_f[width:]
+
+
+def _saturate(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """y in ``dtype``, where float16 ends at its largest number rather than in infinity.
+
+    A sum that no softmax bounds can leave the range of float16, and the product of an infinity with
+    a W_z that is still zero is not zero but NaN.
+    """
+    if dtype == torch.float16:
+        y = y.clamp(-65504.0, 65504.0)
+    return y.to(dtype)

@@ -1,0 +1,171 @@
+"""What can be found wrong before the model is built, said clearly."""
+
+import argparse
+import difflib
+import os
+import pickle
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from .errors import UserError
+from .evaluators import EVALUATORS
+
+# Metadata of detectron2's datasets that are paths of files or folders.
+PATHS = (
+    "json_file",
+    "image_root",
+    "panoptic_json",
+    "panoptic_root",
+    "sem_seg_root",
+    "image_dir",
+    "gt_dir",
+    "dirname",
+)
+
+# Where each meta-architecture has its number of classes.
+CLASSIFIERS = {
+    "GeneralizedRCNN": "ROI_HEADS",
+    "PanopticFPN": "ROI_HEADS",
+    "RetinaNet": "RETINANET",
+}
+
+
+def check(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Check devices, weights and datasets against what ``args`` asks for.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    _check_devices(cfg, args)
+    _check_datasets(cfg, ["TEST"] if args.eval_only else ["TRAIN", "TEST"])
+    _check_weights(cfg, args)  # last, since it may download them
+
+
+def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
+    gpus = torch.cuda.device_count()
+    if not gpus and cfg.MODEL.DEVICE.startswith("cuda"):
+        raise UserError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but torch finds no GPU; "
+            "leave it out to run on the CPU"
+        )
+    if not gpus and cfg.SOLVER.AMP.ENABLED and not args.eval_only:
+        raise UserError("SOLVER.AMP.ENABLED needs a GPU, and torch finds none; set it to False")
+    if args.num_gpus * args.num_machines > 1 and args.num_gpus > gpus:
+        raise UserError(f"--num-gpus is {args.num_gpus}, but torch finds {gpus} on this machine")
+
+
+def _check_datasets(cfg: CfgNode, splits: list[str]) -> None:
+    names = []
+    for split in splits:
+        if not cfg.DATASETS[split] and split == splits[0]:
+            raise UserError(f"DATASETS.{split} is empty; --config-file or an option has to set it")
+        for name in cfg.DATASETS[split]:
+            _check_registered(f"DATASETS.{split}", name)
+            if split == "TEST":
+                _check_evaluator(name)
+            names.append(name)
+    _check_files(names)
+    for name in names:
+        _check_classes(cfg, name)
+
+
+def _check_registered(key: str, name: str) -> None:
+    known = DatasetCatalog.list()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"{key}: no dataset {name!r} is registered{hint}")
+
+
+def _check_evaluator(name: str) -> None:
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    if kind not in EVALUATORS:
+        raise UserError(
+            f"DATASETS.TEST: {name!r} cannot be evaluated: the evaluator_type in its metadata is "
+            f"{kind!r}; known: {', '.join(EVALUATORS)}"
+        )
+
+
+def _check_files(names: list[str]) -> None:
+    for name in names:
+        if not all(map(os.path.exists, _paths(name))):
+            try:
+                DatasetCatalog.get(name)  # some make their files when they are first asked for
+            except (FileNotFoundError, AssertionError):  # detectron2 asserts that files are there
+                break
+    paths = {path for name in names for path in _paths(name)}
+    if all(map(os.path.exists, paths)):
+        return
+
+    root = os.path.abspath(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+    source = "which is" if "DETECTRON2_DATASETS" in os.environ else "./datasets; to change it, set"
+    lines = [
+        f"files of the datasets {', '.join(dict.fromkeys(names))} are missing. Expected:",
+        f"{root}{os.sep}  ({source} $DETECTRON2_DATASETS)",
+    ]
+    for path in sorted(paths):
+        shown = os.path.abspath(path)
+        if shown.startswith(root + os.sep):
+            shown = "    " + os.path.relpath(shown, root)
+        folder = "" if path.endswith(".json") else os.sep
+        lines.append(f"{shown}{folder}{'' if os.path.exists(path) else '  <- missing'}")
+    raise UserError("\n".join(lines))
+
+
+def _paths(name: str) -> list[str]:
+    metadata = MetadataCatalog.get(name)
+    paths = [metadata.get(key) for key in PATHS]
+    return [path for path in paths if path and "://" not in path]
+
+
+def _check_classes(cfg: CfgNode, name: str) -> None:
+    group = CLASSIFIERS.get(cfg.MODEL.META_ARCHITECTURE)
+    if group is None:
+        return
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("thing_classes") is None:
+        DatasetCatalog.get(name)  # a COCO file's class names become known when it is loaded
+    classes = metadata.get("thing_classes")
+    if classes and cfg.MODEL[group].NUM_CLASSES != len(classes):
+        raise UserError(
+            f"MODEL.{group}.NUM_CLASSES is {cfg.MODEL[group].NUM_CLASSES}, but dataset {name!r} "
+            f"has {len(classes)} classes"
+        )
+
+
+def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Whether the file that DefaultTrainer.resume_or_load will choose is there and readable."""
+    checkpointer = DetectionCheckpointer(nn.Module(), cfg.OUTPUT_DIR)
+    if args.resume and checkpointer.has_checkpoint():
+        source, path = "--resume", checkpointer.get_checkpoint_file()
+    else:
+        source, path = "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS
+    if not path:
+        if args.eval_only:
+            raise UserError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
+        return
+
+    try:
+        file = PathManager.get_local_path(path.partition("?")[0])  # a query is no part of the name
+    except OSError as error:
+        raise UserError(
+            f"{source}: cannot fetch {path} ({error}); without a network, give the path of a file"
+        ) from error
+    if not os.path.isfile(file):
+        raise UserError(f"{source}: no file {os.path.abspath(file)}")
+    try:
+        with open(file, "rb") as stream:
+            if file.endswith(".pkl"):
+                pickle.load(stream, encoding="latin1")
+            else:
+                torch.load(stream, map_location="cpu")
+    except Exception as error:  # what unpickling a damaged file raises can be anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+        raise UserError(
+            f"{source}: {os.path.abspath(file)} cannot be read as a checkpoint ({reason})"
+        ) from error

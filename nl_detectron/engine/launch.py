@@ -1,0 +1,67 @@
+"""A whole run: training with evaluation, or evaluation only."""
+
+import argparse
+import logging
+from typing import Optional
+
+import detectron2.utils.comm as comm
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils.logger import setup_logger
+
+from .checks import check
+from .errors import exit_on_user_error
+from .setup import find_config_file, load_config
+from .trainer import Trainer
+
+
+def main(args: argparse.Namespace) -> None:
+    """Check the input, then train or evaluate in as many processes as ``args`` say.
+
+    Args:
+        args: as :func:`argument_parser` gives them.
+    """
+    with exit_on_user_error():
+        args.config_file = find_config_file(args.config_file)
+        cfg = load_config(args.config_file, args.opts)
+        check(cfg, args)
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(cfg, args),
+        )
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> Optional[dict]:
+    """One process of a run.
+
+    Returns:
+        The results of the evaluation: task -> metric -> value. None after a training that had no
+        TEST.EXPECTED_RESULTS to compare with.
+    """
+    with exit_on_user_error():
+        default_setup(cfg, args)
+        # That gave a handler to detectron2's loggers, not to ours.
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="nl_detectron")
+        if cfg.MODEL.DEVICE == "cpu":
+            logging.getLogger(__name__).info("Running on the CPU")
+        if args.eval_only:
+            return _evaluate(cfg, args.resume)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+
+
+def _evaluate(cfg: CfgNode, resume: bool) -> dict:
+    model = Trainer.build_model(cfg)
+    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results

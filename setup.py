@@ -1,0 +1,50 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """Read the version without importing the package, which needs detectron2."""
+    text = (HERE / "nl_detectron" / "__init__.py").read_text("utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
+
+
+TEST = ["pytest>=7"]
+DEV = [*TEST, "ruff>=0.6"]
+
+setup(
+    name="nl_detectron",
+    version=version(),
+    description="Non-local blocks (Wang et al., CVPR 2018) for detectron2",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # configs/ stands beside the package, where train_net.py's users look for it, and is installed
+    # inside of it. An editable install uses the folder of the clone.
+    packages=[*find_packages(include=["nl_detectron", "nl_detectron.*"]), "nl_detectron.configs"],
+    package_dir={"nl_detectron.configs": "configs"},
+    package_data={"nl_detectron.configs": ["**/*.yaml", "**/*.py"]},
+    # Not detectron2: no package index carries it, see tools/install_detectron2.py.
+    install_requires=[
+        "fvcore>=0.1.5",
+        "numpy",
+        "opencv-python",  # detectron2 imports it, but does not require it
+        "Pillow",
+        "pycocotools>=2.0.2",
+        "PyYAML",
+        "tabulate",
+        "torch>=2.0",  # scaled_dot_product_attention
+        "torchvision",  # detectron2 imports it, but does not require it
+        "tqdm",
+    ],
+    extras_require={"test": TEST, "dev": DEV},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)

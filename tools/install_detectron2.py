@@ -1,0 +1,229 @@
+#!/usr/bin/env python3
+"""Install detectron2 into the environment of the Python that runs this script.
+
+detectron2 is not on the package index. In this order:
+
+1. If it is there and works, nothing is done.
+2. If GitHub answers, upstream is built from git, at a pinned commit.
+3. Otherwise the source archive of release 0.5, which the package index carries under another
+   name, is downloaded, mended (see detectron2_release_0_5.py) and built without its C++ sources.
+"""
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from detectron2_release_0_5 import REVISION, EditError, apply_edits
+
+CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
+
+GIT_URL = "https://github.com/facebookresearch/detectron2.git"
+GIT_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
+GIT_TIMEOUT = 15  # seconds
+
+ARCHIVE = "detectron2-cdo==0.5"
+ARCHIVE_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
+ARCHIVE_SUFFIX = f"+nl.{REVISION}"  # of the version, so that pip show tells the mended release
+
+# Runs in a process of its own: a broken detectron2 may crash, and what was just installed is not
+# yet visible to this process. Importing proves little, so a tiny Mask R-CNN sees an image.
+PROBE = """
+import torch
+from detectron2 import model_zoo
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import build_model
+
+cfg = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+cfg.MODEL.DEVICE = "cpu"
+cfg.MODEL.RESNETS.DEPTH = 18
+cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
+model = build_model(cfg).eval()
+with torch.no_grad():
+    model([{"image": torch.zeros(3, 64, 64)}])
+"""
+
+
+class InstallError(Exception):
+    """One way to install detectron2 is closed; the message says why."""
+
+
+def say(message: str) -> None:
+    """Print what is being done."""
+    print(f"[install_detectron2] {message}", flush=True)
+
+
+def pip(*arguments: str, env: dict | None = None) -> None:
+    """Run pip in this environment.
+
+    Raises:
+        InstallError: pip failed; what it printed is on the terminal already.
+    """
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    if subprocess.run(command, env={**os.environ, **(env or {})}).returncode:
+        raise InstallError(f"pip {arguments[0]} failed (its message is above)")
+
+
+def probe() -> str:
+    """Try the installed detectron2.
+
+    Returns:
+        The empty string if it works, otherwise the last line of the error.
+    """
+    result = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    if result.returncode == 0:
+        return ""
+    return (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
+
+
+def installed_version() -> str:
+    """Return the version of detectron2 that pip knows, or the empty string."""
+    try:
+        return metadata.version("detectron2")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def is_outdated(version: str) -> bool:
+    """Tell whether ``version`` is a mended release that was built with other edits."""
+    return "+nl." in version and not version.endswith(ARCHIVE_SUFFIX)
+
+
+def build_from_git(folder: Path) -> Path:
+    """Build upstream at the pinned commit.
+
+    Args:
+        folder: where the wheel goes.
+
+    Returns:
+        The wheel.
+
+    Raises:
+        InstallError: GitHub does not answer, or the build failed.
+    """
+    try:
+        subprocess.run(
+            ["git", "ls-remote", "--quiet", GIT_URL, "HEAD"],
+            env={**os.environ, "GIT_TERMINAL_PROMPT": "0"},  # fail, do not ask for a password
+            timeout=GIT_TIMEOUT,
+            capture_output=True,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InstallError(f"{GIT_URL} cannot be reached") from error
+    say(f"building upstream at {GIT_COMMIT[:8]}, which takes some minutes ...")
+    return build_wheel(f"git+{GIT_URL}@{GIT_COMMIT}", folder)
+
+
+def build_from_archive(folder: Path) -> Path:
+    """Download, mend and build release 0.5.
+
+    Args:
+        folder: where the wheel goes.
+
+    Returns:
+        The wheel.
+
+    Raises:
+        InstallError: the archive cannot be had, is not the one expected, or cannot be built.
+    """
+    with tempfile.TemporaryDirectory() as tmp:
+        say(f"downloading {ARCHIVE} from the package index ...")
+        # Hashes are accepted in requirement files only. pip checks them before it runs any code.
+        requirements = Path(tmp, "requirements.txt")
+        requirements.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
+        try:
+            pip(
+                *("download", "--require-hashes", "--requirement", str(requirements)),
+                *("--no-deps", "--no-binary=:all:", "--no-build-isolation", f"--dest={tmp}"),
+            )
+        except InstallError as error:
+            raise InstallError(
+                f"{ARCHIVE} with SHA-256 {ARCHIVE_SHA256} cannot be downloaded: {error}"
+            ) from error
+        (archive,) = Path(tmp).glob("*.tar.gz")
+        with tarfile.open(archive) as tar:
+            tar.extractall(tmp, filter="data")
+        (setup,) = Path(tmp).glob("*/setup.py")
+        try:
+            apply_edits(setup.parent)
+        except EditError as error:
+            raise InstallError(f"{ARCHIVE} cannot be mended: {error}") from error
+        say("mending it and building a wheel without C++ sources ...")
+        return build_wheel(str(setup.parent), folder, D2_VERSION_SUFFIX=ARCHIVE_SUFFIX)
+
+
+def build_wheel(source: str, folder: Path, **env: str) -> Path:
+    """Build a wheel without isolation, because detectron2's setup.py imports torch."""
+    with tempfile.TemporaryDirectory() as tmp:
+        pip("wheel", "--no-deps", "--no-build-isolation", f"--wheel-dir={tmp}", source, env=env)
+        (wheel,) = Path(tmp).glob("*.whl")
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(wheel, folder))
+
+
+def install(wheel: Path) -> None:
+    """Install a wheel and what it requires, and see that it works.
+
+    Raises:
+        InstallError: it cannot be installed, or does not work.
+    """
+    # Two steps: only detectron2 itself, which may be there and broken, is to be reinstalled.
+    pip("install", "--no-deps", "--force-reinstall", str(wheel))
+    pip("install", f"--constraint={CONSTRAINTS}", str(wheel))
+    if reason := probe():
+        raise InstallError(f"{wheel.name} is installed, but does not work: {reason}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--wheel",
+        type=Path,
+        metavar="DIR",
+        help="only build the wheel of the mended release 0.5 into DIR, and install nothing",
+    )
+    args = parser.parse_args()
+
+    if importlib.util.find_spec("torch") is None:
+        sys.exit("torch is needed to build detectron2: pip install -c constraints.txt torch")
+    if args.wheel:
+        try:
+            say(f"built {build_from_archive(args.wheel)}")
+        except InstallError as error:
+            sys.exit(f"No wheel of detectron2 was built: {error}")
+        return
+
+    version = installed_version()
+    reason = "it is a build with other edits" if is_outdated(version) else probe()
+    if not reason:
+        say(f"detectron2 {version or '(not installed by pip)'} works: nothing to do")
+        return
+    say(f"detectron2 {version} has to be installed: {reason}")
+
+    failures = []
+    for build in (build_from_git, build_from_archive):
+        try:
+            with tempfile.TemporaryDirectory() as tmp:
+                install(build(Path(tmp)))
+        except InstallError as error:
+            say(str(error))
+            failures.append(str(error))
+        else:
+            say(f"detectron2 {installed_version()} is installed and works")
+            return
+    sys.exit("detectron2 could not be installed:\n  " + "\n  ".join(failures))
+
+
+if __name__ == "__main__":
+    main()
