@@ -143,6 +143,8 @@ def test_half_precision_at_rms_32(name, scale, dtype):
     inputs = make_inputs(name, (2, 60, 40, 32, 32), dtype, rms=32)
     y = operation(name, *inputs, scale=scale)
     exact = operation(name, *(t.double() for t in inputs), scale=scale)
+    # The dot product's third power of 32 goes beyond the largest float16 here and there.
+    exact = exact.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
     assert y.dtype == dtype
     assert y.isfinite().all()
     assert ((y.double() - exact).abs() <= rounding_bound(name, inputs, dtype, scale)).all()

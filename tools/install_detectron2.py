@@ -33,19 +33,18 @@ ARCHIVE_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b
 ARCHIVE_SUFFIX = f"+nl.{REVISION}"  # of the version, so that pip show tells the mended release
 
 # Runs in a process of its own: a broken detectron2 may crash, and what was just installed is not
-# yet visible to this process. Importing proves little, so a tiny Mask R-CNN sees an image.
+# yet visible to this process. Importing proves little, so a small detector looks at an image.
 PROBE = """
 import torch
-from detectron2 import model_zoo
+from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 
-cfg = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+cfg = get_cfg()
 cfg.MODEL.DEVICE = "cpu"
 cfg.MODEL.RESNETS.DEPTH = 18
 cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
-cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 8
 model = build_model(cfg).eval()
 with torch.no_grad():
     model([{"image": torch.zeros(3, 64, 64)}])
@@ -209,7 +208,7 @@ def main() -> None:
     if not reason:
         say(f"detectron2 {version or '(not installed by pip)'} works: nothing to do")
         return
-    say(f"detectron2 {version} has to be installed: {reason}")
+    say(f"detectron2 {version or ''}".rstrip() + f" has to be installed: {reason}")
 
     failures = []
     for build in (build_from_git, build_from_archive):

@@ -104,8 +104,8 @@ def concatenation_affinity(theta: Tensor, phi: Tensor, w_f: Tensor) -> Tensor:
 
 def _pair_terms(theta: Tensor, phi: Tensor, w_f: Tensor) -> tuple[Tensor, Tensor]:
     """The two halves of ``w_f . [theta_i, phi_j]``: a (B, N) and b (B, M)."""
-    width = theta.shape[2]
-    return theta @ w_f[:width], phi @ w_f[width:]
+    w_theta, w_phi = w_f.unsqueeze(1).chunk(2)
+    return (theta @ w_theta).squeeze(2), (phi @ w_phi).squeeze(2)
 
 
 def _saturate(y: Tensor, dtype: torch.dtype) -> Tensor:
