@@ -141,8 +141,13 @@ def build_from_archive(folder: Path) -> Path:
         requirements.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
         try:
             pip(
-                *("download", "--require-hashes", "--requirement", str(requirements)),
-                *("--no-deps", "--no-binary=:all:", "--no-build-isolation", f"--dest={tmp}"),
+                "download",
+                "--require-hashes",
+                f"--requirement={requirements}",
+                "--no-deps",
+                "--no-binary=:all:",
+                "--no-build-isolation",  # pip asks setup.py for the version, and it imports torch
+                f"--dest={tmp}",
             )
         except InstallError as error:
             raise InstallError(
@@ -208,7 +213,7 @@ def main() -> None:
     if not reason:
         say(f"detectron2 {version or '(not installed by pip)'} works: nothing to do")
         return
-    say(f"detectron2 {version or ''}".rstrip() + f" has to be installed: {reason}")
+    say(f"detectron2 has to be {'replaced' if version else 'installed'}: {reason}")
 
     failures = []
     for build in (build_from_git, build_from_archive):

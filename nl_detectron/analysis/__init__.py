@@ -1,5 +1,12 @@
 """What a model costs, and what it can see."""
 
+from .multiply_adds import count_multiply_adds, detector_multiply_adds, meta_model
 from .receptive_field import roi_reach, stage_receptive_field
 
-__all__ = ["roi_reach", "stage_receptive_field"]
+__all__ = [
+    "count_multiply_adds",
+    "detector_multiply_adds",
+    "meta_model",
+    "roi_reach",
+    "stage_receptive_field",
+]

@@ -68,14 +68,14 @@ class NonLocalBlock(CNNBlockBase):
         _check_choice("subsample", subsample, SUBSAMPLES)
         if norm == "FrozenBN":
             raise ValueError(
-                "norm 'FrozenBN' cannot be learned: with its scale at zero the block would stay the "
-                f"identity for ever; valid: {', '.join(map(repr, NORMS))}"
+                "norm 'FrozenBN' cannot be learned: with its scale at zero the block would stay "
+                f"the identity for ever; valid: {', '.join(map(repr, NORMS))}"
             )
         _check_choice("norm", norm, NORMS)
         if bottleneck_channels is None:
             if reduction < 1 or in_channels % reduction:
                 raise ValueError(
-                    f"reduction {reduction} must be at least 1 and divide the {in_channels} channels"
+                    f"reduction {reduction} must be positive and divide the {in_channels} channels"
                 )
             bottleneck_channels = in_channels // reduction
         if not 1 <= bottleneck_channels <= in_channels:

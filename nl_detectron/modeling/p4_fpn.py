@@ -7,9 +7,9 @@ from detectron2.modeling.backbone import build_resnet_backbone
 
 @BACKBONE_REGISTRY.register()
 def build_nonlocal_p4_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
-    """As detectron2's ``build_resnet_fpn_backbone``, without a p5 and the p6 that is pooled from it.
+    """As detectron2's ``build_resnet_fpn_backbone``, without the p6 that is pooled from p5.
 
-    ``MODEL.FPN.IN_FEATURES`` may therefore end at "res4", and the levels end with it.
+    ``MODEL.FPN.IN_FEATURES`` may therefore end at "res4", and the levels at p4.
     """
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
