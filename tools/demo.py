@@ -6,19 +6,13 @@ interrupted goes on from its last checkpoint; delete the output folder to start 
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
-from nl_detectron import get_config_file
 from nl_detectron.data.synthetic import KEYS, LOCKS
+from nl_detectron.engine import exit_on_user_error
 from nl_detectron.evaluation import comparison_table, read_run
-
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = {
-    "baseline": "Synthetic/mask_rcnn_R_18_FPN.yaml",
-    "nonlocal": "Synthetic/mask_rcnn_R_18_FPN_NL.yaml",
-}
+from nl_detectron.evaluation.runner import Settings, jobs, run_jobs
 
 
 def main() -> None:
@@ -27,26 +21,19 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for both configs")
     args = parser.parse_args()
 
-    for number, (name, config) in enumerate(CONFIGS.items(), start=1):
-        folder = args.output / name
-        if (folder / "model_final.pth").exists():
-            print(f"[{number}/{len(CONFIGS)}] {folder} is finished: not run again", flush=True)
-            continue
-        command = [sys.executable, str(ROOT / "train_net.py"), "--resume"]
-        command += ["--config-file", get_config_file(config), *args.opts]
-        command += ["OUTPUT_DIR", str(folder)]
-        print(f"[{number}/{len(CONFIGS)}] {' '.join(command)}", flush=True)
-        status = subprocess.run(command).returncode
-        if status:
-            sys.exit(status)
+    settings = Settings(args.output, seeds=1, opts=args.opts)
+    with exit_on_user_error():
+        todo = list(jobs("synthetic", ["R_18_FPN", "R_18_FPN_NL"], settings))
+        failures = run_jobs(todo, settings)
+    if failures:
+        sys.exit("\n".join(failures))
 
-    table = comparison_table(
-        *(read_run(args.output / name) for name in CONFIGS),
-        name="+1 NL",
-        groups={"keys": KEYS, "locks": LOCKS},
-    )
-    (args.output / "table.md").write_text(table + "\n")
-    print(f"\n{table}\n\nwritten to {args.output / 'table.md'}")
+    baseline, nonlocal_ = (read_run(job.folder) for job in todo)
+    groups = {"keys": KEYS, "locks": LOCKS}
+    table = comparison_table(baseline, nonlocal_, name="+1 NL", groups=groups)
+    path = args.output / "table.md"
+    path.write_text(table + "\n")
+    print(f"\n{table}\n\nwritten to {path}; metrics.json of both is below {args.output}")
 
 
 if __name__ == "__main__":

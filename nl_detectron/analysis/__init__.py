@@ -2,11 +2,13 @@
 
 from .multiply_adds import count_multiply_adds, detector_multiply_adds, meta_model
 from .receptive_field import roi_reach, stage_receptive_field
+from .saved_bytes import saved_bytes
 
 __all__ = [
     "count_multiply_adds",
     "detector_multiply_adds",
     "meta_model",
     "roi_reach",
+    "saved_bytes",
     "stage_receptive_field",
 ]

@@ -1,18 +1,17 @@
 """What a training run left in its output folder."""
 
+import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, median
-from typing import Dict, List, Sequence, Union
+from typing import Any, Dict, List, Sequence, Union
 
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
-from tabulate import tabulate
+from detectron2.config import CfgNode, get_cfg
 
+from ..analysis import meta_model
 from ..config import add_nonlocal_config
-
-METRICS = [f"{task}/{metric}" for task in ("bbox", "segm") for metric in ("AP", "AP50", "AP75")]
 
 
 @dataclass(frozen=True)
@@ -20,66 +19,85 @@ class Run:
     """One finished training run.
 
     Attributes:
+        cfg: its config.
         metrics: the last evaluation, as in metrics.json: "bbox/AP", "segm/AP50", "bbox/AP-person"
             and so on, in percent.
         seconds_per_iteration: the median over the whole run.
-        parameters: of the model that the run's config.yaml builds.
+        max_memory: MiB; the largest of metrics.json.
+        environment: what :class:`nl_detectron.engine.RunRecord` wrote of machine and versions.
     """
 
+    cfg: CfgNode
     metrics: Dict[str, float]
     seconds_per_iteration: float
-    parameters: int
+    max_memory: float
+    environment: Dict[str, Any]
 
     def mean_ap(self, task: str, classes: Sequence[str]) -> float:
         """The mean AP, in percent, of some classes; ``task`` is "bbox" or "segm"."""
         return mean(self.metrics[f"{task}/AP-{name}"] for name in classes)
 
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return sum(p.numel() for p in meta_model(self.cfg).parameters())
 
-def read_run(folder: Union[str, Path]) -> Run:
-    """Read a run back.
+
+def config_hash(cfg: CfgNode) -> str:
+    """Twelve hexadecimal digits that tell configs apart, whatever seed, output folder, device."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(["SEED", 0, "OUTPUT_DIR", "", "MODEL.DEVICE", ""])
+    return hashlib.sha256(json.dumps(cfg, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_run_config(folder: Union[str, Path]) -> CfgNode:
+    """The config of a run, finished or not.
 
     Raises:
-        FileNotFoundError: metrics.json or config.yaml is not in the folder.
-        ValueError: metrics.json holds no evaluation; the run did not come to its end.
+        FileNotFoundError: there is no config.yaml in the folder.
     """
-    folder = Path(folder)
-    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
-    evaluations = [line for line in lines if METRICS[0] in line]
-    if not evaluations:
-        raise ValueError(f"{folder / 'metrics.json'} has no {METRICS[0]}: the run is not finished")
+    path = Path(folder, "config.yaml")
+    if not path.is_file():
+        raise FileNotFoundError(f"no run in {folder}: {path.name} is not there")
     cfg = get_cfg()
     add_nonlocal_config(cfg)
-    cfg.merge_from_file(str(folder / "config.yaml"))
-    cfg.MODEL.DEVICE = "cpu"
-    return Run(
-        metrics=evaluations[-1],
-        seconds_per_iteration=median(line["time"] for line in lines if "time" in line),
-        parameters=sum(p.numel() for p in build_model(cfg).parameters()),
-    )
+    cfg.merge_from_file(str(path))
+    return cfg
 
 
-def comparison_table(baseline: Run, other: Run, name: str, groups: Dict[str, List[str]]) -> str:
-    """Two runs and their difference in the last row, as a Markdown table.
+def read_metrics(folder: Union[str, Path]) -> List[Dict[str, float]]:
+    """The lines of metrics.json; empty if there is none. A line cut by a crash is left out."""
+    path = Path(folder, "metrics.json")
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
 
-    Args:
-        baseline, other: the runs.
-        name: of the second row.
-        groups: further columns, the mean box AP of some classes: title -> class names.
+
+def read_run(folder: Union[str, Path]) -> Run:
+    """Read a finished run back.
+
+    Raises:
+        FileNotFoundError: the folder has no config.yaml or environment.json.
+        ValueError: metrics.json has no evaluation of the last iteration.
     """
-    headers = ["", "box AP", "AP50", "AP75", "mask AP", "AP50", "AP75"]
-    headers += [f"box AP, {title}" for title in groups] + ["s/iter", "parameters"]
-    rows = []
-    for run in (baseline, other):
-        row = [run.metrics[key] for key in METRICS]
-        row += [run.mean_ap("bbox", classes) for classes in groups.values()]
-        rows.append(row + [run.seconds_per_iteration, run.parameters])
-    rows.append([b - a for a, b in zip(*rows)])
-    formats = ["", *[".1f"] * (len(headers) - 3), ".3f", ",d"]
-    signed = ["", *["+" + f for f in formats[1:]]]
-    table = [
-        [title, *(format(value, f) for value, f in zip(row, row_formats[1:]))]
-        for title, row, row_formats in zip(
-            ["baseline", name, "difference"], rows, [formats, formats, signed]
-        )
+    cfg = load_run_config(folder)
+    lines = read_metrics(folder)
+    finals = [
+        line
+        for line in lines
+        if line["iteration"] >= cfg.SOLVER.MAX_ITER - 1 and any(k.endswith("/AP") for k in line)
     ]
-    return tabulate(table, headers, tablefmt="github", disable_numparse=True)
+    if not finals:
+        raise ValueError(f"{Path(folder, 'metrics.json')} has no final evaluation: not finished")
+    return Run(
+        cfg=cfg,
+        metrics=finals[-1],
+        seconds_per_iteration=median(line["time"] for line in lines if "time" in line),
+        max_memory=max(line["max_memory"] for line in lines if "max_memory" in line),
+        environment=json.loads(Path(folder, "environment.json").read_text()),
+    )

@@ -1,0 +1,139 @@
+"""Runs the rows of a table, one after the other, each in a process of its own.
+
+The state is on disk: a run is finished when its folder has a final evaluation, begun when it has
+anything else. So the runner can be killed at any moment and called again.
+"""
+
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, List, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..config import get_config_file
+from ..engine import UserError, load_config
+from .paper import TABLES, Row
+from .runs import config_hash, load_run_config, read_run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What applies to every row.
+
+    Attributes:
+        output: runs are at ``output/<table>/<row>/seed<n>``.
+        seeds: number of runs per row, with the seeds 1 to ``seeds``.
+        num_gpus: of this machine, per run.
+        opts: ``KEY VALUE ...`` for every config, such as other datasets.
+    """
+
+    output: Path
+    seeds: int = 3
+    num_gpus: int = 1
+    opts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one row."""
+
+    table: str
+    row: Row
+    seed: int
+    folder: Path
+
+    def command(self, settings: Settings) -> List[str]:
+        """The command that trains and evaluates, or goes on with it."""
+        return [
+            *(sys.executable, "-m", "nl_detectron.engine", "--resume"),
+            *("--config-file", TABLES[self.table].config(self.row)),
+            *("--num-gpus", str(settings.num_gpus)),
+            *settings.opts,
+            *("SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)),
+        ]
+
+    def config(self, settings: Settings) -> CfgNode:
+        """The config that the command loads, but for the seed and the output folder."""
+        return load_config(get_config_file(TABLES[self.table].config(self.row)), settings.opts)
+
+    def is_finished(self) -> bool:
+        try:
+            read_run(self.folder)
+        except (FileNotFoundError, ValueError):
+            return False
+        return True
+
+
+def dataset_opts(train: str, test: str) -> List[str]:
+    """The options by which any config uses other datasets, with their number of classes.
+
+    Raises:
+        UserError: a name is not registered with detectron2.
+    """
+    for name in (train, test):
+        if name not in DatasetCatalog.list():
+            raise UserError(f"--datasets: no dataset {name!r} is registered")
+    DatasetCatalog.get(train)  # a COCO file's class names become known when it is loaded
+    classes = str(len(MetadataCatalog.get(train).thing_classes))
+    opts = ["DATASETS.TRAIN", str((train,)), "DATASETS.TEST", str((test,))]
+    return [*opts, "MODEL.ROI_HEADS.NUM_CLASSES", classes, "MODEL.RETINANET.NUM_CLASSES", classes]
+
+
+def jobs(table: str, rows: Sequence[str], settings: Settings) -> Iterator[Job]:
+    """The runs of a table: all rows with the first seed, then with the next.
+
+    Args:
+        table: a key of ``TABLES``.
+        rows: names; empty for all.
+
+    Raises:
+        UserError: the table has no row of that name.
+    """
+    try:
+        chosen = [TABLES[table].row(name) for name in rows] or TABLES[table].rows
+    except ValueError as error:
+        raise UserError(f"--rows: {table} has {error}") from error
+    for seed in range(1, settings.seeds + 1):
+        for row in chosen:
+            yield Job(table, row, seed, settings.output / table / row.name / f"seed{seed}")
+
+
+def run_jobs(todo: Sequence[Job], settings: Settings) -> List[str]:
+    """Run what is not finished, in order. A run that fails does not stop the others.
+
+    Returns:
+        One line for each run that failed.
+    """
+    failures = []
+    for number, job in enumerate(todo, start=1):
+        title = f"[{number}/{len(todo)}] {job.folder}"
+        problem = _made_otherwise(job, settings)
+        if problem:
+            failures.append(f"{job.folder}: {problem}")
+        elif job.is_finished():
+            print(f"{title}: finished already", flush=True)
+        else:
+            command = job.command(settings)
+            print(f"{title}: {shlex.join(command)}", flush=True)
+            status = subprocess.run(command).returncode
+            if status:
+                failures.append(f"{job.folder}: exit status {status}; see log.txt in it")
+    return failures
+
+
+def _made_otherwise(job: Job, settings: Settings) -> str:
+    """Why a folder cannot be gone on with; empty if it can, or is not there yet."""
+    if not (job.folder / "config.yaml").exists():
+        return ""
+    here = config_hash(load_run_config(job.folder))
+    wanted = config_hash(job.config(settings))
+    if here == wanted:
+        return ""
+    return (
+        f"was made with another config ({here}, and now it is {wanted}); give the options that it "
+        "was made with, or another --output"
+    )

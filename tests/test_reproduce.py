@@ -1,0 +1,211 @@
+"""The runner of the paper's tables: real runs, killed and gone on with, and their report."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from nl_detectron import get_config_file
+from nl_detectron.data import generate
+from nl_detectron.engine import UserError
+from nl_detectron.evaluation import TABLES
+from nl_detectron.evaluation.plan import estimate, plan_table
+from nl_detectron.evaluation.report import as_csv, as_json, markdown, report
+from nl_detectron.evaluation.runner import Job, Settings, dataset_opts, jobs, run_jobs
+
+TOOL = Path(__file__).resolve().parent.parent / "tools" / "reproduce.py"
+TINY = "SOLVER.MAX_ITER 6 SOLVER.STEPS (5,) SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0"
+TINY = [*TINY.split(), "DATASETS.TRAIN", "('nl_synthetic_train',)", "MODEL.DEVICE", "cpu"]
+BASELINE, NONLOCAL = "R_18_FPN", "R_18_FPN_NL"
+TIMES = ("seconds_per_iteration", "max_memory_mib")
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("datasets")
+    generate(folder / "nl_synthetic", {"train": 8, "val": 2})
+    return folder
+
+
+def start(datasets, action, *arguments):
+    command = [sys.executable, str(TOOL), action, "synthetic", *map(str, arguments)]
+    return subprocess.Popen(
+        [*command, "--seeds", "1", "--opts", *TINY],
+        env={
+            **os.environ,
+            "DETECTRON2_DATASETS": str(datasets),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if action == "run" else subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # a group of its own, to be killed with all its children
+    )
+
+
+def finish(process):
+    output, _ = process.communicate()
+    return process.returncode, output
+
+
+def kill_when(process, condition):
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def folder(output, row):
+    return output / "synthetic" / row / "seed1"
+
+
+def contents(path):
+    return path.read_text() if path.exists() else ""
+
+
+def records_of(output):
+    return report("synthetic", Settings(output, seeds=1, opts=TINY))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(datasets, tmp_path_factory):
+    output = tmp_path_factory.mktemp("undisturbed")
+    status, text = finish(start(datasets, "run", "--output", output))
+    assert status == 0, text
+    return output
+
+
+def test_killed_runs_end_as_an_undisturbed_one(datasets, undisturbed, tmp_path):
+    """Killed in the middle of the first row, then between the rows, then left alone."""
+    first, second = folder(tmp_path, BASELINE), folder(tmp_path, NONLOCAL)
+    kill_when(
+        start(datasets, "run", "--output", tmp_path),
+        lambda: "Starting training" in contents(first / "log.txt"),
+    )
+    assert not (first / "model_final.pth").exists()
+
+    kill_when(
+        start(datasets, "run", "--output", tmp_path),
+        lambda: "segm/AP" in contents(first / "metrics.json"),
+    )
+    assert not second.exists()
+    before = (first / "model_final.pth").stat().st_mtime_ns
+
+    status, text = finish(start(datasets, "run", "--output", tmp_path))
+    assert status == 0, text
+    assert f"{first}: finished already" in text
+    assert (first / "model_final.pth").stat().st_mtime_ns == before
+
+    for row in (BASELINE, NONLOCAL):
+        ours, other = (
+            torch.load(folder(output, row) / "model_final.pth", weights_only=False)["model"]
+            for output in (tmp_path, undisturbed)
+        )
+        assert ours.keys() == other.keys()
+        assert all(torch.equal(ours[key], other[key]) for key in ours)
+    ours, other = records_of(tmp_path), records_of(undisturbed)
+    for record in ours + other:
+        assert all(record.pop(key) > 0 for key in TIMES)
+    assert ours == other
+
+
+def test_report_of_a_run(undisturbed):
+    baseline, nonlocal_ = records_of(undisturbed)
+    assert baseline["seeds"] == nonlocal_["seeds"] == [1]
+    assert nonlocal_["baseline"] == baseline["row"] == BASELINE
+    last = (folder(undisturbed, NONLOCAL) / "metrics.json").read_text().splitlines()[-1]
+    for metric in TABLES["synthetic"].metrics:
+        cell = nonlocal_[metric]
+        assert cell["measured"] == json.loads(last)[metric]
+        assert cell["gain"] == cell["measured"] - baseline[metric]["measured"]
+        assert cell["paper"] is cell["std"] is cell["difference"] is None
+    assert nonlocal_["torch"] == torch.__version__
+
+
+def test_the_formats_agree(undisturbed):
+    records = records_of(undisturbed)
+    assert json.loads(as_json(records)) == records
+    rows = list(csv.DictReader(io.StringIO(as_csv(records))))
+    assert [int(row["parameters"]) for row in rows] == [r["parameters"] for r in records]
+    assert [float(row["bbox/AP measured"]) for row in rows] == [
+        r["bbox/AP"]["measured"] for r in records
+    ]
+    text = markdown("synthetic", records)
+    for record in records:
+        assert text.count(f"| {record['row']} ") >= 2
+        assert f"{record['parameters']:,}" in text
+
+
+def test_plan_is_measured_once_there_are_steps(undisturbed, tmp_path):
+    for output, source in ((undisturbed, "measured"), (tmp_path, "multiply-adds")):
+        settings = Settings(output, seeds=1, opts=TINY)
+        for job in jobs("synthetic", [], settings):
+            cost = estimate(job, settings, tflops=1.0)
+            assert cost.source == source
+            assert cost.hours > 0 and cost.gib > 0
+    lines = plan_table(list(jobs("synthetic", [], settings)), settings).splitlines()
+    assert [line.split()[2] for line in lines[-2:]] == ["missing"] * 2
+
+
+def test_report_command(datasets, undisturbed):
+    status, text = finish(start(datasets, "report", "--output", undisturbed))
+    assert status == 0
+    assert text.startswith("<!-- tools/reproduce.py report synthetic")
+    assert markdown("synthetic", records_of(undisturbed)) in text
+
+
+def test_a_folder_made_otherwise_is_refused(undisturbed):
+    """It fails, is reported at the end, and does not stop the other row."""
+    settings = Settings(undisturbed, seeds=1, opts=[*TINY, "SOLVER.BASE_LR", "0.5"])
+    todo = list(jobs("synthetic", [BASELINE], settings))
+    (failure,) = run_jobs(todo, settings)
+    assert str(todo[0].folder) in failure and "was made with another config" in failure
+
+
+def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    def command(job, settings):
+        code = f"import sys; open({str(tmp_path / job.row.name)!r}, 'w'); "
+        return [sys.executable, "-c", code + f"sys.exit({3 if job.row.name == BASELINE else 0})"]
+
+    monkeypatch.setattr(Job, "command", command)
+    settings = Settings(tmp_path / "runs", seeds=1)
+    failures = run_jobs(list(jobs("synthetic", [], settings)), settings)
+    assert len(failures) == 1 and "exit status 3" in failures[0]
+    assert (tmp_path / BASELINE).exists() and (tmp_path / NONLOCAL).exists()
+
+
+def test_wrong_names_end_with_status_2(datasets, tmp_path):
+    process = start(datasets, "run", "--output", tmp_path, "--rows", "R_34")
+    status, text = finish(process)
+    assert status == 2
+    assert "--rows: synthetic has no row 'R_34'; there are: R_18_FPN" in text
+    assert "Traceback" not in text
+    with pytest.raises(UserError, match="no dataset 'nothing' is registered"):
+        dataset_opts("nothing", "nl_synthetic_val")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables(name):
+    """Every row has a config and a baseline, and what was not run says so."""
+    table = TABLES[name]
+    for row in table.rows:
+        assert get_config_file(table.config(row))
+        assert row.baseline is None or table.row(row.baseline).baseline is None
+        assert len(row.paper) in (0, len(table.metrics))
+
+
+def test_the_paper_gains(tmp_path):
+    """Sec. 6 of the paper gives the gain in box AP of R50 and R101 as 1.0 and 1.3."""
+    records = {r["row"]: r for r in report("table5", Settings(tmp_path))}
+    assert records["R_50_FPN_NL_noaug_1x"]["bbox/AP"]["paper_gain"] == 1.0
+    assert records["R_101_FPN_NL_noaug_1x"]["bbox/AP"]["paper_gain"] == 1.3
+    assert all(r["bbox/AP"]["measured"] is None and not r["seeds"] for r in records.values())

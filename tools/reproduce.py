@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Reproduce the paper's detection tables: plan, run, report.
+
+examples:
+  tools/reproduce.py plan table5 --num-gpus 8 --tflops 40
+  tools/reproduce.py run table5 --rows R_50_FPN_noaug_1x R_50_FPN_NL_noaug_1x --num-gpus 8
+  tools/reproduce.py report table5 table6 --format markdown
+
+"run" can be stopped at any moment and called again: it skips what is finished and goes on with
+what was begun. A run that fails does not stop the others.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from nl_detectron.engine import exit_on_user_error
+from nl_detectron.evaluation import TABLES
+from nl_detectron.evaluation.plan import plan_table
+from nl_detectron.evaluation.report import as_csv, as_json, markdown, report
+from nl_detectron.evaluation.runner import Settings, dataset_opts, jobs, run_jobs
+
+
+def parser() -> argparse.ArgumentParser:
+    main = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    actions = main.add_subparsers(dest="action", required=True)
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("tables", nargs="+", choices=list(TABLES), metavar="TABLE")
+    common.add_argument("--output", type=Path, default=Path("output/reproduce"), metavar="DIR")
+    common.add_argument("--seeds", type=int, default=3, help="runs per row (default: %(default)s)")
+    common.add_argument("--num-gpus", type=int, default=1, help="per run (default: %(default)s)")
+    common.add_argument("--datasets", nargs=2, metavar=("TRAIN", "TEST"), help="in place of COCO")
+    common.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for all rows")
+
+    for action in ("plan", "run"):
+        sub = actions.add_parser(action, parents=[common])
+        sub.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="default: all")
+        if action == "plan":
+            sub.add_argument("--tflops", type=float, help="what a GPU sustains; default: measured")
+    sub = actions.add_parser("report", parents=[common])
+    sub.add_argument("--format", choices=["markdown", "csv", "json"], default="markdown")
+    return main
+
+
+def main() -> int:
+    args = parser().parse_args()
+    with exit_on_user_error():
+        opts = [*(dataset_opts(*args.datasets) if args.datasets else []), *args.opts]
+        settings = Settings(args.output, args.seeds, args.num_gpus, opts)
+        if args.action == "report":
+            print_report(args, settings)
+            return 0
+        todo = [job for table in args.tables for job in jobs(table, args.rows, settings)]
+        if args.action == "plan":
+            print(plan_table(todo, settings, args.tflops))
+            return 0
+        failures = run_jobs(todo, settings)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def print_report(args: argparse.Namespace, settings: Settings) -> None:
+    if args.format == "markdown":
+        command = shlex.join(["tools/reproduce.py", *sys.argv[1:]])
+        for table in args.tables:
+            print(f"<!-- {command} -->\n\n{markdown(table, report(table, settings))}\n")
+        return
+    records = [record for table in args.tables for record in report(table, settings)]
+    print(as_json(records) if args.format == "json" else as_csv(records))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
