@@ -19,7 +19,7 @@ demo: $(STAMP)  ## train with and without a non-local block, and compare: output
 	$(VENV)/bin/python tools/demo.py --output output/demo
 
 test: $(STAMP)  ## run the tests
-	$(VENV)/bin/python -m pytest tests
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile tests
 
 lint: $(STAMP)  ## check style and formatting
 	$(VENV)/bin/ruff check .

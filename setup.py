@@ -12,7 +12,7 @@ def version() -> str:
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
 
 
-TEST = ["pytest>=7"]
+TEST = ["pytest>=7", "pytest-xdist"]
 DEV = [*TEST, "ruff>=0.6"]
 
 setup(
@@ -37,7 +37,7 @@ setup(
         "pycocotools>=2.0.2",
         "PyYAML",
         "tabulate",
-        "torch>=2.0",  # scaled_dot_product_attention
+        "torch>=2.1",  # scaled_dot_product_attention with a scale
         "torchvision",  # detectron2 imports it, but does not require it
         "tqdm",
     ],

@@ -67,6 +67,7 @@ def main() -> int:
 def print_report(args: argparse.Namespace, settings: Settings) -> None:
     if args.format == "markdown":
         command = shlex.join(["tools/reproduce.py", *sys.argv[1:]])
+        print("# Results of the paper's tables\n")
         for table in args.tables:
             print(f"<!-- {command} -->\n\n{markdown(table, report(table, settings))}\n")
         return

@@ -1,11 +1,15 @@
 """Where the blocks go in detectron2's models."""
 
-from .backbone import build_nonlocal_backbone
+from .backbone import build_nonlocal_backbone, nonlocal_backbone
 from .insertion import insert_nonlocal
+from .keypoint_head import build_nonlocal_keypoint_head, nonlocal_keypoint_head
 from .p4_fpn import build_nonlocal_p4_resnet_fpn_backbone
 
 __all__ = [
     "build_nonlocal_backbone",
+    "build_nonlocal_keypoint_head",
     "build_nonlocal_p4_resnet_fpn_backbone",
     "insert_nonlocal",
+    "nonlocal_backbone",
+    "nonlocal_keypoint_head",
 ]

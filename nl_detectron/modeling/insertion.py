@@ -1,9 +1,10 @@
 """Where non-local blocks go: parse a location, insert into a stage, report what was inserted."""
 
 import logging
+import math
 import re
 from dataclasses import dataclass
-from typing import List, Sequence, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 from detectron2.layers import CNNBlockBase
 from torch import nn
@@ -21,10 +22,11 @@ class _Stage:
 
     name: str  # "backbone.bottom_up.res4"
     module: nn.Module
-    stride: int  # of the input image, at the stage's output
+    stride: Optional[int]  # of the image, at the stage's output; None without a stem (a RoI head)
 
-    def residual_blocks(self) -> List[CNNBlockBase]:
-        return [m for m in self.module.children() if not isinstance(m, NonLocalBlock)]
+    def residual_blocks(self) -> List[Tuple[str, CNNBlockBase]]:
+        children = self.module.named_children()
+        return [(name, child) for name, child in children if not isinstance(child, NonLocalBlock)]
 
 
 def insert_nonlocal(
@@ -57,7 +59,7 @@ def insert_nonlocal(
         raise ValueError("location is empty: no non-local block would be inserted; try 'res4.-2'")
 
     stages = _find_stages(model)
-    blocks = {}  # (stage name, index) -> (stage, block); checked whole before anything is inserted
+    blocks = {}  # (stage name, index) -> what to insert; checked whole before anything is inserted
     for place in locations:
         stage, indices = _resolve(place, stages)
         for index in indices:
@@ -66,32 +68,64 @@ def insert_nonlocal(
                     f"location {place!r}: there is already a non-local block after residual block "
                     f"{index} of {stage.name}; each place can have one"
                 )
-            before = stage.residual_blocks()[index]
-            block = NonLocalBlock(before.out_channels, **block_options)
-            blocks[stage.name, index] = stage, block.to(next(before.parameters()).device)
+            after, residual = stage.residual_blocks()[index]
+            block = NonLocalBlock(residual.out_channels, **block_options)
+            blocks[stage.name, index] = stage, after, block
 
     names = []
-    for (stage_name, index), (stage, block) in sorted(blocks.items(), key=lambda item: item[0]):
-        block.train(stage.module.training)
-        _insert_after(stage.module, index, block)
+    for stage_name, index in sorted(blocks):
+        stage, after, block = blocks[stage_name, index]
+        insert_block(stage.module, after, f"nonlocal{index}", block)
         names.append(f"{stage_name}.nonlocal{index}")
-        _log(names[-1], block, stage.stride)
+        log_block(names[-1], block, stage.stride)
     return names
+
+
+def insert_block(parent: nn.Module, after: str, name: str, block: NonLocalBlock) -> None:
+    """Make a block a child of a module that runs its children one after the other, in place.
+
+    The other children are registered again, so that the block stands, and runs, where it should;
+    their names and their order stay. The block gets the parent's device, type and mode.
+
+    Args:
+        parent: such as an ``nn.Sequential``.
+        after: the name of the child that the block comes after.
+        name: the block's own.
+        block: a new one.
+    """
+    block.to(next(parent.parameters())).train(parent.training)
+    for child_name, child in dict(parent.named_children()).items():
+        delattr(parent, child_name)
+        parent.add_module(child_name, child)
+        if child_name == after:
+            parent.add_module(name, block)
+
+
+def log_block(name: str, block: NonLocalBlock, stride: Optional[int]) -> None:
+    """Log what a block costs; ``stride`` is that of its input on the image, None for a region."""
+    cost = "multiply-adds as the size of its input"
+    if stride is not None:
+        count = block.multiply_adds(*(math.ceil(side / stride) for side in REPORT_SIZE))
+        cost = f"{count / 1e9:.2f} G multiply-adds at {REPORT_SIZE[0]}x{REPORT_SIZE[1]}"
+    parameters = sum(parameter.numel() for parameter in block.parameters())
+    logging.getLogger(__name__).info(
+        f"{name}: {block.instantiation}, {parameters:,} parameters, {cost}"
+    )
 
 
 def _find_stages(model: nn.Module) -> List[_Stage]:
     """Every module whose children are all residual blocks, run one after the other."""
     stages = []
     for prefix, parent in model.named_modules():
-        stride = 1
+        stride = None
         for name, child in parent.named_children():
-            if isinstance(child, CNNBlockBase):  # the stem
-                stride *= child.stride
+            if isinstance(child, CNNBlockBase):
+                stride = child.stride  # the stem's
                 continue
             blocks = list(child.children())
             if blocks and all(isinstance(block, CNNBlockBase) for block in blocks):
-                for block in blocks:
-                    stride *= block.stride
+                if stride is not None:
+                    stride *= math.prod(block.stride for block in blocks)
                 stages.append(_Stage(f"{prefix}.{name}".lstrip("."), child, stride))
     return stages
 
@@ -136,24 +170,3 @@ def _slice_indices(place: str, text: str, count: int) -> range:
         return range(count)[slice(*(int(part) if part else None for part in text.split(":")))]
     except ValueError as error:
         raise ValueError(f"location {place!r} has a malformed slice {text!r}: {error}") from None
-
-
-def _insert_after(stage: nn.Module, index: int, block: NonLocalBlock) -> None:
-    """Re-registers the stage's children under their own names, with the block among them."""
-    children = dict(stage.named_children())
-    position = -1
-    for name, child in children.items():
-        delattr(stage, name)
-        stage.add_module(name, child)
-        position += not isinstance(child, NonLocalBlock)
-        if position == index and not isinstance(child, NonLocalBlock):
-            stage.add_module(f"nonlocal{index}", block)
-
-
-def _log(name: str, block: NonLocalBlock, stride: int) -> None:
-    height, width = (-(-side // stride) for side in REPORT_SIZE)
-    logging.getLogger(__name__).info(
-        f"{name}: {block.instantiation}, {sum(p.numel() for p in block.parameters()):,} parameters, "
-        f"{block.multiply_adds(height, width) / 1e9:.2f} G multiply-adds at "
-        f"{REPORT_SIZE[0]}x{REPORT_SIZE[1]}"
-    )
