@@ -6,11 +6,16 @@ from detectron2.config import CfgNode as CN
 
 
 def add_nonlocal_config(cfg: CN) -> None:
-    """Add the keys of ``MODEL.NONLOCAL`` to a detectron2 config; a second call changes nothing."""
+    """Add this package's keys to a detectron2 config; a second call changes nothing."""
     if "NONLOCAL" in cfg.MODEL:
         return
+    # Weights that do not give the whole backbone its values, or that hold blocks which the model
+    # does not have, are an error; True loads what fits of them. (No weights at all are no error.)
+    cfg.MODEL.WEIGHTS_PARTIAL = False
+
     cfg.MODEL.NONLOCAL = CN()
-    # They take effect with MODEL.BACKBONE.NAME "build_nonlocal_backbone".
+    # They take effect with MODEL.BACKBONE.NAME "build_nonlocal_backbone", and those of the block
+    # itself also with MODEL.ROI_KEYPOINT_HEAD.NAME "build_nonlocal_keypoint_head".
 
     # The registered builder of the backbone into which the blocks go.
     cfg.MODEL.NONLOCAL.BACKBONE = "build_resnet_fpn_backbone"
@@ -29,6 +34,10 @@ def add_nonlocal_config(cfg: CN) -> None:
     cfg.MODEL.NONLOCAL.SUBSAMPLE = "pool_conv"
     # After W_z: "" (none; W_z starts at zero), "BN", "SyncBN" or "GN" (their scale starts at zero).
     cfg.MODEL.NONLOCAL.NORM = ""
+
+    # In the keypoint head: a block after every so many convolutions.
+    cfg.MODEL.NONLOCAL.KEYPOINT_HEAD = CN()
+    cfg.MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY = 2
 
 
 def get_config_file(name: str) -> str:

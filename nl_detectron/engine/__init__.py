@@ -2,10 +2,12 @@
 
 from .errors import UserError, exit_on_user_error
 from .launch import main, run
+from .record import RunRecord
 from .setup import argument_parser, load_config
 from .trainer import Trainer
 
 __all__ = [
+    "RunRecord",
     "Trainer",
     "UserError",
     "argument_parser",

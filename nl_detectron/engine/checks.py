@@ -4,6 +4,8 @@ import argparse
 import difflib
 import os
 import pickle
+import sys
+from collections.abc import Iterable
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -12,6 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..data.custom import CustomDataset
+from .custom_data import NAMES, check_custom_data
 from .errors import UserError
 from .evaluators import EVALUATORS
 
@@ -34,16 +38,39 @@ CLASSIFIERS = {
     "RetinaNet": "RETINANET",
 }
 
+COCO_KEYPOINTS = 17  # for so many pycocotools has values for TEST.KEYPOINT_OKS_SIGMAS
 
-def check(cfg: CfgNode, args: argparse.Namespace) -> None:
+
+def check(cfg: CfgNode, args: argparse.Namespace, custom: Iterable[CustomDataset]) -> None:
     """Check devices, weights and datasets against what ``args`` asks for.
+
+    Args:
+        custom: the registered data that flags gave.
 
     Raises:
         UserError: the first thing that is wrong.
     """
     _check_devices(cfg, args)
     _check_datasets(cfg, ["TEST"] if args.eval_only else ["TRAIN", "TEST"])
+    for dataset in custom:
+        check_custom_data(cfg, dataset)
+    if not cfg.DATASETS.TEST:
+        print("note: DATASETS.TEST is empty, so nothing will be evaluated", file=sys.stderr)
     _check_weights(cfg, args)  # last, since it may download them
+
+
+def coco_files(name: str) -> tuple[str, str]:
+    """The annotations, and the folder of the images, of a dataset that is registered.
+
+    Raises:
+        UserError: it is not registered, not in COCO's format, or its files are missing.
+    """
+    _check_registered("NAME", name)
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
+        raise UserError(f"NAME: dataset {name!r} is not registered as one in COCO's format")
+    _check_files([name])
+    return metadata.json_file, metadata.image_root
 
 
 def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -72,6 +99,7 @@ def _check_datasets(cfg: CfgNode, splits: list[str]) -> None:
     _check_files(names)
     for name in names:
         _check_classes(cfg, name)
+        _check_keypoints(cfg, name)
 
 
 def _check_registered(key: str, name: str) -> None:
@@ -79,6 +107,9 @@ def _check_registered(key: str, name: str) -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        for split, custom in NAMES.items():
+            if name == custom:
+                hint = f"; it stands for one's own data: give --{split}-json and --{split}-images"
         raise UserError(f"{key}: no dataset {name!r} is registered{hint}")
 
 
@@ -129,12 +160,53 @@ def _check_classes(cfg: CfgNode, name: str) -> None:
         return
     metadata = MetadataCatalog.get(name)
     if metadata.get("thing_classes") is None:
-        DatasetCatalog.get(name)  # a COCO file's class names become known when it is loaded
+        _load(cfg, name)
     classes = metadata.get("thing_classes")
     if classes and cfg.MODEL[group].NUM_CLASSES != len(classes):
         raise UserError(
             f"MODEL.{group}.NUM_CLASSES is {cfg.MODEL[group].NUM_CLASSES}, but dataset {name!r} "
             f"has {len(classes)} classes"
+        )
+
+
+def _load(cfg: CfgNode, name: str) -> None:
+    """Load a dataset for its class names, and check it if it is in COCO's format.
+
+    Datasets that come with detectron2 or this package have their names beforehand. They are taken
+    to be right and not read, which for COCO takes a good while.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("evaluator_type") != "coco" or "json_file" not in metadata.as_dict():
+        DatasetCatalog.get(name)
+        return
+    try:
+        dataset = CustomDataset.read(name, metadata.json_file, metadata.image_root)
+    except ValueError as error:
+        raise UserError(f"dataset {name!r}: {error}") from error
+    check_custom_data(cfg, dataset)
+    metadata.thing_classes = dataset.classes
+
+
+def _check_keypoints(cfg: CfgNode, name: str) -> None:
+    if not cfg.MODEL.KEYPOINT_ON:
+        return
+    count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    names = MetadataCatalog.get(name).get("keypoint_names")
+    if not names and name in cfg.DATASETS.TRAIN:
+        raise UserError(
+            f"MODEL.KEYPOINT_ON is True, but dataset {name!r} has no keypoint_names in its "
+            "metadata; one's own data have them if every category lists the same keypoints"
+        )
+    if names and len(names) != count:
+        raise UserError(
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {count}, but dataset {name!r} has "
+            f"{len(names)} keypoints"
+        )
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    if name in cfg.DATASETS.TEST and count != (len(sigmas) or COCO_KEYPOINTS):
+        raise UserError(
+            f"TEST.KEYPOINT_OKS_SIGMAS has {len(sigmas)} values, but dataset {name!r} has {count} "
+            f"keypoints; give one value for each ({COCO_KEYPOINTS} keypoints have COCO's if empty)"
         )
 
 

@@ -14,6 +14,15 @@ class UserError(Exception):
 
 
 @contextmanager
+def as_user_error(kind: type[Exception]) -> Iterator[None]:
+    """Restate an exception of that kind in the body as a UserError with the same message."""
+    try:
+        yield
+    except kind as error:
+        raise UserError(str(error)) from error
+
+
+@contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """End the process with status 2 and one message on stderr if the body meets a UserError.
 

@@ -2,17 +2,20 @@
 
 import argparse
 import logging
+from collections.abc import Sequence
 from typing import Optional
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils.logger import setup_logger
 
+from ..checkpoint import AuditedCheckpointer, LoadError
+from ..data.custom import CustomDataset
 from .checks import check
-from .errors import exit_on_user_error
+from .custom_data import overrides, read_datasets
+from .errors import as_user_error, exit_on_user_error
 from .setup import find_config_file, load_config
 from .trainer import Trainer
 
@@ -25,26 +28,38 @@ def main(args: argparse.Namespace) -> None:
     """
     with exit_on_user_error():
         args.config_file = find_config_file(args.config_file)
-        cfg = load_config(args.config_file, args.opts)
-        check(cfg, args)
+        datasets = read_datasets(args)
+        cfg = load_config(args.config_file, args.opts, overrides=overrides(datasets))
+        for dataset in datasets.values():
+            dataset.register()
+        check(cfg, args, datasets.values())
         launch(
             run,
             args.num_gpus,
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(cfg, args),
+            args=(cfg, args, list(datasets.values())),
         )
 
 
-def run(cfg: CfgNode, args: argparse.Namespace) -> Optional[dict]:
+def run(
+    cfg: CfgNode, args: argparse.Namespace, datasets: Sequence[CustomDataset] = ()
+) -> Optional[dict]:
     """One process of a run.
+
+    Args:
+        cfg: frozen.
+        args: as :func:`argument_parser` gives them.
+        datasets: to be registered, as a spawned process knows nothing of its parent's.
 
     Returns:
         The results of the evaluation: task -> metric -> value. None after a training that had no
         TEST.EXPECTED_RESULTS to compare with.
     """
     with exit_on_user_error():
+        for dataset in datasets:
+            dataset.register()
         default_setup(cfg, args)
         # That gave a handler to detectron2's loggers, not to ours.
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="nl_detectron")
@@ -59,8 +74,9 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> Optional[dict]:
 
 def _evaluate(cfg: CfgNode, resume: bool) -> dict:
     model = Trainer.build_model(cfg)
-    checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer = AuditedCheckpointer(model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL)
+    with as_user_error(LoadError):
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

@@ -5,6 +5,7 @@ import difflib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import yaml
@@ -19,14 +20,25 @@ examples:
   %(prog)s --config-file configs/Synthetic/mask_rcnn_R_18_FPN_NL.yaml
   %(prog)s --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_NL_1x.yaml --num-gpus 8
   %(prog)s --config-file FILE --eval-only MODEL.WEIGHTS model_final.pth
+  %(prog)s --config-file FILE --train-json train.json --train-images train/ \\
+      --test-json test.json --test-images test/
 
 FILE is a path, or the name of a config that comes with nl_detectron.
 """
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """detectron2's own flags."""
-    return default_argument_parser(epilog=EXAMPLES)
+    """detectron2's own flags, and those for one's own data."""
+    parser = default_argument_parser(epilog=EXAMPLES)
+    group = parser.add_argument_group(
+        "one's own data in COCO's format",
+        "They take the place of the config's, and the class counts in it are set to theirs. "
+        "Without test data nothing is evaluated; --eval-only needs test data only.",
+    )
+    for split in ("train", "test"):
+        group.add_argument(f"--{split}-json", metavar="FILE", help="annotations")
+        group.add_argument(f"--{split}-images", metavar="DIR", help="folder of their images")
+    return parser
 
 
 def find_config_file(name: str) -> str:
@@ -43,7 +55,9 @@ def find_config_file(name: str) -> str:
         raise UserError(f"--config-file: no file {os.path.abspath(name)}, and {error}") from error
 
 
-def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
+def load_config(
+    config_file: str = "", opts: Sequence[str] = (), *, overrides: Sequence[Any] = ()
+) -> CfgNode:
     """detectron2's defaults and this package's, then a config file, then options.
 
     MODEL.DEVICE is the CPU where torch finds no GPU, unless the file or an option sets it.
@@ -51,6 +65,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     Args:
         config_file: path of a yaml file; "" for none.
         opts: ``KEY VALUE KEY VALUE ...``.
+        overrides: the same, known to be right; they come before the options.
 
     Returns:
         The config, frozen.
@@ -65,6 +80,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         with _explain(cfg, config_file):
             cfg.merge_from_file(config_file)
+    cfg.merge_from_list(list(overrides))
     if len(opts) % 2:
         raise UserError(
             "options after the flags are pairs, KEY VALUE, and flags come before them; "

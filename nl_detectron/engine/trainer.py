@@ -12,14 +12,35 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import nn
 
-from .errors import UserError
+from ..checkpoint import AuditedCheckpointer, LoadError
+from .errors import UserError, as_user_error
 from .evaluators import build_evaluator
 from .hooks import NonLocalNorms
 from .metrics import forget_iterations_from
+from .record import RunRecord
 
 
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` with the evaluator that each dataset's metadata ask for."""
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        # Of the same things as DefaultTrainer's, which its hooks go on saving with.
+        self.checkpointer = AuditedCheckpointer(
+            self.model,
+            cfg.OUTPUT_DIR,
+            partial=cfg.MODEL.WEIGHTS_PARTIAL,
+            **self.checkpointer.checkpointables,
+        )
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As in DefaultTrainer, and audit what was loaded.
+
+        Raises:
+            UserError: the weights do not fit, and MODEL.WEIGHTS_PARTIAL is not set.
+        """
+        with as_user_error(LoadError):
+            super().resume_or_load(resume)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -39,7 +60,8 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
         """Predictions go to ``output_folder``, by default ``OUTPUT_DIR/inference``."""
-        return build_evaluator(dataset_name, output_folder or f"{cfg.OUTPUT_DIR}/inference")
+        folder = output_folder or f"{cfg.OUTPUT_DIR}/inference"
+        return build_evaluator(dataset_name, folder, cfg.TEST.KEYPOINT_OKS_SIGMAS)
 
     @classmethod
     def test(
@@ -58,8 +80,8 @@ class Trainer(DefaultTrainer):
         return results
 
     def build_hooks(self) -> list[HookBase]:
-        """The blocks' norms come first, to be there when DefaultTrainer's hooks write."""
-        return [NonLocalNorms(self.model), *super().build_hooks()]
+        """Ours come first, for their values to be there when DefaultTrainer's hooks write."""
+        return [NonLocalNorms(self.model), RunRecord(self.cfg.OUTPUT_DIR), *super().build_hooks()]
 
     def train(self) -> Optional[OrderedDict]:
         if comm.is_main_process():
