@@ -19,13 +19,22 @@ if importlib.util.find_spec("detectron2") is None:
 from . import data
 from .config import add_nonlocal_config, get_config_file
 from .layers import NonLocalBlock
-from .modeling import build_nonlocal_backbone, insert_nonlocal
+from .modeling import (
+    build_nonlocal_backbone,
+    build_nonlocal_keypoint_head,
+    insert_nonlocal,
+    nonlocal_backbone,
+    nonlocal_keypoint_head,
+)
 
 __all__ = [
     "NonLocalBlock",
     "add_nonlocal_config",
     "build_nonlocal_backbone",
+    "build_nonlocal_keypoint_head",
     "data",
     "get_config_file",
     "insert_nonlocal",
+    "nonlocal_backbone",
+    "nonlocal_keypoint_head",
 ]

@@ -1,5 +1,7 @@
-"""Results, read back from runs on disk."""
+"""The paper's tables, results read back from runs, and their comparison."""
 
-from .runs import Run, comparison_table, read_run
+from .demo_table import comparison_table
+from .paper import TABLES, Row, Table
+from .runs import Run, read_run
 
-__all__ = ["Run", "comparison_table", "read_run"]
+__all__ = ["TABLES", "Row", "Run", "Table", "comparison_table", "read_run"]
