@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from helpers import ZOO, model_without_weights
 
 from nl_detectron import NonLocalBlock, add_nonlocal_config, get_config_file
-from nl_detectron.engine import load_config
+from nl_detectron.engine import argument_parser, load_config, main
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
@@ -274,6 +274,14 @@ def test_schedule_on_any_number_of_gpus(name, gpus):
     assert scaled.STEPS == tuple(step * 8 // gpus for step in last)
     assert scaled.WARMUP_ITERS == cfg.WARMUP_ITERS * 8 // gpus
     assert scaled.IMS_PER_BATCH * scaled.MAX_ITER == cfg.IMS_PER_BATCH * cfg.MAX_ITER
+
+
+def test_batch_size_that_cannot_be_scaled(capsys):
+    command = ["--config-file", f"{MASK}R_50_FPN_1x.yaml", "--num-gpus", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        main(argument_parser().parse_args([*command, "SOLVER.IMS_PER_BATCH", "2"]))
+    said = capsys.readouterr().err
+    assert "SOLVER.IMS_PER_BATCH is 2," in said and "SOLVER.REFERENCE_WORLD_SIZE 0 to" in said
 
 
 def image():

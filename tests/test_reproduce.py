@@ -15,8 +15,8 @@ import torch
 
 from nl_detectron import get_config_file
 from nl_detectron.data import generate
-from nl_detectron.engine import UserError
-from nl_detectron.evaluation import TABLES
+from nl_detectron.engine import UserError, load_config
+from nl_detectron.evaluation import TABLES, read_run
 from nl_detectron.evaluation.plan import estimate, plan_table
 from nl_detectron.evaluation.report import as_csv, as_json, markdown, report
 from nl_detectron.evaluation.runner import Job, Settings, dataset_opts, jobs, run_jobs
@@ -209,3 +209,18 @@ def test_the_paper_gains(tmp_path):
     assert records["R_50_FPN_NL_noaug_1x"]["bbox/AP"]["paper_gain"] == 1.0
     assert records["R_101_FPN_NL_noaug_1x"]["bbox/AP"]["paper_gain"] == 1.3
     assert all(r["bbox/AP"]["measured"] is None and not r["seeds"] for r in records.values())
+
+
+def test_a_run_is_finished_at_its_own_number_of_iterations(tmp_path):
+    """The schedules are written for 8 processes; with one they are 8 times as long."""
+    cfg = load_config(get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    (tmp_path / "environment.json").write_text(json.dumps({"processes": 1}))
+    line = {"time": 0.1, "max_memory": 1.0, "bbox/AP": 30.0}
+    for iteration, finished in ((cfg.SOLVER.MAX_ITER, False), (8 * cfg.SOLVER.MAX_ITER - 1, True)):
+        (tmp_path / "metrics.json").write_text(json.dumps({"iteration": iteration, **line}) + "\n")
+        if finished:
+            assert read_run(tmp_path).metrics["bbox/AP"] == 30.0
+        else:
+            with pytest.raises(ValueError, match="no final evaluation"):
+                read_run(tmp_path)

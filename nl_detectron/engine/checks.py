@@ -42,7 +42,7 @@ COCO_KEYPOINTS = 17  # for so many pycocotools has values for TEST.KEYPOINT_OKS_
 
 
 def check(cfg: CfgNode, args: argparse.Namespace, custom: Iterable[CustomDataset]) -> None:
-    """Check devices, weights and datasets against what ``args`` asks for.
+    """Check devices, batch size, weights and datasets against what ``args`` asks for.
 
     Args:
         custom: the registered data that flags gave.
@@ -51,6 +51,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, custom: Iterable[CustomDataset
         UserError: the first thing that is wrong.
     """
     _check_devices(cfg, args)
+    _check_batch_size(cfg, args)
     _check_datasets(cfg, ["TEST"] if args.eval_only else ["TRAIN", "TEST"])
     for dataset in custom:
         check_custom_data(cfg, dataset)
@@ -84,6 +85,21 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError("SOLVER.AMP.ENABLED needs a GPU, and torch finds none; set it to False")
     if args.num_gpus * args.num_machines > 1 and args.num_gpus > gpus:
         raise UserError(f"--num-gpus is {args.num_gpus}, but torch finds {gpus} on this machine")
+
+
+def _check_batch_size(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Whether DefaultTrainer can scale the schedule to the processes that there are."""
+    images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    processes = max(args.num_gpus, 1) * args.num_machines
+    if args.eval_only or reference in (0, processes):
+        return
+    if images % reference:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH is {images}, which is no multiple of "
+            f"SOLVER.REFERENCE_WORLD_SIZE, {reference}, and cannot be scaled to {processes} "
+            "processes; set SOLVER.REFERENCE_WORLD_SIZE 0 to have batch size, learning rate and "
+            "iterations just as given"
+        )
 
 
 def _check_datasets(cfg: CfgNode, splits: list[str]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..analysis import detector_multiply_adds, meta_model, saved_bytes
 from .runner import Job, Settings
-from .runs import read_metrics
+from .runs import read_metrics, scaled
 
 TRAINING = 3  # a training step does about three times the multiply-adds of a forward pass
 EFFICIENCY = 0.3  # of a large matrix product's rate that a whole training step reaches: a guess
@@ -36,10 +36,12 @@ class Estimate:
 def estimate(job: Job, settings: Settings, tflops: Optional[float] = None) -> Estimate:
     """Estimate one run from the steps that it or its row has done, else from multiply-adds.
 
+    Steps are taken as they were; they say nothing of another number of GPUs.
+
     Args:
         tflops: what each GPU sustains in training; measured on this machine if not given.
     """
-    cfg = job.config(settings)
+    cfg = scaled(job.config(settings), settings.num_gpus)
     steps = [
         line
         for folder in [job.folder, *sorted(job.folder.parent.glob("seed*"))]

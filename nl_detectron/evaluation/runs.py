@@ -9,6 +9,7 @@ from statistics import mean, median
 from typing import Any, Dict, List, Sequence, Union
 
 from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultTrainer
 
 from ..analysis import meta_model
 from ..config import add_nonlocal_config
@@ -66,6 +67,11 @@ def load_run_config(folder: Union[str, Path]) -> CfgNode:
     return cfg
 
 
+def scaled(cfg: CfgNode, processes: int) -> CfgNode:
+    """The config as the trainer scales it to a number of processes, one per GPU."""
+    return DefaultTrainer.auto_scale_workers(cfg, processes)
+
+
 def read_metrics(folder: Union[str, Path]) -> List[Dict[str, float]]:
     """The lines of metrics.json; empty if there is none. A line cut by a crash is left out."""
     path = Path(folder, "metrics.json")
@@ -86,11 +92,11 @@ def read_run(folder: Union[str, Path]) -> Run:
         ValueError: metrics.json has no evaluation of the last iteration.
     """
     cfg = load_run_config(folder)
+    environment = json.loads(Path(folder, "environment.json").read_text())
+    last = scaled(cfg, environment["processes"]).SOLVER.MAX_ITER - 1
     lines = read_metrics(folder)
     finals = [
-        line
-        for line in lines
-        if line["iteration"] >= cfg.SOLVER.MAX_ITER - 1 and any(k.endswith("/AP") for k in line)
+        line for line in lines if line["iteration"] >= last and any(k.endswith("/AP") for k in line)
     ]
     if not finals:
         raise ValueError(f"{Path(folder, 'metrics.json')} has no final evaluation: not finished")
@@ -99,5 +105,5 @@ def read_run(folder: Union[str, Path]) -> Run:
         metrics=finals[-1],
         seconds_per_iteration=median(line["time"] for line in lines if "time" in line),
         max_memory=max(line["max_memory"] for line in lines if "max_memory" in line),
-        environment=json.loads(Path(folder, "environment.json").read_text()),
+        environment=environment,
     )
