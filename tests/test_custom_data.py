@@ -17,6 +17,7 @@ from detectron2.data.datasets import register_coco_instances
 from nl_detectron.data import generate
 from nl_detectron.data.check import Problem
 from nl_detectron.data.custom import CustomDataset, flip_map
+from nl_detectron.data.synthetic import HEIGHT, WIDTH
 from nl_detectron.engine import UserError, argument_parser, load_config, main, run
 from nl_detectron.engine.checks import check
 from nl_detectron.engine.custom_data import overrides, read_datasets
@@ -206,7 +207,7 @@ def spoil(problem, data, folder):
     elif problem is Problem.NO_MASK:
         del first["segmentation"]
     elif problem is Problem.RLE_MASK:
-        first["segmentation"] = {"size": [64, 352], "counts": [64 * 352 - 9, 9]}
+        first["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 9, 9]}
     elif problem is Problem.NOT_EVALUABLE:
         del first["area"]
     elif problem is Problem.NOTHING_TO_LEARN:

@@ -112,7 +112,7 @@ def test_archive_with_another_checksum_is_refused(tmp_path):
         member.size = len(setup)
         tar.addfile(member, io.BytesIO(setup))
     result = run_tool("--wheel", str(wheels), PIP_NO_INDEX="1", PIP_FIND_LINKS=str(index))
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert f"with SHA-256 {installer.ARCHIVE_SHA256} cannot be downloaded" in result.stderr
     assert "Got        " in result.stderr  # pip's own message has both sums
     assert "was run" not in result.stderr
@@ -159,9 +159,11 @@ def test_archive_follows_git(broken_detectron2, monkeypatch, capsys):
     )
 
 
-def test_one_message_names_all_that_failed(broken_detectron2, monkeypatch):
+def test_one_message_names_all_that_failed(broken_detectron2, monkeypatch, capsys):
     monkeypatch.setattr(installer, "build_from_git", closed("no GitHub"))
     monkeypatch.setattr(installer, "build_from_archive", closed("no index"))
     with pytest.raises(SystemExit) as error:
         installer.main()
-    assert error.value.code == "detectron2 could not be installed:\n  no GitHub\n  no index"
+    assert error.value.code == 2
+    message = "detectron2 could not be installed:\n  no GitHub\n  no index\n"
+    assert capsys.readouterr().err == message

@@ -19,6 +19,7 @@ import tarfile
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 from detectron2_release_0_5 import REVISION, EditError, apply_edits
 
@@ -58,6 +59,12 @@ class InstallError(Exception):
 def say(message: str) -> None:
     """Print what is being done."""
     print(f"[install_detectron2] {message}", flush=True)
+
+
+def fail(message: str) -> NoReturn:
+    """End with a message and status 2."""
+    print(message, file=sys.stderr)
+    sys.exit(2)
 
 
 def pip(*arguments: str, env: dict | None = None) -> None:
@@ -200,12 +207,12 @@ def main() -> None:
     args = parser.parse_args()
 
     if importlib.util.find_spec("torch") is None:
-        sys.exit("torch is needed to build detectron2: pip install -c constraints.txt torch")
+        fail("torch is needed to build detectron2: pip install -c constraints.txt torch")
     if args.wheel:
         try:
             say(f"built {build_from_archive(args.wheel)}")
         except InstallError as error:
-            sys.exit(f"No wheel of detectron2 was built: {error}")
+            fail(f"No wheel of detectron2 was built: {error}")
         return
 
     version = installed_version()
@@ -226,7 +233,7 @@ def main() -> None:
         else:
             say(f"detectron2 {installed_version()} is installed and works")
             return
-    sys.exit("detectron2 could not be installed:\n  " + "\n  ".join(failures))
+    fail("detectron2 could not be installed:\n  " + "\n  ".join(failures))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 Every image is a wide strip with one coloured key near one end and grey locks near the other. A
 key's class is its colour, seen on the key itself. A lock's class is the colour of the key, and the
 lock looks the same whatever that is: nothing within ``GAP`` pixels of a lock tells its class.
+
+The key is large, so that the mean over all positions, with which an untrained non-local block
+begins, already carries its colour. With a key of a third of the area some seeds took several
+hundred iterations to find it.
 """
 
 import json
@@ -18,11 +22,11 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
-HEIGHT, WIDTH = 64, 352
+HEIGHT, WIDTH = 64, 320
 GAP = 144  # least number of pixels, along x, between a lock and the key
-KEY_SIZE = (40, 54)  # pixels, side of the square that a shape is drawn in
-LOCK_SIZE = (36, 50)
-MAX_LOCKS = 3
+KEY_SIZE = (52, 61)  # pixels, side of the square that a shape is drawn in
+LOCK_SIZE = (34, 46)
+MAX_LOCKS = 2
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230)}
 KEYS = [f"{colour} key" for colour in COLOURS]
 LOCKS = [f"{colour} lock" for colour in COLOURS]
@@ -70,12 +74,12 @@ def draw(rng: np.random.Generator) -> Tuple[Image.Image, List[Tuple[str, Polygon
     image = Image.fromarray(noise.clip(0, 255).astype(np.uint8).repeat(3, axis=2))
 
     key_side = rng.uniform(*KEY_SIZE)
-    key_x = rng.uniform(2, 14)
+    key_x = rng.uniform(2, 8)
     objects = [(f"{colour} key", _place(_KEY, key_side, key_x, rng))]
     x = key_x + key_side + GAP
     for _ in range(rng.integers(1, MAX_LOCKS + 1)):
         side = rng.uniform(*LOCK_SIZE)
-        x += rng.uniform(0, 16)
+        x += rng.uniform(0, 8)
         if x + side > WIDTH - 2:
             break
         objects.append((f"{colour} lock", _place(_LOCK, side, x, rng)))
@@ -108,9 +112,8 @@ _LOCK = _shape(
 )
 _KEY = _shape(
     {
-        "bow": _arc(0.5, 0.3, 0.28, 70, -250),
-        "shaft": [(0.4, 0.97), (0.85, 0.97), (0.85, 0.85), (0.6, 0.85), (0.6, 0.8)],
-        "tooth": [(0.8, 0.8), (0.8, 0.68), (0.6, 0.68)],
+        "bow": _arc(0.5, 0.36, 0.35, 60, -240),
+        "shaft": [(0.325, 0.98), (0.9, 0.98), (0.9, 0.82), (0.675, 0.82)],
     }
 )
 

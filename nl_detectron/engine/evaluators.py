@@ -7,7 +7,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
@@ -16,14 +15,16 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
+from .coco_evaluator import FasterCOCOEvaluator
+
 # Each takes the dataset's name, the folder for predictions and TEST.KEYPOINT_OKS_SIGMAS.
 EVALUATORS: dict[str, Callable[[str, str, Sequence[float]], list[DatasetEvaluator]]] = {
     "coco": lambda name, folder, oks_sigmas: [
-        COCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=oks_sigmas)
+        FasterCOCOEvaluator(name, output_dir=folder, kpt_oks_sigmas=oks_sigmas)
     ],
     "coco_panoptic_seg": lambda name, folder, _: [
         SemSegEvaluator(name, output_dir=folder),
-        COCOEvaluator(name, output_dir=folder),
+        FasterCOCOEvaluator(name, output_dir=folder),
         COCOPanopticEvaluator(name, output_dir=folder),
     ],
     "sem_seg": lambda name, folder, _: [SemSegEvaluator(name, output_dir=folder)],

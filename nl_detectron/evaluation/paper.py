@@ -125,6 +125,6 @@ TABLES = {
         "Synthetic/mask_rcnn_{}.yaml",
         BOX_AND_MASK,
         [Row("R_18_FPN"), Row("R_18_FPN_NL", "R_18_FPN")],
-        image_size=(64, 352),
+        image_size=(64, 320),
     ),
 }
