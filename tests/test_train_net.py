@@ -128,6 +128,11 @@ def message_of(capsys, *arguments):
         ("MODEL.WEIGHTS nowhere.pth", "MODEL.WEIGHTS: no file /.*nowhere.pth"),
         ("DATASETS.TRAIN ('tiny_trian',)", "DATASETS.TRAIN: no dataset 'tiny_trian'.* tiny_train"),
         ("DATASETS.TRAIN ()", "DATASETS.TRAIN is empty"),
+        ("MODEL.BACKBONE.NAME build_it", "MODEL.BACKBONE.NAME 'build_it' is not registered; .*fpn"),
+        (
+            "MODEL.BACKBONE.NAME build_resnet_fpn_backbone MODEL.NONLOCAL.NORM GN",
+            "MODEL.NONLOCAL is set, but .* inserts no block; set it to 'build_nonlocal_backbone'",
+        ),
         ("MODEL.ROI_HEADS.NUM_CLASSES 80", "ROI_HEADS.NUM_CLASSES is 80, .* 'tiny_train' has 6"),
     ],
 )

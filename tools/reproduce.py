@@ -22,6 +22,16 @@ from nl_detectron.evaluation.report import as_csv, as_json, markdown, report
 from nl_detectron.evaluation.runner import Settings, dataset_opts, jobs, run_jobs
 
 
+def positive(text: str) -> int:
+    """
+    Raises:
+        argparse.ArgumentTypeError: it is not a whole number of at least 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -31,8 +41,12 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("tables", nargs="+", choices=list(TABLES), metavar="TABLE")
     common.add_argument("--output", type=Path, default=Path("output/reproduce"), metavar="DIR")
-    common.add_argument("--seeds", type=int, default=3, help="runs per row (default: %(default)s)")
-    common.add_argument("--num-gpus", type=int, default=1, help="per run (default: %(default)s)")
+    common.add_argument(
+        "--seeds", type=positive, default=3, help="runs per row (default: %(default)s)"
+    )
+    common.add_argument(
+        "--num-gpus", type=positive, default=1, help="per run (default: %(default)s)"
+    )
     common.add_argument("--datasets", nargs=2, metavar=("TRAIN", "TEST"), help="in place of COCO")
     common.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for all rows")
 

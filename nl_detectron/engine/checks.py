@@ -9,12 +9,15 @@ from collections.abc import Iterable
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..config import add_nonlocal_config
 from ..data.custom import CustomDataset
+from ..modeling import build_nonlocal_backbone, build_nonlocal_keypoint_head
 from .custom_data import NAMES, check_custom_data
 from .errors import UserError
 from .evaluators import EVALUATORS
@@ -51,6 +54,7 @@ def check(cfg: CfgNode, args: argparse.Namespace, custom: Iterable[CustomDataset
         UserError: the first thing that is wrong.
     """
     _check_devices(cfg, args)
+    _check_nonlocal(cfg)
     _check_batch_size(cfg, args)
     _check_datasets(cfg, ["TEST"] if args.eval_only else ["TRAIN", "TEST"])
     for dataset in custom:
@@ -85,6 +89,24 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError("SOLVER.AMP.ENABLED needs a GPU, and torch finds none; set it to False")
     if args.num_gpus * args.num_machines > 1 and args.num_gpus > gpus:
         raise UserError(f"--num-gpus is {args.num_gpus}, but torch finds {gpus} on this machine")
+
+
+def _check_nonlocal(cfg: CfgNode) -> None:
+    """Blocks that were asked for, and would silently not be there."""
+    backbone, keypoint_head = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_KEYPOINT_HEAD.NAME
+    if backbone not in BACKBONE_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in BACKBONE_REGISTRY))
+        raise UserError(f"MODEL.BACKBONE.NAME {backbone!r} is not registered; registered: {known}")
+    in_backbone = backbone == build_nonlocal_backbone.__name__
+    in_head = cfg.MODEL.KEYPOINT_ON and keypoint_head == build_nonlocal_keypoint_head.__name__
+    defaults = get_cfg()
+    add_nonlocal_config(defaults)
+    if cfg.MODEL.NONLOCAL != defaults.MODEL.NONLOCAL and not (in_backbone or in_head):
+        raise UserError(
+            f"MODEL.NONLOCAL is set, but MODEL.BACKBONE.NAME is {backbone!r}, which inserts no "
+            f"block; set it to {build_nonlocal_backbone.__name__!r}, and MODEL.NONLOCAL.BACKBONE "
+            f"to {backbone!r}"
+        )
 
 
 def _check_batch_size(cfg: CfgNode, args: argparse.Namespace) -> None:
