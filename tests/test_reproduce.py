@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -139,7 +140,7 @@ def test_the_formats_agree(undisturbed):
     assert [float(row["bbox/AP measured"]) for row in rows] == [
         r["bbox/AP"]["measured"] for r in records
     ]
-    text = markdown("synthetic", records)
+    text = markdown("synthetic", records, "command")
     for record in records:
         assert text.count(f"| {record['row']} ") >= 2
         assert f"{record['parameters']:,}" in text
@@ -159,8 +160,8 @@ def test_plan_is_measured_once_there_are_steps(undisturbed, tmp_path):
 def test_report_command(datasets, undisturbed):
     status, text = finish(start(datasets, "report", "--output", undisturbed))
     assert status == 0
-    assert "\n<!-- tools/reproduce.py report synthetic" in text
-    assert markdown("synthetic", records_of(undisturbed)) in text
+    (command,) = re.findall("Written by `(tools/reproduce.py report synthetic .*)`", text)
+    assert markdown("synthetic", records_of(undisturbed), command) in text
 
 
 def test_a_folder_made_otherwise_is_refused(undisturbed):

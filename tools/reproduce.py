@@ -83,7 +83,7 @@ def print_report(args: argparse.Namespace, settings: Settings) -> None:
         command = shlex.join(["tools/reproduce.py", *sys.argv[1:]])
         print("# Results of the paper's tables\n")
         for table in args.tables:
-            print(f"<!-- {command} -->\n\n{markdown(table, report(table, settings))}\n")
+            print(f"{markdown(table, report(table, settings), command)}\n")
         return
     records = [record for table in args.tables for record in report(table, settings)]
     print(as_json(records) if args.format == "json" else as_csv(records))

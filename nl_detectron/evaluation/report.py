@@ -72,8 +72,8 @@ def _record(table: Table, row: Row, runs: Dict[str, Dict[int, Run]], cfg) -> Dic
     return record
 
 
-def markdown(table_name: str, records: Sequence[Dict[str, Any]]) -> str:
-    """Results, gains and cost as three Markdown tables."""
+def markdown(table_name: str, records: Sequence[Dict[str, Any]], command: str) -> str:
+    """Results, gains and cost as three Markdown tables, under the command that wrote them."""
     table = TABLES[table_name]
     titles = [metric.replace("bbox", "box").replace("segm", "mask") for metric in table.metrics]
     titles = [title.replace("/", " ") for title in titles]
@@ -98,7 +98,7 @@ def markdown(table_name: str, records: Sequence[Dict[str, Any]]) -> str:
             + ["detectron2", "device"],
         ),
     ]
-    return "\n\n".join([f"## {table.title}", *sections])
+    return "\n\n".join([f"## {table.title}", f"Written by `{command}`.", *sections])
 
 
 def as_json(records: Sequence[Dict[str, Any]]) -> str:
