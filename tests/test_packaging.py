@@ -1,4 +1,4 @@
-"""What a built distribution holds."""
+"""What a built distribution holds, and what it says when detectron2 is missing."""
 
 import shutil
 import subprocess
@@ -29,3 +29,13 @@ def test_wheel_holds_every_config_and_knows_its_version(tmp_path):
     }
     assert configs and configs <= shipped
     assert "nl_detectron/layers/nonlocal_block.py" in shipped
+
+
+def test_without_detectron2_one_error_tells_how_to_get_it():
+    code = "import sys; sys.modules['detectron2'] = None; import nl_detectron"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.count("Traceback") == 1
+    assert "ImportError: nl_detectron needs detectron2" in result.stderr
+    assert "pip install --no-build-isolation 'git+https://github.com/" in result.stderr
+    assert "python tools/install_detectron2.py" in result.stderr
