@@ -66,7 +66,7 @@ def kill_when(process, condition):
 
 
 def folder(output, row):
-    return output / "synthetic" / row / "seed1"
+    return output / "Synthetic" / f"mask_rcnn_{row}" / "seed1"
 
 
 def contents(path):
@@ -182,6 +182,19 @@ def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     failures = run_jobs(list(jobs("synthetic", [], settings)), settings)
     assert len(failures) == 1 and "exit status 3" in failures[0]
     assert (tmp_path / BASELINE).exists() and (tmp_path / NONLOCAL).exists()
+
+
+def test_tables_share_the_runs_of_a_config(tmp_path):
+    ablations, modern = (
+        {job.folder for job in jobs(table, [], Settings(tmp_path, seeds=2))}
+        for table in ("ablations", "table5-modern")
+    )
+    coco = tmp_path / "COCO-InstanceSegmentation"
+    assert ablations & modern == {
+        coco / f"mask_rcnn_{row}" / f"seed{seed}"
+        for row in ("R_50_FPN_1x", "R_50_FPN_NL_1x")
+        for seed in (1, 2)
+    }
 
 
 def test_wrong_names_end_with_status_2(datasets, tmp_path):

@@ -16,7 +16,7 @@ class Row:
     """One row of a table.
 
     Attributes:
-        name: unique in its table; the folder of its runs, and the end of its config's name.
+        name: unique in its table, and the end of its config's name.
         baseline: name of the row that its gain is over; None for a baseline.
         paper: the paper's values of the table's metrics; empty where it has none.
     """

@@ -25,7 +25,7 @@ class Settings:
     """What applies to every row.
 
     Attributes:
-        output: runs are at ``output/<table>/<row>/seed<n>``.
+        output: runs are at ``output/<config>/seed<n>``, so tables that share a row share its runs.
         seeds: number of runs per row, with the seeds 1 to ``seeds``.
         num_gpus: of this machine, per run.
         opts: ``KEY VALUE ...`` for every config, such as other datasets.
@@ -99,7 +99,8 @@ def jobs(table: str, rows: Sequence[str], settings: Settings) -> Iterator[Job]:
         raise UserError(f"--rows: {table} has {error}") from error
     for seed in range(1, settings.seeds + 1):
         for row in chosen:
-            yield Job(table, row, seed, settings.output / table / row.name / f"seed{seed}")
+            config = Path(TABLES[table].config(row)).with_suffix("")
+            yield Job(table, row, seed, settings.output / config / f"seed{seed}")
 
 
 def run_jobs(todo: Sequence[Job], settings: Settings) -> List[str]:
