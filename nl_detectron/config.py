@@ -1,5 +1,7 @@
 """The configuration keys of this package, and the configuration files that it ships."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from detectron2.config import CfgNode as CN
@@ -38,6 +40,14 @@ def add_nonlocal_config(cfg: CN) -> None:
     # In the keypoint head: a block after every so many convolutions.
     cfg.MODEL.NONLOCAL.KEYPOINT_HEAD = CN()
     cfg.MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY = 2
+
+
+def config_hash(cfg: CN) -> str:
+    """Twelve hexadecimal digits that tell configs apart, whatever seed, output folder, device."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(["SEED", 0, "OUTPUT_DIR", "", "MODEL.DEVICE", ""])
+    return hashlib.sha256(json.dumps(cfg, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def get_config_file(name: str) -> str:

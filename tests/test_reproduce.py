@@ -15,12 +15,21 @@ import pytest
 import torch
 
 from nl_detectron import get_config_file
+from nl_detectron.config import config_hash
 from nl_detectron.data import generate
 from nl_detectron.engine import UserError, load_config
 from nl_detectron.evaluation import TABLES, read_run
 from nl_detectron.evaluation.plan import estimate, plan_table
 from nl_detectron.evaluation.report import as_csv, as_json, markdown, report
-from nl_detectron.evaluation.runner import Job, Settings, dataset_opts, jobs, run_jobs
+from nl_detectron.evaluation.runner import (
+    Job,
+    Settings,
+    _made_otherwise,
+    dataset_opts,
+    jobs,
+    run_jobs,
+)
+from nl_detectron.evaluation.runs import scaled
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "reproduce.py"
 TINY = "SOLVER.MAX_ITER 6 SOLVER.STEPS (5,) SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0"
@@ -93,6 +102,7 @@ def test_killed_runs_end_as_an_undisturbed_one(datasets, undisturbed, tmp_path):
         lambda: "Starting training" in contents(first / "log.txt"),
     )
     assert not (first / "model_final.pth").exists()
+    (first / "config.yaml").write_text("")  # as if killed while it was written
 
     kill_when(
         start(datasets, "run", "--output", tmp_path),
@@ -225,16 +235,30 @@ def test_the_paper_gains(tmp_path):
     assert all(r["bbox/AP"]["measured"] is None and not r["seeds"] for r in records.values())
 
 
-def test_a_run_is_finished_at_its_own_number_of_iterations(tmp_path):
-    """The schedules are written for 8 processes; with one they are 8 times as long."""
+def test_a_run_is_finished_at_its_last_iteration(tmp_path):
+    """An evaluation in the middle is not the final one."""
     cfg = load_config(get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
     (tmp_path / "config.yaml").write_text(cfg.dump())
-    (tmp_path / "environment.json").write_text(json.dumps({"processes": 1}))
+    longer = scaled(cfg, 1).SOLVER.MAX_ITER  # written for 8 processes, so 8 times as long with one
+    assert longer == 8 * cfg.SOLVER.MAX_ITER
+    (tmp_path / "environment.json").write_text(json.dumps({"iterations": longer}))
     line = {"time": 0.1, "max_memory": 1.0, "bbox/AP": 30.0}
-    for iteration, finished in ((cfg.SOLVER.MAX_ITER, False), (8 * cfg.SOLVER.MAX_ITER - 1, True)):
+    for iteration, finished in ((cfg.SOLVER.MAX_ITER, False), (longer - 1, True)):
         (tmp_path / "metrics.json").write_text(json.dumps({"iteration": iteration, **line}) + "\n")
         if finished:
             assert read_run(tmp_path).metrics["bbox/AP"] == 30.0
         else:
             with pytest.raises(ValueError, match="no final evaluation"):
                 read_run(tmp_path)
+
+
+def test_an_unfinished_run_of_other_options_is_refused_on_any_number_of_gpus(tmp_path):
+    """What is recorded is the scaled config; the options are compared, not the scaling."""
+    settings = Settings(tmp_path, seeds=1, num_gpus=2)
+    (job,) = jobs("table5", ["R_50_FPN_noaug_1x"], settings)
+    job.folder.mkdir(parents=True)
+    record = {"processes": 2, "config_hash": config_hash(scaled(job.config(settings), 2))}
+    (job.folder / "environment.json").write_text(json.dumps({"iterations": 9, **record}))
+    assert _made_otherwise(job, settings) == ""
+    other = Settings(tmp_path, seeds=1, num_gpus=2, opts=["MODEL.MASK_ON", "False"])
+    assert "was made with another config" in _made_otherwise(job, other)

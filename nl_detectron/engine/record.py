@@ -11,8 +11,11 @@ from typing import Optional
 
 import detectron2
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+
+from ..config import config_hash
 
 PERIOD = 20  # iterations between two values, as DefaultTrainer's writers have
 
@@ -23,13 +26,20 @@ class RunRecord(HookBase):
     ``max_memory`` is in MiB: of the GPU by torch's allocator, or of the whole process on a CPU.
     """
 
-    def __init__(self, output_dir: str):
-        self._path = Path(output_dir, "environment.json")
+    def __init__(self, cfg: CfgNode):
+        """
+        Args:
+            cfg: the trainer's, scaled to the number of processes.
+        """
+        self._path = Path(cfg.OUTPUT_DIR, "environment.json")
+        self._config_hash = config_hash(cfg)
 
     def before_train(self) -> None:
         if comm.is_main_process():
             partial = self._path.with_suffix(".tmp")
-            partial.write_text(json.dumps(environment(), indent=1) + "\n")
+            record = environment()
+            record.update(iterations=self.trainer.max_iter, config_hash=self._config_hash)
+            partial.write_text(json.dumps(record, indent=1) + "\n")
             os.replace(partial, self._path)
 
     def after_step(self) -> None:

@@ -81,7 +81,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Ours come first, for their values to be there when DefaultTrainer's hooks write."""
-        return [NonLocalNorms(self.model), RunRecord(self.cfg.OUTPUT_DIR), *super().build_hooks()]
+        return [NonLocalNorms(self.model), RunRecord(self.cfg), *super().build_hooks()]
 
     def train(self) -> Optional[OrderedDict]:
         if comm.is_main_process():

@@ -9,9 +9,10 @@ from typing import Any, Dict, List, Optional, Sequence
 from tabulate import tabulate
 
 from ..analysis import detector_multiply_adds, meta_model
+from ..config import config_hash
 from .paper import TABLES, Row, Table
 from .runner import Settings, jobs
-from .runs import Run, config_hash, read_run
+from .runs import Run, read_run
 
 NOT_RUN = "not run"
 

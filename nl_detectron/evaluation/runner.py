@@ -14,10 +14,10 @@ from typing import Iterator, List, Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..config import get_config_file
+from ..config import config_hash, get_config_file
 from ..engine import UserError, load_config
 from .paper import TABLES, Row
-from .runs import config_hash, load_run_config, read_run
+from .runs import read_environment, read_run, scaled
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,13 @@ def run_jobs(todo: Sequence[Job], settings: Settings) -> List[str]:
 
 def _made_otherwise(job: Job, settings: Settings) -> str:
     """Why a folder cannot be gone on with; empty if it can, or is not there yet."""
-    if not (job.folder / "config.yaml").exists():
+    # Not by config.yaml, which a run that is killed while it starts leaves cut off.
+    try:
+        environment = read_environment(job.folder)
+    except FileNotFoundError:
         return ""
-    here = config_hash(load_run_config(job.folder))
-    wanted = config_hash(job.config(settings))
+    here = environment["config_hash"]
+    wanted = config_hash(scaled(job.config(settings), environment["processes"]))
     if here == wanted:
         return ""
     return (

@@ -1,6 +1,5 @@
 """What a training run left in its output folder."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,14 +43,6 @@ class Run:
         return sum(p.numel() for p in meta_model(self.cfg).parameters())
 
 
-def config_hash(cfg: CfgNode) -> str:
-    """Twelve hexadecimal digits that tell configs apart, whatever seed, output folder, device."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.merge_from_list(["SEED", 0, "OUTPUT_DIR", "", "MODEL.DEVICE", ""])
-    return hashlib.sha256(json.dumps(cfg, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def load_run_config(folder: Union[str, Path]) -> CfgNode:
     """The config of a run, finished or not.
 
@@ -70,6 +61,15 @@ def load_run_config(folder: Union[str, Path]) -> CfgNode:
 def scaled(cfg: CfgNode, processes: int) -> CfgNode:
     """The config as the trainer scales it to a number of processes, one per GPU."""
     return DefaultTrainer.auto_scale_workers(cfg, processes)
+
+
+def read_environment(folder: Union[str, Path]) -> Dict[str, Any]:
+    """What the run wrote, whole or not at all, when its training began.
+
+    Raises:
+        FileNotFoundError: it has not begun.
+    """
+    return json.loads(Path(folder, "environment.json").read_text())
 
 
 def read_metrics(folder: Union[str, Path]) -> List[Dict[str, float]]:
@@ -91,9 +91,8 @@ def read_run(folder: Union[str, Path]) -> Run:
         FileNotFoundError: the folder has no config.yaml or environment.json.
         ValueError: metrics.json has no evaluation of the last iteration.
     """
-    cfg = load_run_config(folder)
-    environment = json.loads(Path(folder, "environment.json").read_text())
-    last = scaled(cfg, environment["processes"]).SOLVER.MAX_ITER - 1
+    environment = read_environment(folder)
+    last = environment["iterations"] - 1
     lines = read_metrics(folder)
     finals = [
         line for line in lines if line["iteration"] >= last and any(k.endswith("/AP") for k in line)
@@ -101,7 +100,7 @@ def read_run(folder: Union[str, Path]) -> Run:
     if not finals:
         raise ValueError(f"{Path(folder, 'metrics.json')} has no final evaluation: not finished")
     return Run(
-        cfg=cfg,
+        cfg=load_run_config(folder),
         metrics=finals[-1],
         seconds_per_iteration=median(line["time"] for line in lines if "time" in line),
         max_memory=max(line["max_memory"] for line in lines if "max_memory" in line),
