@@ -13,7 +13,9 @@ def version() -> str:
 
 
 EVAL = ["faster-coco-eval"]  # the same AP, sooner
-TEST = [*EVAL, "pytest>=7", "pytest-xdist"]
+BENCH = ["matplotlib", "mmcv-lite", "timm"]  # blocks to compare with, and plots
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX, and to run what was exported
+TEST = [*EVAL, *BENCH, *EXPORT, "hypothesis", "pytest>=7", "pytest-xdist"]
 DEV = [*TEST, "ruff>=0.6"]
 
 setup(
@@ -42,7 +44,7 @@ setup(
         "torchvision",  # detectron2 imports it, but does not require it
         "tqdm",
     ],
-    extras_require={"eval": EVAL, "test": TEST, "dev": DEV},
+    extras_require={"eval": EVAL, "bench": BENCH, "export": EXPORT, "test": TEST, "dev": DEV},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",

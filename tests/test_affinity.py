@@ -6,8 +6,10 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-from nl_detectron.layers import affinity
+from nl_detectron.analysis.benchmark.peak_memory import peak_bytes
+from nl_detectron.layers import NonLocalBlock, affinity, attention
 
 NAMES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 # B, N, M, D, E
@@ -63,6 +65,39 @@ def assert_same_as_matrix_form(name, inputs):
 @pytest.mark.parametrize("name", NAMES)
 def test_operation_equals_its_matrix_form(name, shape):
     assert_same_as_matrix_form(name, make_inputs(name, shape))
+
+
+@pytest.mark.parametrize("workspace", [1, 20, 30, 35])
+def test_gaussian_in_chunks(workspace, monkeypatch):
+    """Of one query at a time, of two of seven, of three (both with a rest), and of all of them."""
+    monkeypatch.setattr(attention, "WORKSPACE", workspace)
+    for shape in ((1, 7, 5, 4, 2), (2, 7, 5, 4, 2), (2, 0, 5, 4, 2), (0, 7, 5, 4, 2)):
+        assert_same_as_matrix_form("gaussian", make_inputs("gaussian", shape))
+
+
+@pytest.mark.parametrize("name", ["gaussian", "concatenation"])
+def test_float32_under_autocast(name):
+    """Not by the operation, which autocast would see, but by the block, which keeps it out."""
+    block = NonLocalBlock(8, instantiation=name)
+    x = torch.randn(1, 8, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        theta, phi = block.embeddings(x)
+        g = block.values(x)
+        y = block.aggregate(theta, phi, g)
+    assert g.dtype == y.dtype == torch.bfloat16
+    assert torch.equal(y, block.aggregate(theta, phi, g))
+
+
+@pytest.mark.parametrize("size", [(9, 4), (4, 9), (3, 3), (30, 20)], ids=str)
+def test_dot_product_chooses_the_cheaper_association(size):
+    """The smaller of two intermediate matrices, N x M or D x E, is the one that is made."""
+    n, m = size
+    inputs = make_inputs("dot_product", (1, n, m, 5, 5))
+    assert_same_as_matrix_form("dot_product", inputs)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        operation("dot_product", *inputs)
+    assert counter.get_total_flops() == 2 * min(2 * n * m * 5, (n + m) * 5 * 5)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3, 2, 2), (1, 3, 4, 3, 2), (1, 1, 1, 2, 2)], ids=str)
@@ -181,8 +216,9 @@ def transposed_rows(t):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_no_pair_matrix_forwards_or_backwards(name, dtype):
+def test_no_pair_matrix_forwards_or_backwards(name, dtype, monkeypatch):
     n, m, d = 256, 64, 8
+    monkeypatch.setattr(attention, "WORKSPACE", n * d)
     inputs = make_inputs(name, (1, n, m, d, d), dtype)
     inputs[:3] = map(transposed_rows, inputs[:3])
     with LargestResult() as largest:
@@ -207,3 +243,17 @@ def test_what_is_kept_for_backward_is_linear(name):
         return sum(storages.values())
 
     assert 0 < kept(512) <= 2 * kept(256)
+
+
+@pytest.mark.parametrize("name", ["dot_product", "concatenation"])
+def test_peak_memory_is_at_most_three_times_the_inputs(name):
+    """Of a forward and backward pass: the result, its gradients, and what is needed on the way."""
+    inputs = make_inputs(name, (1, 1024, 1024, 64, 64), torch.float32)
+
+    def forward_backward():
+        y = operation(name, *inputs)
+        return y, torch.autograd.grad(y.sum(), inputs)
+
+    size = sum(t.untyped_storage().nbytes() for t in inputs)
+    forward_backward()  # what is allocated once and for all
+    assert size < peak_bytes(forward_backward, "cpu") <= 3 * size

@@ -7,6 +7,7 @@ from torch import nn
 
 from nl_detectron import NonLocalBlock, add_nonlocal_config, get_config_file
 from nl_detectron.analysis import count_multiply_adds, detector_multiply_adds, meta_model
+from nl_detectron.layers import INSTANTIATIONS
 
 
 def test_layers_by_hand():
@@ -16,7 +17,7 @@ def test_layers_by_hand():
 
 
 @pytest.mark.parametrize("subsample", ["none", "conv_pool", "pool_conv"])
-@pytest.mark.parametrize("instantiation", ["gaussian", "embedded_gaussian", "dot_product"])
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
 def test_block(instantiation, subsample):
     block = NonLocalBlock(16, instantiation=instantiation, subsample=subsample)
     x = torch.zeros(1, 16, 5, 7)

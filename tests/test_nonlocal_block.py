@@ -8,6 +8,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from nl_detectron.analysis.fvcore_handles import FLOP_HANDLES
 from nl_detectron.layers import INSTANTIATIONS, NORMS, SUBSAMPLES, NonLocalBlock
 
 SIZES = {"1d": (7,), "2d": (4, 5), "3d": (3, 2, 3)}
@@ -213,10 +214,12 @@ def test_matrix_times_values_is_the_aggregate(instantiation, subsample):
 def test_compiled_block_equals_eager(instantiation, subsample, compile_):
     block = make_block(instantiation=instantiation, subsample=subsample, dtype=torch.float32)
     x, other = make_input(2, 2, 8, 5, 6, dtype=torch.float32)
+    # To the bit, but for two that do the same in another order in a program for all sizes.
+    bound = 1e-6 if instantiation in ("gaussian", "dot_product") else 0
     if compile_ == "script":
         compiled = torch.jit.script(block)
         images_of_another_size = make_input(1, 8, 3, 3, dtype=torch.float32)
-        assert torch.equal(compiled(images_of_another_size), block(images_of_another_size))
+        assert_near(compiled(images_of_another_size), block(images_of_another_size), bound)
     elif compile_ == "trace":
         compiled = torch.jit.trace(block, x)
     elif compile_ == "export":
@@ -224,7 +227,7 @@ def test_compiled_block_equals_eager(instantiation, subsample, compile_):
     else:
         torch.compiler.reset()  # which remembers, and counts, what was compiled before
         compiled = torch.compile(block, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(other), block(other))
+    assert_near(compiled(other), block(other), bound)
 
 
 @pytest.mark.parametrize(
@@ -268,12 +271,6 @@ def test_parameter_count(instantiation, norm, bottleneck):
     assert sum(p.numel() for p in block.parameters()) == expected
 
 
-def attention_multiply_adds(inputs, outputs):
-    """fvcore counts torch's fused attention as nothing."""
-    (b, _, n, d), (*_, m, _), (*_, e) = (v.type().sizes() for v in inputs[:3])
-    return b * n * m * (d + e)
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @subsamples
@@ -281,12 +278,14 @@ def attention_multiply_adds(inputs, outputs):
 def test_multiply_adds_are_fvcores(size, instantiation, subsample):
     block = NonLocalBlock(8, instantiation=instantiation, subsample=subsample)
     flops = FlopCountAnalysis(block, torch.zeros(1, 8, *size)).unsupported_ops_warnings(False)
-    flops.set_op_handle("aten::scaled_dot_product_attention", attention_multiply_adds)
+    flops.set_op_handle(**FLOP_HANDLES)
     counted = sum(flops.by_operator().values())
-    if instantiation == "concatenation":  # a_i and b_j times their rows are no matrix products
-        n = math.prod(size)
-        m = block.values(torch.zeros(1, 8, *size)).shape[1]
-        counted += (n + m) * block.bottleneck_channels
+    # fvcore traces, and a traced program is one for all sizes.
+    n, m, d = math.prod(size), block.values(torch.zeros(1, 8, *size)).shape[1], 4
+    if instantiation == "gaussian":
+        counted -= n * m * (8 - d)  # for values padded to the width of the keys
+    if instantiation == "dot_product":
+        counted -= max((n + m) * d * d - 2 * n * m * d, 0)  # for the association of large maps
     assert block.multiply_adds(*size) == counted
 
 

@@ -5,7 +5,7 @@ detectron2's defaults allow at test time, so that a figure belongs to a model an
 """
 
 import math
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -17,20 +17,45 @@ from torch.utils.flop_counter import FlopCounterMode
 PROPOSALS = 1000  # boxes that the box head classifies: MODEL.RPN.POST_NMS_TOPK_TEST
 DETECTIONS = 100  # boxes that get a mask or keypoints: TEST.DETECTIONS_PER_IMAGE
 
-_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch counts it as 0
+
+def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
+    """Multiply-adds for (..., N, D), (..., M, D) and (..., M, E): scores, and the weighted sum."""
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-def _attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
-    """Floating-point operations of attention, from shapes: scores, and the weighted sum."""
-    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+def rows_times_numbers(left: Sequence[int], right: Sequence[int]) -> int:
+    """Multiply-adds for (B, N, 1) times (B, N, D), as in Eq. 5; other shapes are not counted."""
+    number, row = sorted((tuple(left), tuple(right)), key=math.prod)
+    return math.prod(row) if len(row) == 3 and number == (*row[:2], 1) else 0
+
+
+def _attention_flops(query, key, value, *args, out_shape, **kwargs) -> int:
+    return 2 * attention(query, key, value)
+
+
+def _mul_flops(left, right, *, out_shape) -> int:
+    factors = [shape if isinstance(shape, torch.Size) else () for shape in (left, right)]
+    return 2 * rows_times_numbers(*factors)
+
+
+def _addcmul_flops(summand, left, right, *, out_shape, value=1) -> int:
+    return 2 * rows_times_numbers(left, right)
+
+
+# Of these torch counts nothing.
+_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.mul: _mul_flops,
+    torch.ops.aten.addcmul: _addcmul_flops,
+}
 
 
 def count_multiply_adds(function: Callable, *inputs: Any) -> int:
-    """Multiply-adds of one call: convolutions and matrix products, those of attention included.
+    """Multiply-adds of one call, counted as in :meth:`NonLocalBlock.multiply_adds`.
 
     Works on the meta device too, where nothing is computed.
     """
-    counter = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention})
+    counter = FlopCounterMode(display=False, custom_mapping=_FLOPS)
     with torch.no_grad(), counter:
         function(*inputs)
     return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
@@ -41,7 +66,14 @@ def meta_model(cfg: CfgNode) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
-    return build_model(cfg).eval()
+    with torch.device("meta"):  # where nothing has to be initialised
+        return build_model(cfg).eval()
+
+
+def padded_size(model: nn.Module, height: int, width: int) -> Tuple[int, int]:
+    """The size to which a detector pads an image of that size in pixels."""
+    step = max(model.backbone.size_divisibility, 1)
+    return math.ceil(height / step) * step, math.ceil(width / step) * step
 
 
 def detector_multiply_adds(model: nn.Module, height: int, width: int) -> Dict[str, int]:
@@ -53,8 +85,7 @@ def detector_multiply_adds(model: nn.Module, height: int, width: int) -> Dict[st
         ``DETECTIONS`` boxes).
     """
     device = model.pixel_mean.device
-    step = max(model.backbone.size_divisibility, 1)
-    height, width = (math.ceil(side / step) * step for side in (height, width))
+    height, width = padded_size(model, height, width)
     shapes = model.backbone.output_shape()
 
     def features(names: List[str]) -> List[Tensor]:

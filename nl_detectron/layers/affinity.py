@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import ChunkedAttention
+
 
 def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """Eq. 3: softmax over j of ``scale * theta_i . phi_j``.
@@ -41,14 +43,19 @@ def gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """Eq. 2: softmax over j of ``scale * x_i . x_j``, where ``theta`` and ``phi`` are x itself.
 
     Activations that were never embedded have inner products beyond the range of float16, so this
-    form is computed in float32 at least. The fused kernels want values as wide as the keys, so g
-    (half as wide as x) is padded with zero channels.
+    form is computed in float32 at least. Its values (half as wide as x) are narrower than its keys,
+    which the fused kernels do not serve: it has a kernel of its own, and pads g with zero channels
+    only where that one cannot go, into an exported or compiled program.
     """
     dtype = torch.promote_types(g.dtype, torch.float32)
-    width = g.shape[2]
-    padded = F.pad(g.to(dtype), [0, max(theta.shape[2] - width, 0)])
-    y = embedded_gaussian(theta.to(dtype), phi.to(dtype), padded, scale)
-    return y[:, :, :width].to(g.dtype)
+    theta, phi, values = theta.to(dtype), phi.to(dtype), g.to(dtype)
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        width = g.shape[2]
+        padded = F.pad(values, [0, theta.shape[2] - width])
+        y = embedded_gaussian(theta, phi, padded, scale)[:, :, :width]
+    else:
+        y = ChunkedAttention.apply(theta, phi, values, scale)
+    return y.to(g.dtype)
 
 
 def gaussian_affinity(theta: Tensor, phi: Tensor, scale: float) -> Tensor:
@@ -60,11 +67,20 @@ def gaussian_affinity(theta: Tensor, phi: Tensor, scale: float) -> Tensor:
 def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     """Eq. 4: ``theta_i . phi_j / M``.
 
-    No non-linearity stands between the two products, so ``phi^T g`` (D x E) comes first. The 1 / M
-    is split between its factors, before the product, so that nothing overflows in half precision.
+    No non-linearity stands between the two products, so ``phi^T g`` (D x E) comes first wherever
+    that is less work than ``theta phi^T`` (N x M), which is everywhere but on small maps; and in a
+    program that is exported or compiled for maps of any size.
     """
-    share = phi.shape[1] ** -0.5
-    return _saturate(theta @ ((phi * share).transpose(1, 2) @ (g * share)), g.dtype)
+    n, m, d, e = theta.shape[1], phi.shape[1], theta.shape[2], g.shape[2]
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        small = False
+    else:
+        small = n * m * (d + e) < (n + m) * d * e
+    if small:
+        y = _scaled_product(theta, phi.transpose(1, 2), 1 / m) @ g
+    else:
+        y = theta @ _scaled_product(phi.transpose(1, 2), g, 1 / m)
+    return _saturate(y, g.dtype)
 
 
 def dot_product_affinity(theta: Tensor, phi: Tensor) -> Tensor:
@@ -89,17 +105,30 @@ def concatenation(theta: Tensor, phi: Tensor, g: Tensor, w_f: Tensor) -> Tensor:
     count = torch.searchsorted(-b.detach(), a.detach().contiguous())
 
     batch, m, width = g.shape
+    a, b = a / m, b / m
     g_sorted = g.to(dtype).gather(1, order.unsqueeze(2).expand(batch, m, width))
     index = count.unsqueeze(2).expand(batch, a.shape[1], width)
     sum_g = F.pad(g_sorted.cumsum(1), [0, 0, 1, 0]).gather(1, index)
     sum_bg = F.pad((b.unsqueeze(2) * g_sorted).cumsum(1), [0, 0, 1, 0]).gather(1, index)
-    return _saturate((a.unsqueeze(2) * sum_g + sum_bg) / m, g.dtype)
+    return _saturate(torch.addcmul(sum_bg, a.unsqueeze(2), sum_g), g.dtype)
 
 
 def concatenation_affinity(theta: Tensor, phi: Tensor, w_f: Tensor) -> Tensor:
     """The matrix of Eq. 5; its entries are not negative, and its rows have any sum."""
     a, b = _pair_terms(theta, phi, w_f)
     return F.relu(a.unsqueeze(2) + b.unsqueeze(1)) / phi.shape[1]
+
+
+def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """``scale * left right`` of two batches of matrices.
+
+    In float16 both factors get their share of the scale before the product, so that nothing
+    overflows on the way, forwards or backwards.
+    """
+    if left.dtype == torch.float16:
+        share = scale**0.5
+        return _saturate((left * share) @ (right * share), left.dtype)
+    return (left @ right) * scale
 
 
 def _pair_terms(theta: Tensor, phi: Tensor, w_f: Tensor) -> tuple[Tensor, Tensor]:

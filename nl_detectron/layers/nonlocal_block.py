@@ -1,7 +1,7 @@
 """The non-local block of Wang et al., CVPR 2018, Sec. 3.3 (https://arxiv.org/abs/1711.07971)."""
 
 import math
-from typing import Optional
+from typing import Any, Optional
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -30,6 +30,9 @@ class NonLocalBlock(CNNBlockBase):
         w_f (nn.Parameter or None): (2 D), the weights of Eq. 5; concatenation only.
         bottleneck_channels (int): D.
     """
+
+    # Of the names in a state dict. Who renames one adds 1, and renames it in what is of before.
+    _version = 1
 
     def __init__(
         self,
@@ -116,6 +119,32 @@ class NonLocalBlock(CNNBlockBase):
         else:
             nn.init.zeros_(self.out.norm.weight)
 
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        version = local_metadata.get("version", self._version)
+        if version > self._version:
+            error_msgs.append(
+                f"{prefix[:-1]} was saved by a later nl_detectron (version {version} of the "
+                f"block, here it is {self._version}): install that, or a later one"
+            )
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *space) -> the same shape."""
         theta, phi = self.embeddings(x)
@@ -138,7 +167,19 @@ class NonLocalBlock(CNNBlockBase):
         return _as_rows(self._pool_embedding(self.g(_flatten_space(x)), x))
 
     def aggregate(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-        """y (B, N, D) of Eq. 1."""
+        """y (B, N, D) of Eq. 1, computed in the type of its inputs.
+
+        Autocast ends here: it has made the embeddings what it wants, and two of the instantiations
+        need float32 whatever they get.
+        """
+        if not torch.jit.is_scripting():
+            kind = theta.device.type
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                with torch.autocast(kind, enabled=False):
+                    return self._aggregate(theta, phi, g)
+        return self._aggregate(theta, phi, g)
+
+    def _aggregate(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         if self.instantiation == "gaussian":
             return affinity.gaussian(theta, phi, g, self.scale)
         if self.instantiation == "embedded_gaussian":
@@ -165,8 +206,9 @@ class NonLocalBlock(CNNBlockBase):
         """Multiply-adds of one forward pass on one input of that size, such as (50, 84).
 
         Counted: the convolutions, the products with w_f, and the operation in the form that is
-        used here (for Eq. 3, two N x M x D products; for Eq. 4, two of D x D). Not counted, as is
-        usual: pooling, softmax, sorting, sums, and the norm.
+        used here: for Eq. 2, N x M products of C and of D; for Eq. 3, two of D; for Eq. 4, N + M
+        of D x D or, on small maps, those of Eq. 3. Not counted, as is usual: pooling, softmax,
+        sorting, sums, and the norm.
         """
         c, d = self.in_channels, self.bottleneck_channels
         n = m = math.prod(space)
@@ -179,11 +221,11 @@ class NonLocalBlock(CNNBlockBase):
         if self.instantiation != "gaussian":
             total += (n + source) * c * d  # theta, phi
         if self.instantiation == "gaussian":
-            return total + 2 * n * m * c  # the values are padded to the keys' width
+            return total + n * m * (c + d)
         if self.instantiation == "embedded_gaussian":
             return total + 2 * n * m * d
         if self.instantiation == "dot_product":
-            return total + (n + m) * d * d
+            return total + min(2 * n * m, (n + m) * d) * d
         return total + 2 * (n + m) * d  # w_f, then a_i and b_j times a row of width D each
 
     def extra_repr(self) -> str:
