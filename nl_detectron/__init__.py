@@ -4,16 +4,19 @@ Importing this package registers everything in it with detectron2.
 """
 
 import importlib.util
+import sys
 
 __version__ = "0.1.0"
 
+from . import doctor
+
+if " -m nl_detectron.doctor" in " ".join(sys.orig_argv):
+    # Python runs this file before it, and what follows may be what is broken.
+    sys.exit(doctor.main())
 if importlib.util.find_spec("detectron2") is None:
     raise ImportError(
         "nl_detectron needs detectron2, which no package index carries. Install it with\n"
-        "    pip install --no-build-isolation "
-        "'git+https://github.com/facebookresearch/detectron2.git'\n"
-        "or, in a clone of nl_detectron and also where GitHub cannot be reached, with\n"
-        "    python tools/install_detectron2.py"
+        f"    {doctor.GET_DETECTRON2}"
     )
 
 from . import data
@@ -25,6 +28,7 @@ from .modeling import (
     insert_nonlocal,
     nonlocal_backbone,
     nonlocal_keypoint_head,
+    remove_nonlocal,
 )
 
 __all__ = [
@@ -37,4 +41,5 @@ __all__ = [
     "insert_nonlocal",
     "nonlocal_backbone",
     "nonlocal_keypoint_head",
+    "remove_nonlocal",
 ]

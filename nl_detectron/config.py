@@ -36,10 +36,18 @@ def add_nonlocal_config(cfg: CN) -> None:
     cfg.MODEL.NONLOCAL.SUBSAMPLE = "pool_conv"
     # After W_z: "" (none; W_z starts at zero), "BN", "SyncBN" or "GN" (their scale starts at zero).
     cfg.MODEL.NONLOCAL.NORM = ""
+    # Train the blocks alone, in a detector that MODEL.WEIGHTS has: all other parameters, and the
+    # statistics of BN, stay what they are.
+    cfg.MODEL.NONLOCAL.FREEZE_REST = False
 
     # In the keypoint head: a block after every so many convolutions.
     cfg.MODEL.NONLOCAL.KEYPOINT_HEAD = CN()
     cfg.MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY = 2
+
+    # The blocks' learning rate, as a multiple of the others'.
+    cfg.SOLVER.NONLOCAL_LR_FACTOR = 1.0
+    # The weight decay of all parameters of the blocks; None is that of the others.
+    cfg.SOLVER.WEIGHT_DECAY_NONLOCAL = None
 
 
 def config_hash(cfg: CN) -> str:

@@ -87,6 +87,8 @@ NAN, INFINITY = float("nan"), float("inf")
         (add_image, {"width": 0}, {Problem.BAD_SIZE: 1, **UNLABELLED}),
         (add_image, {"height": NAN}, {Problem.BAD_SIZE: 1, **UNLABELLED}),
         (add_image, {"height": "64"}, {Problem.INCOMPLETE: 1}),
+        (add_image, {"width": 1, "height": 2667}, {Problem.TOO_NARROW: 1, **UNLABELLED}),
+        (add_image, {"width": 5332, "height": 2}, UNLABELLED),
         # Categories.
         (add_category, {}, {Problem.CATEGORY_UNUSED: 1}),
         (add_category, {"id": 1}, {Problem.CATEGORY_ID_TWICE: 1}),
@@ -236,6 +238,10 @@ def rotate(path, tag):
             {Problem.SIZE_DIFFERS: [f"000003.jpg ({HEIGHT} x {WIDTH}, stated {WIDTH} x {HEIGHT})"]},
         ),
         (lambda path: rotate(path, tag=True), {}),  # detectron2 turns it back
+        (
+            lambda path: Image.new("I;16", (WIDTH, HEIGHT)).save(path, format="png"),
+            {Problem.NOT_8_BIT: ["000003.jpg (Pillow's mode I;16)"]},
+        ),
     ],
 )
 def test_a_problem_of_an_image(copied, data, break_file, expected):

@@ -122,7 +122,7 @@ def message_of(capsys, *arguments):
         ("MODEL.NONLOCAL.LOCATON x", "no key MODEL.NONLOCAL.LOCATON; .* MODEL.NONLOCAL.LOCATION"),
         ("MODEL.NONLOCAL.LOCATION res4.1", r"LOCATION takes .* tuple, such as \('res4.-2',\)"),
         ("SOLVER.BASE_LR 1", "SOLVER.BASE_LR takes .* float"),
-        ("MODEL.NONLOCAL 3", "MODEL.NONLOCAL is not a key but a group of keys: BACKBONE, INST"),
+        ("MODEL.NONLOCAL 3", "MODEL.NONLOCAL is not a key but a group of keys: BACKBONE, FREEZE"),
         ("MODEL.WEIGHTS", "pairs, KEY VALUE.* these are 5: .* MODEL.WEIGHTS"),
         ("MODEL.MASK_ON True --resume", "flags come before them.* --resume"),
         ("MODEL.WEIGHTS nowhere.pth", "MODEL.WEIGHTS: no file /.*nowhere.pth"),

@@ -1,6 +1,20 @@
-"""Loading weights, and finding out what arrived."""
+"""Loading weights, finding out what arrived, and saving them."""
 
-from .checkpointer import AuditedCheckpointer, LoadError
+from .checkpointer import AuditedCheckpointer
+from .conversion import SOURCES, convert, convert_file
 from .load_audit import audit
+from .reading import LoadError, read_checkpoint, read_file
+from .writing import SaveError, write_atomically
 
-__all__ = ["AuditedCheckpointer", "LoadError", "audit"]
+__all__ = [
+    "SOURCES",
+    "AuditedCheckpointer",
+    "LoadError",
+    "SaveError",
+    "audit",
+    "convert",
+    "convert_file",
+    "read_checkpoint",
+    "read_file",
+    "write_atomically",
+]

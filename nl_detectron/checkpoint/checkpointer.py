@@ -1,19 +1,25 @@
-"""A checkpointer that says what it loaded, and refuses weights that do not fit."""
+"""A checkpointer that says what it loaded, refuses what does not fit, and saves whole files."""
 
 import logging
+import os
+from pathlib import Path
+from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from .load_audit import STATISTICS, audit
-
-
-class LoadError(ValueError):
-    """A file of weights does not fit the model."""
+from .reading import LoadError, harmless_globals, read_checkpoint
+from .writing import PARTIAL, SaveError, write_atomically
 
 
 class AuditedCheckpointer(DetectionCheckpointer):
-    """``DetectionCheckpointer`` with an :func:`audit` of each file that it loads."""
+    """``DetectionCheckpointer`` that distrusts files.
+
+    Each file that it loads gets an :func:`audit`, and none can run code (see :func:`read_file`). A
+    checkpoint has its name, and is named in ``last_checkpoint``, only once it is whole on disk.
+    """
 
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, partial: bool = False, **checkpointables
@@ -33,10 +39,51 @@ class AuditedCheckpointer(DetectionCheckpointer):
         """As in DetectionCheckpointer; an empty path loads nothing, and there is no audit.
 
         Raises:
-            LoadError: the audit found problems; the message names the file and lists them.
+            LoadError: the file cannot be used, as :func:`read_checkpoint` says, or the audit found
+                problems; the message names the file and lists them.
         """
         self._path = path
-        return super().load(path, *args, **kwargs)
+        try:
+            return super().load(path, *args, **kwargs)
+        except ValueError as error:
+            if isinstance(error, LoadError):
+                raise
+            # That of a part beside the model: an optimizer with other groups of parameters.
+            raise LoadError(f"{path} does not fit this run, by its SOLVER keys: {error}") from error
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """As in DetectionCheckpointer.
+
+        Raises:
+            SaveError: the file could not be written. Those before it are as they were.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data.update({key: part.state_dict() for key, part in self.checkpointables.items()})
+        data.update(kwargs)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info(f"Saving checkpoint to {path}")
+        for left in Path(self.save_dir).glob(f"*.pth{PARTIAL}"):
+            left.unlink()  # by a process that was killed
+        try:
+            with write_atomically(path, "wb") as file:
+                torch.save(data, file)
+            self.tag_last_checkpoint(os.path.basename(path))
+        except SaveError as error:
+            last = self.get_checkpoint_file()
+            stays = f"--resume goes on from {last}" if last else "there is no checkpoint yet"
+            raise SaveError(f"{error}; {stays}") from error
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """As in DetectionCheckpointer."""
+        with write_atomically(os.path.join(self.save_dir, "last_checkpoint"), "w") as file:
+            file.write(last_filename_basename)
+
+    def _load_file(self, filename: str) -> dict:
+        read_checkpoint(filename)  # detectron2, which reads it in its own way, would run its code
+        with harmless_globals():
+            return super()._load_file(filename)
 
     def _load_model(self, checkpoint: dict):
         # The keys reported as missing are not enough: FrozenBN fills in statistics that a file does
@@ -47,8 +94,12 @@ class AuditedCheckpointer(DetectionCheckpointer):
             shapes.update({name: tuple(tensor.shape) for name, tensor in state_dict.items()})
 
         hook = self.model._register_load_state_dict_pre_hook(note)
-        incompatible = super()._load_model(checkpoint)
-        hook.remove()
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except RuntimeError as error:  # one of the model's modules refused its part
+            raise LoadError(f"{self._path}: {' '.join(str(error).split())}") from error
+        finally:
+            hook.remove()
         shapes.update({name: shape for name, shape, _ in incompatible.incorrect_shapes})
 
         # Files from Caffe2 may have running statistics folded into scale and bias.

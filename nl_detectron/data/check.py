@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 EXAMPLES = 5  # of the places of a problem, shown by :func:`describe`
 EDGE = 1  # pixels by which a box may reach over the edge, by rounding, without a note
+NARROW = 2666  # at detectron2's INPUT.MAX_SIZE_TRAIN, 1333, the short side is rounded to nothing
 
 _ID, _NUMBER = (int, str), (int, float)
 _NEEDED = {
@@ -32,6 +33,7 @@ class Problem(Enum):
     MIXED_IDS = True, "images have an id that is text, and others a number"
     FILE_TWICE = False, "images have the file of an earlier one"
     BAD_SIZE = True, "images have a height or width that is not positive"
+    TOO_NARROW = True, f"images have one side over {NARROW} times the other: resized, it is gone"
     NOTHING_TO_LEARN = True, "images, which is all, have no annotation other than crowds"
     UNLABELLED = False, "images have no annotation other than crowds: not trained on"
     CATEGORY_ID_TWICE = True, "categories have the id of an earlier one"
@@ -60,6 +62,7 @@ class Problem(Enum):
     # These are found by check_images.py.
     FILE_MISSING = True, "image files are missing"
     UNREADABLE = True, "image files cannot be read"
+    NOT_8_BIT = True, "images have more than 8 bits a channel: clipped at 255, not scaled down"
     SIZE_DIFFERS = True, "images have another size, after their EXIF rotation, than stated"
 
     def __init__(self, is_error: bool, text: str):
@@ -142,6 +145,10 @@ def _check_images(images: list[dict], problems: Problems) -> None:
     problems[Problem.BAD_SIZE] += [
         image["file_name"] for image in images if not (image["height"] > 0 and image["width"] > 0)
     ]
+    for image in images:
+        short, long = sorted((image["height"], image["width"]))
+        if 0 < short * NARROW < long:
+            problems[Problem.TOO_NARROW].append(image["file_name"])
 
 
 def _check_categories(categories: list[dict], problems: Problems) -> None:

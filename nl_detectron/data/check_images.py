@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Optional
 
 from detectron2.data.detection_utils import SizeMismatchError, check_image_size, read_image
+from PIL import Image
 from tqdm import tqdm
 
 from .check import Problem, Problems
@@ -49,7 +50,12 @@ def check_images(data: dict, folder: str) -> Problems:
         FileNotFoundError: there is no such folder.
     """
     missing = missing_images(data, folder)
-    problems = {Problem.FILE_MISSING: missing, Problem.UNREADABLE: [], Problem.SIZE_DIFFERS: []}
+    problems = {
+        Problem.FILE_MISSING: missing,
+        Problem.UNREADABLE: [],
+        Problem.NOT_8_BIT: [],
+        Problem.SIZE_DIFFERS: [],
+    }
     absent = set(missing)
     images = [image for image in data["images"] if image["file_name"] not in absent]
     for found in tqdm(_examine_all(images, folder), "images", len(images), unit="image"):
@@ -66,12 +72,17 @@ def _examine_all(images: list[dict], folder: str) -> Iterator[Optional[tuple[Pro
 
 def _examine(image: dict, folder: str) -> Optional[tuple[Problem, str]]:
     name = image["file_name"]
+    path = os.path.join(folder, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as about EXIF data that mean nothing
-            pixels = read_image(os.path.join(folder, name), format="BGR")
+            pixels = read_image(path, format="BGR")
+            with Image.open(path) as header:
+                mode = header.mode
     except Exception as error:  # what decoders raise on broken files can be anything
         return Problem.UNREADABLE, f"{name} ({type(error).__name__})"
+    if mode.startswith(("I", "F")):  # Pillow's modes for integers of 16 and 32 bits, and floats
+        return Problem.NOT_8_BIT, f"{name} (Pillow's mode {mode})"
     stated = {"height": image["height"], "width": image["width"]}
     try:
         check_image_size(stated, pixels)

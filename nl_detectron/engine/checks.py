@@ -3,10 +3,11 @@
 import argparse
 import difflib
 import os
-import pickle
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 
+import detectron2.utils.comm as comm
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
@@ -15,12 +16,15 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..checkpoint import LoadError, read_checkpoint
 from ..config import add_nonlocal_config
 from ..data.custom import CustomDataset
 from ..modeling import build_nonlocal_backbone, build_nonlocal_keypoint_head
 from .custom_data import NAMES, check_custom_data
+from .distributed import world_size
 from .errors import UserError
 from .evaluators import EVALUATORS
+from .values import check_output_dir, check_values
 
 # Metadata of detectron2's datasets that are paths of files or folders.
 PATHS = (
@@ -53,15 +57,17 @@ def check(cfg: CfgNode, args: argparse.Namespace, custom: Iterable[CustomDataset
     Raises:
         UserError: the first thing that is wrong.
     """
+    check_values(cfg)
     _check_devices(cfg, args)
-    _check_nonlocal(cfg)
+    check_nonlocal(cfg)
     _check_batch_size(cfg, args)
     _check_datasets(cfg, ["TEST"] if args.eval_only else ["TRAIN", "TEST"])
     for dataset in custom:
         check_custom_data(cfg, dataset)
-    if not cfg.DATASETS.TEST:
+    if not cfg.DATASETS.TEST and comm.is_main_process():
         print("note: DATASETS.TEST is empty, so nothing will be evaluated", file=sys.stderr)
-    _check_weights(cfg, args)  # last, since it may download them
+    _check_weights(cfg, args)  # late, since it may download them
+    check_output_dir(cfg)
 
 
 def coco_files(name: str) -> tuple[str, str]:
@@ -88,10 +94,27 @@ def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
     if not gpus and cfg.SOLVER.AMP.ENABLED and not args.eval_only:
         raise UserError("SOLVER.AMP.ENABLED needs a GPU, and torch finds none; set it to False")
     if args.num_gpus * args.num_machines > 1 and args.num_gpus > gpus:
-        raise UserError(f"--num-gpus is {args.num_gpus}, but torch finds {gpus} on this machine")
+        raise UserError(
+            f"--num-gpus is {args.num_gpus}, but torch finds {gpus} on this machine; several "
+            "processes on a CPU can be started with torchrun"
+        )
+    if world_size(args) == 1:
+        return
+    device = "cuda" if gpus else "cpu"
+    if cfg.MODEL.DEVICE != device:
+        raise UserError(
+            f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r}, but several processes need {device!r} here; "
+            "leave it out, and set CUDA_VISIBLE_DEVICES to choose GPUs, or to '' for the CPU"
+        )
+    for group, options in cfg.MODEL.items():
+        if not gpus and isinstance(options, CfgNode) and options.get("NORM") == "SyncBN":
+            raise UserError(
+                f"MODEL.{group}.NORM is 'SyncBN', which torch has for several processes on GPUs "
+                "only; on a CPU take another norm, or one process"
+            )
 
 
-def _check_nonlocal(cfg: CfgNode) -> None:
+def check_nonlocal(cfg: CfgNode) -> None:
     """Blocks that were asked for, and would silently not be there."""
     backbone, keypoint_head = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_KEYPOINT_HEAD.NAME
     if backbone not in BACKBONE_REGISTRY:
@@ -99,23 +122,48 @@ def _check_nonlocal(cfg: CfgNode) -> None:
         raise UserError(f"MODEL.BACKBONE.NAME {backbone!r} is not registered; registered: {known}")
     in_backbone = backbone == build_nonlocal_backbone.__name__
     in_head = cfg.MODEL.KEYPOINT_ON and keypoint_head == build_nonlocal_keypoint_head.__name__
+    if cfg.MODEL.NONLOCAL.FREEZE_REST and not cfg.MODEL.WEIGHTS:
+        raise UserError(
+            "MODEL.NONLOCAL.FREEZE_REST leaves the rest as it is loaded, and MODEL.WEIGHTS is "
+            "empty; set it to the checkpoint of a trained detector"
+        )
     defaults = get_cfg()
     add_nonlocal_config(defaults)
-    if cfg.MODEL.NONLOCAL != defaults.MODEL.NONLOCAL and not (in_backbone or in_head):
-        raise UserError(
-            f"MODEL.NONLOCAL is set, but MODEL.BACKBONE.NAME is {backbone!r}, which inserts no "
-            f"block; set it to {build_nonlocal_backbone.__name__!r}, and MODEL.NONLOCAL.BACKBONE "
-            f"to {backbone!r}"
-        )
+    if in_backbone and not in_head:
+        key, name = "MODEL.NONLOCAL.KEYPOINT_HEAD", build_nonlocal_keypoint_head.__name__
+        if cfg.MODEL.NONLOCAL.KEYPOINT_HEAD != defaults.MODEL.NONLOCAL.KEYPOINT_HEAD:
+            raise UserError(
+                f"{key} is set, but no keypoint head inserts blocks; set MODEL.KEYPOINT_ON to True "
+                f"and MODEL.ROI_KEYPOINT_HEAD.NAME to {name!r}"
+            )
+    if in_backbone or in_head:
+        return
+    for group, key in (
+        ("MODEL", "NONLOCAL"),
+        ("SOLVER", "NONLOCAL_LR_FACTOR"),
+        ("SOLVER", "WEIGHT_DECAY_NONLOCAL"),
+    ):
+        if cfg[group][key] != defaults[group][key]:
+            raise UserError(
+                f"{group}.{key} is set, but MODEL.BACKBONE.NAME is {backbone!r}, which inserts no "
+                f"block; set it to {build_nonlocal_backbone.__name__!r}, and "
+                f"MODEL.NONLOCAL.BACKBONE to {backbone!r}"
+            )
 
 
 def _check_batch_size(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Whether DefaultTrainer can scale the schedule to the processes that there are."""
+    """Whether a batch, scaled as DefaultTrainer does, divides into the processes that there are."""
     images, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    processes = max(args.num_gpus, 1) * args.num_machines
-    if args.eval_only or reference in (0, processes):
+    processes = world_size(args)
+    if args.eval_only:
         return
-    if images % reference:
+    if reference in (0, processes):
+        if images % processes:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH is {images}, which is no multiple of the number of "
+                f"processes, {processes}"
+            )
+    elif images % reference:
         raise UserError(
             f"SOLVER.IMS_PER_BATCH is {images}, which is no multiple of "
             f"SOLVER.REFERENCE_WORLD_SIZE, {reference}, and cannot be scaled to {processes} "
@@ -162,12 +210,12 @@ def _check_evaluator(name: str) -> None:
 
 def _check_files(names: list[str]) -> None:
     for name in names:
-        if not all(map(os.path.exists, _paths(name))):
+        if not all(map(os.path.exists, dataset_paths(name))):
             try:
                 DatasetCatalog.get(name)  # some make their files when they are first asked for
             except (FileNotFoundError, AssertionError):  # detectron2 asserts that files are there
                 break
-    paths = {path for name in names for path in _paths(name)}
+    paths = {path for name in names for path in dataset_paths(name)}
     if all(map(os.path.exists, paths)):
         return
 
@@ -186,7 +234,8 @@ def _check_files(names: list[str]) -> None:
     raise UserError("\n".join(lines))
 
 
-def _paths(name: str) -> list[str]:
+def dataset_paths(name: str) -> list[str]:
+    """The files and folders of a registered dataset, by its metadata."""
     metadata = MetadataCatalog.get(name)
     paths = [metadata.get(key) for key in PATHS]
     return [path for path in paths if path and "://" not in path]
@@ -266,16 +315,27 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
         raise UserError(
             f"{source}: cannot fetch {path} ({error}); without a network, give the path of a file"
         ) from error
-    if not os.path.isfile(file):
-        raise UserError(f"{source}: no file {os.path.abspath(file)}")
+    file = os.path.abspath(file)
     try:
-        with open(file, "rb") as stream:
-            if file.endswith(".pkl"):
-                pickle.load(stream, encoding="latin1")
-            else:
-                torch.load(stream, map_location="cpu")
-    except Exception as error:  # what unpickling a damaged file raises can be anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
-        raise UserError(
-            f"{source}: {os.path.abspath(file)} cannot be read as a checkpoint ({reason})"
-        ) from error
+        if not os.path.isfile(file):
+            raise LoadError(f"no file {file}")
+        read_checkpoint(file)
+    except LoadError as error:
+        hint = _checkpoint_before(checkpointer) if source == "--resume" else ""
+        raise UserError(f"{source}: {error}{hint}") from error
+
+
+def _checkpoint_before(checkpointer: DetectionCheckpointer) -> str:
+    """How to go on where the last checkpoint cannot be used.
+
+    Not by itself: what happened to a file that had been written whole should be looked into.
+    """
+    files = checkpointer.get_all_checkpoint_files()
+    for file in sorted(files, key=os.path.getmtime, reverse=True):
+        with suppress(LoadError):
+            read_checkpoint(file)
+            return (
+                f"; the last one that is whole is {file}: to go on from it, write its name, "
+                f"{os.path.basename(file)}, into {checkpointer.save_dir}/last_checkpoint"
+            )
+    return "; there is no whole one beside it"

@@ -3,6 +3,8 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
+from multiprocessing import active_children
 from typing import Optional
 
 import detectron2.utils.comm as comm
@@ -11,36 +13,44 @@ from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import AuditedCheckpointer, LoadError
+from ..checkpoint import AuditedCheckpointer, LoadError, SaveError
 from ..data.custom import CustomDataset
+from ..data.mapper import ImageError
 from .checks import check
 from .custom_data import overrides, read_datasets
+from .distributed import processes_of_torchrun
 from .errors import as_user_error, exit_on_user_error
+from .seed import with_seed
 from .setup import find_config_file, load_config
+from .stop_on_signal import signals_left_to
 from .trainer import Trainer
 
 
 def main(args: argparse.Namespace) -> None:
-    """Check the input, then train or evaluate in as many processes as ``args`` say.
+    """Check the input, then train or evaluate.
+
+    That is in as many processes as ``args`` say, or, under torchrun, in this one of its processes.
 
     Args:
         args: as :func:`argument_parser` gives them.
     """
-    with exit_on_user_error():
+    with exit_on_user_error(), processes_of_torchrun(args):
         args.config_file = find_config_file(args.config_file)
         datasets = read_datasets(args)
         cfg = load_config(args.config_file, args.opts, overrides=overrides(datasets))
         for dataset in datasets.values():
             dataset.register()
         check(cfg, args, datasets.values())
-        launch(
-            run,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(cfg, args, list(datasets.values())),
-        )
+        spawns = args.num_gpus * args.num_machines > 1
+        with signals_left_to(active_children) if spawns else nullcontext():
+            launch(
+                run,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(cfg, args, list(datasets.values())),
+            )
 
 
 def run(
@@ -57,9 +67,11 @@ def run(
         The results of the evaluation: task -> metric -> value. None after a training that had no
         TEST.EXPECTED_RESULTS to compare with.
     """
-    with exit_on_user_error():
+    with exit_on_user_error(), as_user_error(ImageError), as_user_error(SaveError):
         for dataset in datasets:
             dataset.register()
+        if not args.eval_only:
+            cfg = with_seed(cfg, args.resume)
         default_setup(cfg, args)
         # That gave a handler to detectron2's loggers, not to ours.
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="nl_detectron")

@@ -33,12 +33,15 @@ class RunRecord(HookBase):
         """
         self._path = Path(cfg.OUTPUT_DIR, "environment.json")
         self._config_hash = config_hash(cfg)
+        self._seed = cfg.SEED
 
     def before_train(self) -> None:
         if comm.is_main_process():
             partial = self._path.with_suffix(".tmp")
             record = environment()
-            record.update(iterations=self.trainer.max_iter, config_hash=self._config_hash)
+            record.update(
+                iterations=self.trainer.max_iter, config_hash=self._config_hash, seed=self._seed
+            )
             partial.write_text(json.dumps(record, indent=1) + "\n")
             os.replace(partial, self._path)
 

@@ -102,7 +102,7 @@ def _explain(cfg: CfgNode, source: str) -> Iterator[None]:
         raise UserError(f"{source}: its _BASE_ does not exist: {missing}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    except TypeError as error:  # an empty file, for one
+    except (AttributeError, TypeError) as error:  # of an empty file, or of a list
         raise UserError(f"{source}: not a mapping of config keys to values ({error})") from error
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(f"{source}: {_restate(str(error.args[0]), cfg)}") from error
@@ -113,6 +113,8 @@ def _restate(message: str, cfg: CfgNode) -> str:
     problem, _, key = message.rpartition("key: ")
     if problem.startswith("Non-existent"):
         close = difflib.get_close_matches(key, _keys(cfg), n=1)
+        if close == [key]:
+            return f"there is no key {key!r} with dots; nest it: {key.replace('.', ': {')}: ..."
         return f"there is no key {key}" + (f"; did you mean {close[0]}?" if close else "")
     if problem.startswith("Type mismatch"):
         value = cfg

@@ -16,6 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import config_hash, get_config_file
 from ..engine import UserError, load_config
+from ..engine.stop_on_signal import signals_left_to
 from .paper import TABLES, Row
 from .runs import read_environment, read_run, scaled
 
@@ -106,6 +107,8 @@ def jobs(table: str, rows: Sequence[str], settings: Settings) -> Iterator[Job]:
 def run_jobs(todo: Sequence[Job], settings: Settings) -> List[str]:
     """Run what is not finished, in order. A run that fails does not stop the others.
 
+    SIGTERM and Ctrl-C end the run in progress, with a checkpoint, and then this process.
+
     Returns:
         One line for each run that failed.
     """
@@ -120,10 +123,21 @@ def run_jobs(todo: Sequence[Job], settings: Settings) -> List[str]:
         else:
             command = job.command(settings)
             print(f"{title}: {shlex.join(command)}", flush=True)
-            status = subprocess.run(command).returncode
+            status = _call(command)
             if status:
                 failures.append(f"{job.folder}: exit status {status}; see log.txt in it")
     return failures
+
+
+def _call(command: Sequence[str]) -> int:
+    """As subprocess.call, but a signal is left to the command, which writes a checkpoint first.
+
+    Then this process ends too, with the same exit status.
+    """
+    children = []
+    with signals_left_to(lambda: children):
+        children.append(subprocess.Popen(command))
+        return children[0].wait()
 
 
 def _made_otherwise(job: Job, settings: Settings) -> str:

@@ -1,7 +1,8 @@
 """Where the blocks go in detectron2's models."""
 
 from .backbone import build_nonlocal_backbone, nonlocal_backbone
-from .insertion import insert_nonlocal
+from .freezing import freeze_rest
+from .insertion import insert_nonlocal, remove_nonlocal
 from .keypoint_head import build_nonlocal_keypoint_head, nonlocal_keypoint_head
 from .p4_fpn import build_nonlocal_p4_resnet_fpn_backbone
 
@@ -9,7 +10,9 @@ __all__ = [
     "build_nonlocal_backbone",
     "build_nonlocal_keypoint_head",
     "build_nonlocal_p4_resnet_fpn_backbone",
+    "freeze_rest",
     "insert_nonlocal",
     "nonlocal_backbone",
     "nonlocal_keypoint_head",
+    "remove_nonlocal",
 ]

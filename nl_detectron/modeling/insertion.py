@@ -15,9 +15,12 @@ REPORT_SIZE = (800, 1344)  # height, width of the image for which multiply-adds 
 
 _LOCATION = re.compile(r"(?P<stage>\w+)\.(?:(?P<index>-?\d+)|(?P<slice>[-\d]*(?::[-\d]*){1,2})|\*)")
 
+# What insert_block names a block, anywhere in a model. One of another name is a model's own part.
+_INSERTED = re.compile(r"(?:.+\.)?nonlocal\d+")
+
 
 @dataclass(frozen=True)
-class _Stage:
+class Stage:
     """A run of residual blocks found in a model."""
 
     name: str  # "backbone.bottom_up.res4"
@@ -58,7 +61,7 @@ def insert_nonlocal(
     if not locations:
         raise ValueError("location is empty: no non-local block would be inserted; try 'res4.-2'")
 
-    stages = _find_stages(model)
+    stages = find_stages(model)
     blocks = {}  # (stage name, index) -> what to insert; checked whole before anything is inserted
     for place in locations:
         stage, indices = _resolve(place, stages)
@@ -78,6 +81,37 @@ def insert_nonlocal(
         insert_block(stage.module, after, f"nonlocal{index}", block)
         names.append(f"{stage_name}.nonlocal{index}")
         log_block(names[-1], block, stage.stride)
+    return names
+
+
+def remove_nonlocal(model: nn.Module, names: Optional[Sequence[str]] = None) -> List[str]:
+    """Take non-local blocks out again, in place: what is left is the model as it was without them.
+
+    Args:
+        model: has blocks that :func:`insert_nonlocal`, a builder of this package or
+            :func:`nonlocal_keypoint_head` inserted.
+        names: of the blocks, as :func:`insert_nonlocal` returned them; by default all.
+
+    Returns:
+        The names of the blocks that are gone.
+
+    Raises:
+        ValueError: there is no block, or none of that name. The model is then unchanged.
+    """
+    there = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, NonLocalBlock) and _INSERTED.fullmatch(name)
+    ]
+    if not there:
+        raise ValueError("the model has no inserted non-local block to remove")
+    names = there if names is None else list(dict.fromkeys(names))
+    for name in names:
+        if name not in there:
+            raise ValueError(f"no inserted non-local block {name!r}; there are: {', '.join(there)}")
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        delattr(model.get_submodule(parent), child)
     return names
 
 
@@ -113,7 +147,7 @@ def log_block(name: str, block: NonLocalBlock, stride: Optional[int]) -> None:
     )
 
 
-def _find_stages(model: nn.Module) -> List[_Stage]:
+def find_stages(model: nn.Module) -> List[Stage]:
     """Every module whose children are all residual blocks, run one after the other."""
     stages = []
     for prefix, parent in model.named_modules():
@@ -126,11 +160,11 @@ def _find_stages(model: nn.Module) -> List[_Stage]:
             if blocks and all(isinstance(block, CNNBlockBase) for block in blocks):
                 if stride is not None:
                     stride *= math.prod(block.stride for block in blocks)
-                stages.append(_Stage(f"{prefix}.{name}".lstrip("."), child, stride))
+                stages.append(Stage(f"{prefix}.{name}".lstrip("."), child, stride))
     return stages
 
 
-def _resolve(place: str, stages: List[_Stage]):
+def _resolve(place: str, stages: List[Stage]):
     """The stage that a location names, and the indices of its residual blocks."""
     match = _LOCATION.fullmatch(place) if isinstance(place, str) else None
     if match is None:

@@ -1,0 +1,219 @@
+"""``python -m nl_detectron.run``: scripts that know nothing of this package, in real processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import detectron2
+import pytest
+import torch
+from test_train_net import OUT_WEIGHT, TINY
+
+from nl_detectron.data import generate
+
+TOOLS = Path(detectron2.__file__).resolve().parents[1] / "tools"
+PLAIN = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
+
+# As detectron2's users write them: their own keys, a module beside the script, DefaultTrainer.
+USERS = {
+    "mykeys.py": """
+def add_my_config(cfg):
+    cfg.MODEL.MINE = 0
+""",
+    "train.py": """
+import os
+
+from detectron2.config import get_cfg
+from detectron2.data.datasets import register_coco_instances
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+
+from mykeys import add_my_config
+
+
+def setup(args):
+    cfg = get_cfg()
+    add_my_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args):
+    root = os.environ["DETECTRON2_DATASETS"] + "/nl_synthetic/train"
+    register_coco_instances("mine", {}, root + ".json", root)
+    trainer = DefaultTrainer(setup(args))
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+    print("rates", {group["initial_lr"] for group in trainer.optimizer.param_groups})
+
+
+if __name__ == "__main__":
+    args = default_argument_parser().parse_args()
+    launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+""",
+    # Everything by which a script can tell how it was started.
+    "where.py": """
+import sys
+
+main = sys.modules["__main__"]
+print(__name__, __file__, __package__, sys.argv, sys.path[0])
+print(main.__file__ == __file__, vars(main) is globals(), "argparse" in globals())
+sys.exit("that is all")
+""",
+    "fails.py": """
+def divide(a, b):
+    return a / b
+
+
+divide(1, 0)
+""",
+    # Two processes by spawn, each with one worker by spawn: three generations of __main__.
+    "spawns.py": """
+import sys
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
+from mykeys import add_my_config
+
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return ready()
+
+
+def ready():
+    cfg = get_cfg()
+    known = "build_nonlocal_backbone" in BACKBONE_REGISTRY
+    return f"{__name__} {known} {cfg.MODEL.NONLOCAL.LOCATION[0]} {build_model.__module__}"
+
+
+def work(rank, options):
+    loader = torch.utils.data.DataLoader(Numbers(), num_workers=1, multiprocessing_context="spawn")
+    (answer,) = loader
+    print(f"{options.name} {rank}: {ready()}, worker: {answer[0]}, {sys.argv[1:]}\\n", end="")
+
+
+class Options:
+    name = "mine"
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(work, args=(Options(),), nprocs=2)
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A user's folder, with images, and another folder in it to start from."""
+    folder = tmp_path_factory.mktemp("user")
+    for name, text in USERS.items():
+        (folder / name).write_text(text)
+    (folder / "elsewhere").mkdir()
+    generate(folder / "datasets" / "nl_synthetic", {"train": 8, "val": 4})
+    return folder
+
+
+@pytest.fixture
+def python(folder):
+    def run(*arguments):
+        environment = {
+            **os.environ,
+            "DETECTRON2_DATASETS": str(folder / "datasets"),
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=folder / "elsewhere",
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+RUN = ("-m", "nl_detectron.run")
+TRAIN = ("../train.py", "--config-file", TINY, "--num-gpus", "0")
+OPTIONS = ("MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "()")
+OPTIONS += ("MODEL.MINE", "3", "SOLVER.MAX_ITER", "2")
+
+
+def weights(file):
+    return torch.load(file, map_location="cpu")["model"]
+
+
+def test_users_training_script(python, folder):
+    """A plain model is trained to the same bit as without us; then one with blocks, by its keys."""
+    for name, how in (("bare", ()), ("ours", RUN)):
+        run = python(*how, *TRAIN, *PLAIN, *OPTIONS, "OUTPUT_DIR", f"../{name}")
+        assert run.returncode == 0, run.stderr
+    bare, ours = (weights(folder / name / "model_final.pth") for name in ("bare", "ours"))
+    assert list(ours) == list(bare)
+    for name, value in bare.items():
+        assert torch.equal(ours[name], value), name
+
+    keys = ("MODEL.NONLOCAL.FREEZE_REST", "True", "SOLVER.NONLOCAL_LR_FACTOR", "8.0")
+    keys += ("MODEL.WEIGHTS", "../bare/model_final.pth", "SOLVER.BASE_LR", "0.125")
+    run = python(*RUN, *TRAIN, *OPTIONS, *keys, "OUTPUT_DIR", "../blocks")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.endswith("rates {1.0}\n")
+    blocks = weights(folder / "blocks" / "model_final.pth")
+    assert blocks[OUT_WEIGHT].any()
+    for name, value in bare.items():
+        if not name.endswith("num_batches_tracked"):  # release 0.5 has no such in FrozenBN
+            assert torch.equal(blocks[name], value), name
+
+
+@pytest.mark.parametrize("script", ["where.py", "fails.py"])
+def test_script_is_run_as_python_does(python, script):
+    arguments = (f"../{script}", "--help", "-m", "x y", "--", "--config-file=z")
+    expected, run = python(*arguments), python(*RUN, *arguments)
+    assert run.returncode == expected.returncode
+    assert run.stdout == expected.stdout
+    # A traceback begins with the frames that lead to the script.
+    head = "Traceback (most recent call last):\n"
+    assert run.stderr.endswith(expected.stderr.removeprefix(head))
+    assert run.stderr.startswith(head) == expected.stderr.startswith(head)
+
+
+def test_spawned_processes_know_us_too(python):
+    run = python(*RUN, "../spawns.py", "--flag")
+    assert run.returncode == 0, run.stderr
+    ready = "__mp_main__ True res4.-2 nl_detectron.modeling.freezing"
+    assert sorted(run.stdout.splitlines()) == [
+        f"mine {rank}: {ready}, worker: {ready}, ['--flag']" for rank in (0, 1)
+    ]
+
+
+def test_no_such_script(python, folder):
+    run = python(*RUN, "train.py")
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr == f"error: no file {folder}/elsewhere/train.py\n"
+
+
+@pytest.mark.skipif(not TOOLS.is_dir(), reason="detectron2's tools are not beside the package")
+@pytest.mark.parametrize("tool", ["train_net.py", "plain_train_net.py"])
+def test_training_tools_of_detectron2(python, tmp_path, tool):
+    options = ("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", tmp_path)
+    run = python(*RUN, TOOLS / tool, "--config-file", TINY, "--num-gpus", "0", *options)
+    assert run.returncode == 0, run.stderr
+    assert "copypaste: Task: segm" in run.stdout
+    assert OUT_WEIGHT in weights(tmp_path / "model_final.pth")
+
+
+@pytest.mark.skipif(not TOOLS.is_dir(), reason="detectron2's tools are not beside the package")
+def test_analysis_tool_of_detectron2(python):
+    tasks = ("--tasks", "structure", "--num-inputs", "1", "MODEL.DEVICE", "cpu")
+    run = python(*RUN, TOOLS / "analyze_model.py", "--config-file", TINY, *tasks)
+    assert run.returncode == 0, run.stderr
+    assert "(nonlocal4): NonLocalBlock(" in run.stdout
