@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from nl_detectron.analysis.benchmark.peak_memory import peak_bytes
-from nl_detectron.layers import NonLocalBlock, affinity, attention
+from nl_detectron.layers import NonLocalBlock, affinity, attention, relu_sums
 
 NAMES = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
 # B, N, M, D, E
@@ -73,6 +73,27 @@ def test_gaussian_in_chunks(workspace, monkeypatch):
     monkeypatch.setattr(attention, "WORKSPACE", workspace)
     for shape in ((1, 7, 5, 4, 2), (2, 7, 5, 4, 2), (2, 0, 5, 4, 2), (0, 7, 5, 4, 2)):
         assert_same_as_matrix_form("gaussian", make_inputs("gaussian", shape))
+
+
+@pytest.mark.parametrize("workspace", [1, 14, 21])
+def test_concatenation_in_chunks(workspace, monkeypatch):
+    """Of one channel at a time, of two of five, of three (both with a rest)."""
+    monkeypatch.setattr(relu_sums, "WORKSPACE", workspace)
+    for shape in ((1, 7, 5, 4, 5), (1, 5, 7, 4, 5), (0, 7, 5, 4, 5)):
+        assert_same_as_matrix_form("concatenation", make_inputs("concatenation", shape))
+
+
+def test_concatenation_for_exported_programs():
+    """The form without a kernel of its own: the same function, and the same gradients."""
+    for shape in SHAPES:
+        a, b, g = make_inputs("gaussian", shape)
+        a, b = a[:, :, 0], b[:, :, 0]
+        forms = [form(a, b, g) for form in (affinity.ReluSums.apply, affinity._relu_sums)]
+        assert_near(*forms)
+        cotangent = torch.randn_like(forms[0])
+        gradients = [torch.autograd.grad(y, (a, b, g), cotangent) for y in forms]
+        for actual, expected in zip(*gradients):
+            assert_near(actual, expected)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "concatenation"])
@@ -246,14 +267,19 @@ def test_what_is_kept_for_backward_is_linear(name):
 
 
 @pytest.mark.parametrize("name", ["dot_product", "concatenation"])
-def test_peak_memory_is_at_most_three_times_the_inputs(name):
-    """Of a forward and backward pass: the result, its gradients, and what is needed on the way."""
+def test_peak_memory_is_at_most_three_times_the_inputs(name, monkeypatch):
+    """Of inputs, result, gradients, and what is needed on the way, forwards and backwards."""
+    monkeypatch.setattr(relu_sums, "WORKSPACE", 2**12)
     inputs = make_inputs(name, (1, 1024, 1024, 64, 64), torch.float32)
+    dy = torch.ones(1, 1024, 64)
 
     def forward_backward():
         y = operation(name, *inputs)
-        return y, torch.autograd.grad(y.sum(), inputs)
+        return y, torch.autograd.grad(y, inputs, dy)
 
     size = sum(t.untyped_storage().nbytes() for t in inputs)
     forward_backward()  # what is allocated once and for all
-    assert size < peak_bytes(forward_backward, "cpu") <= 3 * size
+    results = sum(t.untyped_storage().nbytes() for t in [dy, *inputs])  # y and the gradients
+    peak = peak_bytes(forward_backward, "cpu")
+    assert results <= peak
+    assert size + dy.untyped_storage().nbytes() + peak <= 3 * size

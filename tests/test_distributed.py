@@ -60,8 +60,8 @@ def process(folder, environment, arguments):
     main(argument_parser().parse_args(arguments))
 
 
-def processes(count, folder, *arguments):
-    """As torchrun starts them, less its own process and the imports.
+def processes(count, folder, *arguments, machines=1):
+    """As torchrun starts them on each of its machines, less its own process and the imports.
 
     Returns:
         Exit statuses, and what was written on stderr, of each.
@@ -70,11 +70,11 @@ def processes(count, folder, *arguments):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    members = []
-    for rank in map(str, range(count)):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1"}
-        environment |= {"MASTER_PORT": str(port)}
-        environment |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(count))
+    members, local_size = [], count // machines
+    for rank in range(count):
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank % local_size)}
+        environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local_size)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         members.append(FORK.Process(target=process, args=(folder, environment, arguments)))
         members[-1].start()
     for member in members:
@@ -120,13 +120,14 @@ def test_two_processes_learn_what_one_does(data, weights, tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("count", [2, 6])  # 6: one of them has no image
-def test_evaluation_gathers_every_image_once(data, weights, tmp_path, count):
+@pytest.mark.parametrize("count, machines", [(2, 1), (6, 3)])  # 6: one of them has no image
+def test_evaluation_gathers_every_image_once(data, weights, tmp_path, count, machines):
     arguments = ["--config-file", TINY, "--eval-only", *data, "MODEL.WEIGHTS", weights]
+    arguments += ["OUTPUT_DIR", "out"]
     results = []
-    for number in (1, count):
+    for number, on in ((1, 1), (count, machines)):
         folder = tmp_path / str(number)
-        statuses, stderr = processes(number, folder, *arguments, "OUTPUT_DIR", "out")
+        statuses, stderr = processes(number, folder, *arguments, machines=on)
         assert statuses == [0] * number, stderr
         inference = folder / "out" / "inference"
         predictions = torch.load(inference / "instances_predictions.pth", weights_only=False)
@@ -207,13 +208,16 @@ def test_a_killed_process_ends_the_other(data, tmp_path, starter):
         stderr=subprocess.PIPE,
         text=True,
     ) as run:
-        while not (tmp_path / "out" / "last_checkpoint").exists():
-            assert run.poll() is None, run.stderr.read()
-            time.sleep(0.1)
-        workers = trainers(tmp_path)
-        assert len(workers) == 2
-        os.kill(workers[-1], signal.SIGKILL)
-        _, stderr = run.communicate(timeout=60)
+        try:
+            while not (tmp_path / "out" / "last_checkpoint").exists():
+                assert run.poll() is None, run.stderr.read()
+                time.sleep(0.1)
+            workers = trainers(tmp_path)
+            assert len(workers) == 2
+            os.kill(workers[-1], signal.SIGKILL)
+            _, stderr = run.communicate(timeout=60)
+        finally:
+            run.terminate()  # the end of "with" waits for it, however this ends
     assert run.returncode not in (0, 2)
     assert "SIGKILL" in stderr
     assert not trainers(tmp_path)
@@ -224,12 +228,19 @@ def trainers(folder):
     found = []
     for links in Path("/proc").glob("[0-9]*/fd"):
         try:
-            files = [os.readlink(link) for link in links.iterdir()]
-        except OSError:  # gone
+            files = list(links.iterdir())
+        except OSError:  # the process is gone, or another user's
             continue
-        if any(file.startswith(str(folder / "out" / "log.txt")) for file in files):
+        if any(target(file).startswith(str(folder / "out" / "log.txt")) for file in files):
             found.append(int(links.parent.name))
     return sorted(found)
+
+
+def target(link):
+    try:
+        return os.readlink(link)
+    except OSError:  # closed in the meantime, which says nothing of the other files
+        return ""
 
 
 def batch():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import ChunkedAttention
+from .relu_sums import ReluSums
 
 
 def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
@@ -97,20 +98,17 @@ def concatenation(theta: Tensor, phi: Tensor, g: Tensor, w_f: Tensor) -> Tensor:
 
         a_i * (g_1 + ... + g_k) + (b_1 g_1 + ... + b_k g_k),   k = k_i by binary search.
 
-    Running sums lose too much in half precision, so this form is computed in float32 at least.
+    Running sums lose too much in half precision, so this form is computed in float32 at least. It
+    goes over a few channels at a time, except in an exported or compiled program.
     """
     dtype = torch.promote_types(g.dtype, torch.float32)
     a, b = _pair_terms(theta.to(dtype), phi.to(dtype), w_f.to(dtype))
-    b, order = b.sort(dim=1, descending=True)
-    count = torch.searchsorted(-b.detach(), a.detach().contiguous())
-
-    batch, m, width = g.shape
-    a, b = a / m, b / m
-    g_sorted = g.to(dtype).gather(1, order.unsqueeze(2).expand(batch, m, width))
-    index = count.unsqueeze(2).expand(batch, a.shape[1], width)
-    sum_g = F.pad(g_sorted.cumsum(1), [0, 0, 1, 0]).gather(1, index)
-    sum_bg = F.pad((b.unsqueeze(2) * g_sorted).cumsum(1), [0, 0, 1, 0]).gather(1, index)
-    return _saturate(torch.addcmul(sum_bg, a.unsqueeze(2), sum_g), g.dtype)
+    a, b = a / phi.shape[1], b / phi.shape[1]
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        y = _relu_sums(a, b, g.to(dtype))
+    else:
+        y = ReluSums.apply(a, b, g)
+    return _saturate(y, g.dtype)
 
 
 def concatenation_affinity(theta: Tensor, phi: Tensor, w_f: Tensor) -> Tensor:
@@ -129,6 +127,17 @@ def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
         share = scale**0.5
         return _saturate((left * share) @ (right * share), left.dtype)
     return (left @ right) * scale
+
+
+def _relu_sums(a: Tensor, b: Tensor, g: Tensor) -> Tensor:
+    """What :class:`ReluSums` computes, of all channels at once and by torch's own gradients."""
+    b, order = b.sort(dim=1, descending=True)
+    count = torch.searchsorted(-b.detach(), a.detach().contiguous())
+    g = g.gather(1, order.unsqueeze(2).expand(g.shape))
+    index = count.unsqueeze(2).expand(a.shape[0], a.shape[1], g.shape[2])
+    sum_g = F.pad(g.cumsum(1), [0, 0, 1, 0]).gather(1, index)
+    sum_bg = F.pad((b.unsqueeze(2) * g).cumsum(1), [0, 0, 1, 0]).gather(1, index)
+    return torch.addcmul(sum_bg, a.unsqueeze(2), sum_g)
 
 
 def _pair_terms(theta: Tensor, phi: Tensor, w_f: Tensor) -> tuple[Tensor, Tensor]:
