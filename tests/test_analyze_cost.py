@@ -148,6 +148,7 @@ def test_tool_writes_tables_and_chart(tmp_path):
     run = analyze(tmp_path, "--config-file", TINY, *sizes, "--output", "out")
     assert run.returncode == 0, run.stderr
     models, blocks = analyze_cost(load_config(TINY), [(64, 96), (65, 97)])
+    assert (tmp_path / "out" / "cost.md").read_text() == run.stdout
     records = json.loads((tmp_path / "out" / "cost.json").read_text())
     assert records == {"models": [vars(m) for m in models], "blocks": [vars(b) for b in blocks]}
     with open(tmp_path / "out" / "cost.csv", newline="") as file:

@@ -274,6 +274,7 @@ def test_page_is_written_from_records(tmp_path):
     empty = performance_page(folder, "a command")
     assert empty.count("CPU: not run.") == empty.count("GPU: not run.") == 3
     assert "Written by `a command`." in empty
+    assert empty.endswith("\nNot run.\n")
 
     record = made_up_record()
     save(record, folder / "op_cpu")
@@ -289,6 +290,11 @@ def test_page_is_written_from_records(tmp_path):
     assert "![" not in page
     (folder / "op_cpu.png").write_bytes(b"")
     assert "(performance/op_cpu.png)" in performance_page(folder, "a command")
+
+    (folder / "cost").mkdir()
+    (folder / "cost" / "cost.md").write_text("two tables\n")
+    end = "\n\ntwo tables\n\n![The second table as a chart](performance/cost/cost.png)\n"
+    assert performance_page(folder, "a command").endswith(end)
 
     (folder / "other.json").write_text("{}")
     with pytest.raises(ValueError, match="other.json was not written by"):

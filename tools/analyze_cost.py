@@ -51,7 +51,7 @@ def main() -> None:
         help="of the image in pixels; again for more (default: {}x{})".format(*REPORT_SIZE),
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="also write cost.csv, cost.json and cost.png"
+        "--output", type=Path, metavar="DIR", help="also write cost.md, .csv, .json and .png"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE, over the config's")
     args = parser.parse_args()
@@ -61,10 +61,11 @@ def main() -> None:
         check_nonlocal(cfg)
         with as_user_error(ValueError, about="MODEL."):
             models, blocks = analyze_cost(cfg, args.size or [REPORT_SIZE])
-    print(f"Written by `{shlex.join(['tools/analyze_cost.py', *sys.argv[1:]])}`.\n")
-    print(markdown(models, blocks))
+    command = shlex.join(["tools/analyze_cost.py", *sys.argv[1:]])
+    tables = f"Written by `{command}`.\n\n{markdown(models, blocks)}"
+    print(tables)
     if args.output:
-        for path in write(models, blocks, args.output):
+        for path in write(models, blocks, tables, args.output):
             print(f"wrote {path}", file=sys.stderr)
 
 

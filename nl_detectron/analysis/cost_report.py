@@ -54,14 +54,16 @@ def markdown(models: Sequence[ModelCost], blocks: Sequence[BlockCost]) -> str:
     )
 
 
-def write(models: Sequence[ModelCost], blocks: Sequence[BlockCost], folder: Path) -> list[Path]:
-    """Write cost.csv (of the blocks), cost.json (of all) and cost.png into a folder.
+def write(
+    models: Sequence[ModelCost], blocks: Sequence[BlockCost], tables: str, folder: Path
+) -> list[Path]:
+    """Write cost.csv (of the blocks), .json (of all), .png and .md (the tables) into a folder.
 
     Returns:
-        The three files.
+        The four files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"cost.{kind}" for kind in ("csv", "json", "png")]
+    files = [folder / f"cost.{kind}" for kind in ("csv", "json", "png", "md")]
     records = {
         "models": [asdict(model) for model in models],
         "blocks": [asdict(block) for block in blocks],
@@ -71,7 +73,8 @@ def write(models: Sequence[ModelCost], blocks: Sequence[BlockCost], folder: Path
         writer.writeheader()
         writer.writerows(records["blocks"])
     files[1].write_text(json.dumps(records, indent=1) + "\n")
-    chart(blocks).savefig(files[2], dpi=150)
+    chart(blocks).savefig(files[2], dpi=100)
+    files[3].write_text(f"{tables}\n", "utf-8")
     return files
 
 

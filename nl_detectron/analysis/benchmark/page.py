@@ -49,7 +49,8 @@ def performance_page(folder: Path, command: str) -> str:
     """All records of a folder as one page; what there is no record of is said to be not run.
 
     Args:
-        folder: beside which the page will stand, for the links to its plots.
+        folder: beside which the page will stand, for the links to its plots; what
+            tools/analyze_cost.py wrote is in folders in it.
         command: that writes the page.
 
     Raises:
@@ -67,6 +68,13 @@ def performance_page(folder: Path, command: str) -> str:
             for path, record in found.items():
                 parts += _section(path, record)
             parts += _missing(bench, device_name, list(found.values()))
+    parts += ["## Multiply-adds", "Counted, not measured, by `tools/analyze_cost.py`."]
+    costs = sorted(folder.glob("*/cost.md"))
+    for path in costs:
+        picture = path.with_suffix(".png").relative_to(folder.parent)
+        parts += [path.read_text("utf-8").strip(), f"![The second table as a chart]({picture})"]
+    if not costs:
+        parts.append("Not run.")
     return "\n\n".join(parts) + "\n"
 
 
