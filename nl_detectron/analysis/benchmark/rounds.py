@@ -1,13 +1,13 @@
 """Competitors in turn: the one loop that all benchmarks share."""
 
 import math
+import time
 from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from .peak_memory import is_out_of_memory, peak_bytes
@@ -69,7 +69,7 @@ class _Runner:
         self.row = Row(case.competitor, pass_name, case.facts, case.standing_bytes, case.note)
         self.row.failure = failure
         self._call = calls.get(pass_name)
-        self._timer = None
+        self._device = ""
         self._number = 1
 
     def warm_up(self, reference: Optional[List[Tensor]], device: str) -> Optional[List[Tensor]]:
@@ -82,17 +82,15 @@ class _Runner:
                 if not self.row.difference <= MAX_DIFFERENCE:  # NaN too
                     raise RuntimeError(f"its output differs by {self.row.difference:.2g}")
             self.row.peak_bytes = self.row.standing_bytes + peak_bytes(self._call, device)
-            self._timer = Timer(
-                "call()", globals={"call": self._call}, num_threads=torch.get_num_threads()
-            )
-            seconds = self._timer.timeit(1).median
+            self._device = device
+            seconds = seconds_per_call(self._call, 1, device)
             self._number = max(1, math.ceil(BLOCK_SECONDS / seconds))
             return tensors
 
         return self._try(first)
 
     def time(self) -> None:
-        seconds = self._try(lambda: self._timer.timeit(self._number).median)
+        seconds = self._try(lambda: seconds_per_call(self._call, self._number, self._device))
         if seconds is not None:
             self.row.seconds.append(seconds)
 
@@ -145,6 +143,21 @@ def measure(cases: Sequence[Case], rounds: int, device: str, progress: tqdm) -> 
             progress.update()
         results.append([runner.row for runner in runners])
     return results
+
+
+def seconds_per_call(call: Call, number: int, device: str) -> float:
+    """The mean wall-clock time of ``number`` calls, the work that they leave to a GPU included.
+
+    torch's own Timer would call twice more before each measurement; here that is done, and some
+    calls take a minute.
+    """
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
+    finish()
+    start = time.perf_counter()
+    for _ in range(number):
+        call()
+    finish()
+    return (time.perf_counter() - start) / number
 
 
 def check_agreement(cases: Sequence[Case]) -> None:
