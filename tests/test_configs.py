@@ -234,7 +234,8 @@ def test_parameters(name):
 def test_baselines_are_the_zoos():
     assert sorted(IN_ZOO) == [name for name in BASELINES if (ZOO / name).is_file()]
     made_here = {name for name in BASELINES if name not in IN_ZOO}
-    assert made_here == {*LIKE_ZOO, "Synthetic/mask_rcnn_R_18_FPN.yaml"}
+    of_synthetic = {f"Synthetic/{n}.yaml" for n in ("mask_rcnn_R_18_FPN", "faster_rcnn_hard")}
+    assert made_here == {*LIKE_ZOO, *of_synthetic}
 
 
 @pytest.mark.parametrize("name", IN_ZOO)
@@ -307,6 +308,7 @@ def image():
 
 LOSSES = {  # of each kind of detector, by the start of its name
     "mask_rcnn": "loss_mask",
+    "faster_rcnn": "loss_box_reg",
     "keypoint_rcnn": "loss_keypoint",
     "retinanet": "loss_cls",
     "panoptic_fpn": "loss_sem_seg",

@@ -5,9 +5,12 @@ examples:
   tools/reproduce.py plan table5 --num-gpus 8 --tflops 40
   tools/reproduce.py run table5 --rows R_50_FPN_noaug_1x R_50_FPN_NL_noaug_1x --num-gpus 8
   tools/reproduce.py report table5 table6 --format markdown
+  tools/reproduce.py synthetic
 
 "run" can be stopped at any moment and called again: it skips what is finished and goes on with
-what was begun. A run that fails does not stop the others.
+what was begun. A run that fails does not stop the others. "synthetic" does the same with the study
+on the harder synthetic data, keeps a record of every run in docs/results/synthetic, and writes
+docs/RESULTS.md from the records; called twice at once, the two share the work.
 """
 
 import argparse
@@ -15,11 +18,15 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+
 from nl_detectron.engine import exit_on_user_error
-from nl_detectron.evaluation import TABLES
+from nl_detectron.evaluation import TABLES, study
 from nl_detectron.evaluation.plan import plan_table
 from nl_detectron.evaluation.report import as_csv, as_json, markdown, report
 from nl_detectron.evaluation.runner import Settings, dataset_opts, jobs, run_jobs
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def positive(text: str) -> int:
@@ -50,6 +57,26 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--datasets", nargs=2, metavar=("TRAIN", "TEST"), help="in place of COCO")
     common.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for all rows")
 
+    of_study = actions.add_parser("synthetic")
+    of_study.add_argument("--output", type=Path, default=Path("output/study"), metavar="DIR")
+    of_study.add_argument(
+        "--seeds",
+        type=positive,
+        default=default_seeds(),
+        help="runs per row (default: %(default)s)",
+    )
+    of_study.add_argument(
+        "--records", type=Path, default=DOCS / "results/synthetic", metavar="DIR", help="of runs"
+    )
+    of_study.add_argument(
+        "--page", type=Path, default=DOCS / "RESULTS.md", metavar="FILE", help="to write"
+    )
+    of_study.add_argument(
+        "--no-training", action="store_true", help="write the page from the records alone"
+    )
+    of_study.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="default: all")
+    of_study.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for all rows")
+
     for action in ("plan", "run"):
         sub = actions.add_parser(action, parents=[common])
         sub.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="default: all")
@@ -63,6 +90,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     args = parser().parse_args()
     with exit_on_user_error():
+        if args.action == "synthetic":
+            return synthetic(args)
         opts = [*(dataset_opts(*args.datasets) if args.datasets else []), *args.opts]
         settings = Settings(args.output, args.seeds, args.num_gpus, opts)
         if args.action == "report":
@@ -73,6 +102,24 @@ def main() -> int:
             print(plan_table(todo, settings, args.tflops))
             return 0
         failures = run_jobs(todo, settings)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def default_seeds() -> int:
+    return 5 if torch.cuda.is_available() else 3
+
+
+def synthetic(args: argparse.Namespace) -> int:
+    """The study: run what is missing, record it, write the page."""
+    failures = []
+    if not args.no_training:
+        settings = Settings(args.output, args.seeds, num_gpus=1, opts=args.opts)
+        todo = list(jobs(study.TABLE, args.rows, settings))
+        failures = study.run_study(todo, settings, args.records)
+    study.write_page(args.records, args.page)
+    print(f"written to {args.page}")
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Dict, List, Tuple, Union
+from typing import Callable, Dict, Iterable, List, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -32,38 +32,6 @@ LOCKS = [f"{colour} lock" for colour in COLOURS]
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(KEYS + LOCKS, start=1)]
 
 Polygon = List[Tuple[float, float]]
-
-
-def generate(root: Union[str, Path], split_sizes: Dict[str, int], seed: int = 0) -> Path:
-    """Write the dataset in COCO's format, unless it is already there.
-
-    Everything is written into a temporary folder beside ``root`` that is renamed in the end, so
-    ``root`` is either whole or not there, also when several processes try at once.
-
-    Args:
-        root: a folder; gets ``<split>/<id>.jpg`` and ``<split>.json`` for every split.
-        split_sizes: number of images of each split, such as ``{"train": 1000, "val": 200}``.
-        seed: the same seed gives the same files, byte for byte, with the same Pillow and NumPy.
-
-    Returns:
-        ``root``.
-    """
-    root = Path(root)
-    if root.is_dir():
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        for index, (split, size) in enumerate(split_sizes.items()):
-            _generate_split(partial, split, size, [seed, index])
-        partial.chmod(0o755)  # mkdtemp's folders are private
-        os.replace(partial, root)
-    except OSError:
-        if not root.is_dir():  # otherwise another process was first, with the same files
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return root
 
 
 def draw(rng: np.random.Generator) -> Tuple[Image.Image, List[Tuple[str, Polygon]]]:
@@ -93,25 +61,69 @@ def draw(rng: np.random.Generator) -> Tuple[Image.Image, List[Tuple[str, Polygon
     return image, objects
 
 
-def _shape(parts: Dict[str, list]) -> np.ndarray:
+def generate(
+    root: Union[str, Path],
+    split_sizes: Dict[str, int],
+    seed: int = 0,
+    *,
+    draw: Callable = draw,
+    categories: Sequence[dict] = CATEGORIES,
+) -> Path:
+    """Write the dataset in COCO's format, unless it is already there.
+
+    Everything is written into a temporary folder beside ``root`` that is renamed in the end, so
+    ``root`` is either whole or not there, also when several processes try at once.
+
+    Args:
+        root: a folder; gets ``<split>/<id>.jpg`` and ``<split>.json`` for every split.
+        split_sizes: number of images of each split, such as ``{"train": 1000, "val": 200}``.
+        seed: the same seed gives the same files, byte for byte, with the same Pillow and NumPy.
+        draw: from a generator of random numbers to an image and its objects, as :func:`draw`; an
+            object may have a dict as a third, of what else stands in its annotation.
+        categories: of what it draws, in COCO's format.
+
+    Returns:
+        ``root``.
+    """
+    root = Path(root)
+    if root.is_dir():
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    try:
+        for index, (split, size) in enumerate(split_sizes.items()):
+            rngs = (np.random.default_rng([seed, index, i]) for i in range(1, size + 1))
+            drawn = (draw(rng) for rng in tqdm(rngs, f"generating {split}", size, unit="image"))
+            _write_split(partial, split, drawn, categories)
+        partial.chmod(0o755)  # mkdtemp's folders are private
+        os.replace(partial, root)
+    except OSError:
+        if not root.is_dir():  # otherwise another process was first, with the same files
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root
+
+
+def outline(parts: Dict[str, list]) -> np.ndarray:
     return np.array([point for part in parts.values() for point in part])
 
 
-def _arc(cx: float, cy: float, radius: float, start: float, end: float, n: int = 16) -> list:
+def arc(cx: float, cy: float, radius: float, start: float, end: float, n: int = 16) -> list:
     angles = [math.radians(start + (end - start) * i / n) for i in range(n + 1)]
     return [(cx + radius * math.cos(a), cy + radius * math.sin(a)) for a in angles]
 
 
 # Outlines in the unit square, x to the right and y down.
-_LOCK = _shape(
+_LOCK = outline(
     {
-        "shackle": _arc(0.5, 0.4, 0.28, 180, 360),
+        "shackle": arc(0.5, 0.4, 0.28, 180, 360),
         "body": [(0.95, 0.4), (0.95, 0.97), (0.05, 0.97), (0.05, 0.4)],
     }
 )
-_KEY = _shape(
+_KEY = outline(
     {
-        "bow": _arc(0.5, 0.36, 0.35, 60, -240),
+        "bow": arc(0.5, 0.36, 0.35, 60, -240),
         "shaft": [(0.325, 0.98), (0.9, 0.98), (0.9, 0.82), (0.675, 0.82)],
     }
 )
@@ -122,28 +134,28 @@ def _place(shape: np.ndarray, side: float, x: float, rng: np.random.Generator) -
     return [(round(x + side * px, 2), round(y + side * py, 2)) for px, py in shape.tolist()]
 
 
-def _generate_split(root: Path, split: str, size: int, seed: List[int]) -> None:
+def _write_split(root: Path, split: str, drawn: Iterable, categories: Sequence[dict]) -> None:
+    ids = {category["name"]: category["id"] for category in categories}
     (root / split).mkdir()
     images, annotations = [], []
-    for image_id in tqdm(range(1, size + 1), desc=f"generating {split}", unit="image"):
-        image, objects = draw(np.random.default_rng([*seed, image_id]))
+    for image_id, (image, objects) in enumerate(drawn, start=1):
         file_name = f"{image_id:06d}.jpg"
         image.save(root / split / file_name, quality=95)
-        images.append({"id": image_id, "file_name": file_name, "height": HEIGHT, "width": WIDTH})
-        for name, polygon in objects:
-            annotations.append(_annotation(len(annotations) + 1, image_id, name, polygon))
+        size = {"height": image.height, "width": image.width}
+        images.append({"id": image_id, "file_name": file_name, **size})
+        for name, polygon, *more in objects:
+            annotation = {"id": len(annotations) + 1, "image_id": image_id}
+            annotation.update(category_id=ids[name], **_shape_fields(polygon, **size))
+            annotations.append({**annotation, **dict(*more)})
     with open(root / f"{split}.json", "w") as f:
-        json.dump({"images": images, "annotations": annotations, "categories": CATEGORIES}, f)
+        json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
 
 
-def _annotation(annotation_id: int, image_id: int, name: str, polygon: Polygon) -> dict:
+def _shape_fields(polygon: Polygon, height: int, width: int) -> dict:
     xs, ys = zip(*polygon)
     flat = [coordinate for point in polygon for coordinate in point]
-    (rle,) = mask_util.frPyObjects([flat], HEIGHT, WIDTH)
+    (rle,) = mask_util.frPyObjects([flat], height, width)
     return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": (KEYS + LOCKS).index(name) + 1,
         "segmentation": [flat],
         "area": int(mask_util.area(rle)),
         "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],

@@ -5,7 +5,8 @@ Source of every number: Wang, Girshick, Gupta, He, "Non-local Neural Networks", 
 """
 
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from pathlib import Path
+from typing import Any, List, Optional, Tuple
 
 BOX_AND_MASK = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
 KEYPOINTS = ("keypoints/AP", "keypoints/AP50", "keypoints/AP75")
@@ -19,11 +20,16 @@ class Row:
         name: unique in its table, and the end of its config's name.
         baseline: name of the row that its gain is over; None for a baseline.
         paper: the paper's values of the table's metrics; empty where it has none.
+        opts: ``KEY VALUE ...`` after the config, where rows share one.
+        start: name of the row whose final weights, of the same seed, it begins with; None for those
+            of the config.
     """
 
     name: str
     baseline: Optional[str] = None
     paper: Tuple[float, ...] = ()
+    opts: Tuple[str, ...] = ()
+    start: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,11 @@ class Table:
     def config(self, row: Row) -> str:
         return self.configs.format(row.name)
 
+    def folder(self, row: Row) -> Path:
+        """Of the row's runs, below that of all: its config's, so tables share the runs of one."""
+        path = Path(self.config(row)).with_suffix("")
+        return path / row.name if row.opts else path
+
     def row(self, name: str) -> Row:
         """
         Raises:
@@ -55,6 +66,33 @@ class Table:
                 return row
         names = ", ".join(row.name for row in self.rows)
         raise ValueError(f"no row {name!r}; there are: {names}")
+
+
+def _opts(**keys: Any) -> Tuple[str, ...]:
+    """``KEY VALUE ...`` from keys of the config with two underscores for each dot."""
+    return tuple(
+        text for key, value in keys.items() for text in (key.replace("__", "."), str(value))
+    )
+
+
+R_50 = _opts(MODEL__RESNETS__DEPTH=50, MODEL__RESNETS__RES2_OUT_CHANNELS=256)
+WARM_UP = _opts(SOLVER__MAX_ITER=500, SOLVER__STEPS=(100000,), TEST__EVAL_PERIOD=0)
+
+
+def _study_row(name: str, backbone: str = "", **nonlocal_keys: Any) -> Row:
+    """A row that goes on from the warmed-up R18, with one more thing in the backbone."""
+    keys = {"MODEL__WEIGHTS_PARTIAL": True}  # the convolutions are no blocks, but new all the same
+    if backbone:
+        keys["MODEL__BACKBONE__NAME"] = backbone
+    else:
+        keys["MODEL__BACKBONE__NAME"] = "build_nonlocal_backbone"
+        keys["MODEL__NONLOCAL__BACKBONE"] = "build_nonlocal_narrow_resnet_fpn_backbone"
+    keys.update({f"MODEL__NONLOCAL__{key}": value for key, value in nonlocal_keys.items()})
+    return Row(name, "R18", opts=_opts(**keys), start="R18_warm_up")
+
+
+def _control(name: str) -> Row:
+    return _study_row(name, f"build_nonlocal_control_{name}_backbone")
 
 
 TABLES = {
@@ -126,5 +164,36 @@ TABLES = {
         BOX_AND_MASK,
         [Row("R_18_FPN"), Row("R_18_FPN_NL", "R_18_FPN")],
         image_size=(64, 320),
+    ),
+    "synthetic-hard": Table(
+        "Harder synthetic long-range data",
+        "Synthetic/faster_rcnn_hard.yaml",
+        ("bbox/AP", "bbox/AP50", "bbox/AP75"),
+        [
+            Row("R18_warm_up", opts=WARM_UP),
+            Row("R50_warm_up", opts=(*R_50, *WARM_UP)),
+            Row("R18", opts=_opts(MODEL__WEIGHTS_PARTIAL=True), start="R18_warm_up"),
+            _study_row("NL"),
+            _control("mean"),
+            _control("local"),
+            _control("conv1x1"),
+            _control("conv3x3"),
+            Row("R50", "R18", opts=R_50, start="R50_warm_up"),
+            _study_row("NL_gaussian", INSTANTIATION="gaussian"),
+            _study_row("NL_dot_product", INSTANTIATION="dot_product"),
+            _study_row("NL_concatenation", INSTANTIATION="concatenation"),
+            _study_row("NL_2_blocks", LOCATION=("res4.*",)),
+            _study_row("NL_4_blocks", LOCATION=("res3.*", "res4.*")),
+            _study_row("NL_res3", LOCATION=("res3.-2",)),
+            _study_row("NL_res2", LOCATION=("res2.-2",)),
+            _study_row("NL_no_subsampling", SUBSAMPLE="none"),
+            _study_row("NL_conv_pool", SUBSAMPLE="conv_pool"),
+            _study_row("NL_no_scale", SCALE=False),
+            _study_row("NL_BN", NORM="BN"),
+            _study_row("NL_GN", NORM="GN"),
+            _study_row("NL_reduction_1", REDUCTION=1),
+            _study_row("NL_reduction_4", REDUCTION=4),
+        ],
+        image_size=(96, 320),
     ),
 }

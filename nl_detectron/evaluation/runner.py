@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, List, Sequence
+from typing import Iterator, List, Optional, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -46,6 +46,12 @@ class Job:
     row: Row
     seed: int
     folder: Path
+    start: Optional[Path] = None  # the weights that it begins with
+
+    @property
+    def opts(self) -> List[str]:
+        """``KEY VALUE ...`` of the row, and of what it begins with."""
+        return [*self.row.opts, *(["MODEL.WEIGHTS", str(self.start)] if self.start else [])]
 
     def command(self, settings: Settings) -> List[str]:
         """The command that trains and evaluates, or goes on with it."""
@@ -53,13 +59,15 @@ class Job:
             *(sys.executable, "-m", "nl_detectron.engine", "--resume"),
             *("--config-file", TABLES[self.table].config(self.row)),
             *("--num-gpus", str(settings.num_gpus)),
+            *self.opts,
             *settings.opts,
             *("SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)),
         ]
 
     def config(self, settings: Settings) -> CfgNode:
         """The config that the command loads, but for the seed and the output folder."""
-        return load_config(get_config_file(TABLES[self.table].config(self.row)), settings.opts)
+        file = get_config_file(TABLES[self.table].config(self.row))
+        return load_config(file, [*self.opts, *settings.opts])
 
     def is_finished(self) -> bool:
         try:
@@ -100,8 +108,15 @@ def jobs(table: str, rows: Sequence[str], settings: Settings) -> Iterator[Job]:
         raise UserError(f"--rows: {table} has {error}") from error
     for seed in range(1, settings.seeds + 1):
         for row in chosen:
-            config = Path(TABLES[table].config(row)).with_suffix("")
-            yield Job(table, row, seed, settings.output / config / f"seed{seed}")
+            yield _job(table, row, seed, settings)
+
+
+def _job(table: str, row: Row, seed: int, settings: Settings) -> Job:
+    folder = settings.output / TABLES[table].folder(row) / f"seed{seed}"
+    if row.start is None:
+        return Job(table, row, seed, folder)
+    start = _job(table, TABLES[table].row(row.start), seed, settings)
+    return Job(table, row, seed, folder, start.folder / "model_final.pth")
 
 
 def run_jobs(todo: Sequence[Job], settings: Settings) -> List[str]:
@@ -114,19 +129,29 @@ def run_jobs(todo: Sequence[Job], settings: Settings) -> List[str]:
     """
     failures = []
     for number, job in enumerate(todo, start=1):
-        title = f"[{number}/{len(todo)}] {job.folder}"
-        problem = _made_otherwise(job, settings)
+        print(f"[{number}/{len(todo)}] ", end="")
+        problem = run_job(job, settings)
         if problem:
             failures.append(f"{job.folder}: {problem}")
-        elif job.is_finished():
-            print(f"{title}: finished already", flush=True)
-        else:
-            command = job.command(settings)
-            print(f"{title}: {shlex.join(command)}", flush=True)
-            status = _call(command)
-            if status:
-                failures.append(f"{job.folder}: exit status {status}; see log.txt in it")
     return failures
+
+
+def run_job(job: Job, settings: Settings) -> str:
+    """Run one, unless it is finished.
+
+    Returns:
+        Why it failed; empty if it did not.
+    """
+    problem = _made_otherwise(job, settings)
+    if problem:
+        return problem
+    if job.is_finished():
+        print(f"{job.folder}: finished already", flush=True)
+        return ""
+    command = job.command(settings)
+    print(f"{job.folder}: {shlex.join(command)}", flush=True)
+    status = _call(command)
+    return f"exit status {status}; see log.txt in it" if status else ""
 
 
 def _call(command: Sequence[str]) -> int:

@@ -1,0 +1,74 @@
+"""The study's figures."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ...visualization.curves import Curve, Group, plot
+from .results import Study
+
+DISTANCE_FIGURE = "results_distance.png"
+CURVES_FIGURE = "results_curves.png"
+OF_DISTANCE = {"R18": "R18", "R50": "R50", "NL": "R18 + 1 NL", "mean": "R18 + mean"}
+OF_CURVES = ("R18", "NL", "R50")
+
+
+def draw_distance(study: Study, path: Path) -> None:
+    """AP50 of the locks by their distance to the key, and how far convolutions see."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    ranges = study.levels["all"]["by_distance"]
+    middles = [(of["low"] + of["high"]) / 2 for of in ranges]
+    for name, style in (("colours", "--"), ("chance", ":")):
+        values = [of["AP50"] for of in study.levels[name]["by_distance"]]
+        text = "chance" if name == "chance" else "which colours, not which key"
+        axes.plot(middles, values, style, color="0.5", linewidth=1, label=text)
+    for number, (name, label) in enumerate(OF_DISTANCE.items()):
+        runs = study.finished[name]
+        if not runs:
+            continue
+        at = [study.at_distance(name, i) for i in range(len(ranges))]
+        centre = np.array([of.mean for of in at])
+        axes.plot(middles, centre, "o-", color=f"C{number}", markersize=4, label=label)
+        if len(runs) > 1:
+            spread = np.array([of.deviation for of in at])
+            axes.fill_between(
+                middles, centre - spread, centre + spread, color=f"C{number}", alpha=0.2, lw=0
+            )
+        if name in ("R18", "R50"):
+            reach = next(iter(runs.values()))["reach"]
+            axes.axvline(reach, color=f"C{number}", linewidth=1)
+            axes.text(reach, 2, f" {label} sees {reach} px", fontsize=8, rotation=90, va="bottom")
+    axes.set_xticks([ranges[0]["low"], *(of["high"] for of in ranges)])
+    axes.set_xlim(ranges[0]["low"], ranges[-1]["high"])
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("gap between lock and key, pixels")
+    axes.set_ylabel("AP50 of the locks, %")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def draw_curves(study: Study, path: Path) -> None:
+    """Loss and box AP while training, after the warm-up, as in the paper's Fig. 4."""
+    groups = []
+    for name in OF_CURVES:
+        runs = list(study.finished[name].values())
+        if runs:
+            keys = runs[0]["curves"]
+            curves = {key: _curve([dict(run["curves"][key]) for run in runs]) for key in keys}
+            groups.append(Group(OF_DISTANCE[name], len(runs), curves))
+    if groups:
+        plot(groups, path, window=1)
+
+
+def _curve(runs: list) -> Curve:
+    iterations = sorted(set.intersection(*map(set, runs)))
+    values = np.array([[run[i] for i in iterations] for run in runs])
+    deviation = values.std(axis=0, ddof=1) if len(runs) > 1 else None
+    return Curve(np.array(iterations), values.mean(axis=0), deviation)
