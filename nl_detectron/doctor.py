@@ -12,8 +12,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 GET_DETECTRON2 = (
     "pip install --no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git'\n"
@@ -63,6 +64,10 @@ MEANINGS = {
         "torchvision was not built for this torch, or one is for CPUs only and the other not",
         "pip install --force-reinstall torch torchvision",
     ),
+    r"import name '_C'": Problem(
+        "this detectron2 has no compiled operators, and cannot do without them",
+        GET_DETECTRON2,
+    ),
     r"detectron2.*undefined symbol": Problem(
         "detectron2 was built against another torch",
         f"pip install --force-reinstall --no-deps {GET_DETECTRON2.partition(' install ')[2]}",
@@ -98,27 +103,38 @@ def versions() -> Iterator[str]:
     yield f"nl_detectron {re.search('^__version__ = .(.+).$', text, re.MULTILINE)[1]}"
     yield f"Python {platform.python_version()}, {platform.platform()}"
     for module, package in {**NEEDED, **OPTIONAL}.items():
-        origin = f" ({detectron2_origin()})" if package == "detectron2" else ""
-        yield f"{package} {version(module) or 'not there'}{origin}"
+        found = version(module)
+        origin = f" ({detectron2_origin()})" if found and package == "detectron2" else ""
+        yield f"{package} {found or 'not there'}{origin}"
+
+
+def find(module: str) -> Optional[ModuleSpec]:
+    """None if it is not there. A mere folder of its name, as that of a clone, is no module."""
+    spec = importlib.util.find_spec(module)
+    return spec if spec and spec.origin else None
 
 
 def version(module: str) -> str:
     """Of the package that the module belongs to; "" if it is not there, "?" if pip knows none."""
-    if importlib.util.find_spec(module) is None:
+    if find(module) is None:
         return ""
     names = metadata.packages_distributions().get(module, [])
     return metadata.version(names[0]) if names else "?"
 
 
 def detectron2_origin() -> str:
-    """Where the installed detectron2 comes from."""
+    """Where the detectron2 that Python finds comes from."""
+    (folder,) = find("detectron2").submodule_search_locations
     try:
         distribution = metadata.distribution("detectron2")
     except metadata.PackageNotFoundError:
-        return "not installed by pip"
+        return f"not installed by pip: {folder}"
+    url = json.loads(distribution.read_text("direct_url.json") or "{}")
+    installed = Path(distribution.locate_file("detectron2")).resolve()
+    if installed != Path(folder).resolve() and not url.get("dir_info", {}).get("editable"):
+        return f"installed, but Python finds {folder} before it"
     if "+nl." in distribution.version:
         return "release 0.5, mended by tools/install_detectron2.py"
-    url = json.loads(distribution.read_text("direct_url.json") or "{}")
     commit = url.get("vcs_info", {}).get("commit_id", "")
     return f"git {commit[:12]}" if commit else "a file or folder" if url else "a package index"
 
@@ -126,7 +142,7 @@ def detectron2_origin() -> str:
 def missing() -> Iterator[Problem]:
     """Packages that have to be there."""
     for module, package in NEEDED.items():
-        if importlib.util.find_spec(module) is None:
+        if find(module) is None:
             command = GET_DETECTRON2 if package == "detectron2" else f"pip install {package}"
             yield Problem(f"{package} is missing", command)
 
@@ -147,7 +163,7 @@ def known_bad() -> Iterator[Problem]:
     aliases = "int|float|str" if numpy >= (2,) else "bool|int|float|str"
     if numpy >= (1, 24) and re.search(rf"\bnp\.({aliases})\b", source):
         yield Problem("this detectron2 needs a NumPy before 1.24", "pip install 'numpy<1.24'")
-    if "import pkg_resources" in source and importlib.util.find_spec("pkg_resources") is None:
+    if "import pkg_resources" in source and find("pkg_resources") is None:
         yield Problem(
             "detectron2.model_zoo needs pkg_resources (train_net.py does not)",
             "pip install 'setuptools<82'",
@@ -162,7 +178,7 @@ def numbers(module: str) -> tuple[int, ...]:
 
 def detectron2_source() -> str:
     """All of its Python files, one after the other."""
-    spec = importlib.util.find_spec("detectron2")
+    spec = find("detectron2")
     folders = spec.submodule_search_locations if spec else []
     files = [file for folder in folders for file in Path(folder).rglob("*.py")]
     return "\n".join(file.read_text("utf-8", errors="ignore") for file in files)

@@ -421,6 +421,22 @@ def test_optimizer_of_other_parameters(tmp_path):
         other.load(f"{tmp_path}/a.pth")
 
 
+@pytest.mark.parametrize("parts, key", [({}, "optimizer"), ({"optimizer": {}}, "param_groups")])
+def test_a_part_that_another_version_did_not_write(tmp_path, parts, key):
+    """It is missed only where a training goes on."""
+    model, file = nn.Linear(3, 2), f"{tmp_path}/a.pth"
+    torch.save({"model": WEIGHTS, **parts}, file)
+
+    def load(**options):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        AuditedCheckpointer(model, optimizer=optimizer).load(file, **options)
+
+    with pytest.raises(LoadError, match=f"^{file} has no '{key}', .* As MODEL.WEIGHTS of a new"):
+        load()
+    load(checkpointables=[])
+    assert equal(model.weight, WEIGHTS["weight"])
+
+
 # The version of a block's names.
 
 

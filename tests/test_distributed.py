@@ -60,15 +60,19 @@ def process(folder, environment, arguments):
     main(argument_parser().parse_args(arguments))
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def processes(count, folder, *arguments, machines=1):
     """As torchrun starts them on each of its machines, less its own process and the imports.
 
     Returns:
         Exit statuses, and what was written on stderr, of each.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     members, local_size = [], count // machines
     for rank in range(count):
@@ -137,6 +141,31 @@ def test_evaluation_gathers_every_image_once(data, weights, tmp_path, count, mac
         results.append((json.loads((inference / "coco_instances_results.json").read_text()), table))
     assert results[0] == results[1]
     assert len(results[0][0]) > 0 and len(results[0][1]) == 6
+
+
+def test_the_command_for_two_machines(data, tmp_path):
+    """That of the docs, with one process on each; here both are this machine."""
+    page = (REPOSITORY / "docs" / "DISTRIBUTED.md").read_text()
+    (command,) = re.findall("^torchrun --nnodes 2 .*$", page, re.MULTILINE)
+    for of_docs, here in {
+        "torchrun": f"{sys.executable} -m torch.distributed.run",
+        "--nproc-per-node 8": "--nproc-per-node 1",
+        "HOST0:29500": f"127.0.0.1:{free_port()}",
+        "train_net.py": str(REPOSITORY / "train_net.py"),
+        "FILE": TINY,
+    }.items():
+        assert command.count(of_docs) == 1
+        command = command.replace(of_docs, here)
+    command = [*command.split(), *data, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    machines = [subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) for _ in range(2)]
+    stderr = [machine.communicate()[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], stderr
+    record = json.loads((tmp_path / "out" / "environment.json").read_text())
+    assert record["processes"] == 2
+    logs = sorted(path.name for path in (tmp_path / "out").glob("log.txt*"))
+    assert logs == ["log.txt", "log.txt.rank1"]
 
 
 @pytest.mark.parametrize(

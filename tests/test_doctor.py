@@ -10,7 +10,8 @@ import pytest
 from nl_detectron import doctor
 from nl_detectron.engine import trial
 
-# Python runs sitecustomize.py when it starts. This one hides modules as if they were not there.
+# Python runs sitecustomize.py when it starts. This one hides modules as if they were not there, or,
+# with a slash, as if there were only a folder of that name.
 HIDE = """
 import importlib.machinery as machinery
 import os
@@ -18,13 +19,15 @@ import os
 find_spec = machinery.PathFinder.find_spec
 
 def without_hidden(name, path=None, target=None):
+    if name + "/" in os.environ["HIDDEN"].split():
+        return machinery.ModuleSpec(name, None, is_package=True)
     return None if name in os.environ["HIDDEN"].split() else find_spec(name, path, target)
 
 machinery.PathFinder.find_spec = without_hidden
 """
 
 
-def run(folder, hidden="", datasets=""):
+def run(folder, hidden=""):
     (folder / "sitecustomize.py").write_text(HIDE)
     environment = {
         **os.environ,
@@ -32,7 +35,7 @@ def run(folder, hidden="", datasets=""):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
         "HIDDEN": hidden,
-        "DETECTRON2_DATASETS": datasets or str(folder),
+        "DETECTRON2_DATASETS": str(folder),
     }
     return subprocess.run(
         [sys.executable, "-m", "nl_detectron.doctor"],
@@ -64,6 +67,7 @@ def test_where_training_works(tmp_path):
     "hidden, problem, command",
     [
         ("detectron2", "detectron2 is missing", doctor.GET_DETECTRON2),
+        ("detectron2/", "detectron2 is missing", doctor.GET_DETECTRON2),  # a clone lies there
         ("cv2", "opencv-python is missing", "pip install opencv-python"),
         ("torch", "torch is missing", "pip install torch"),
     ],
@@ -100,6 +104,11 @@ def test_a_package_is_missing(tmp_path, hidden, problem, command):
             "from PIL import Image\nImage.LINEAR",
             "pip install 'Pillow<10'",
         ),
+        (
+            "detectron2",
+            "raise ImportError(\"cannot import name '_C' from 'detectron2'\")",
+            "pip install --no-build-isolation 'git+https://",
+        ),
         ("fvcore", "import os\nos.abort()", "please report it"),
     ],
 )
@@ -111,6 +120,8 @@ def test_a_package_is_broken(tmp_path, module, source, command):
     assert re.search("^failed: .", result.stdout, re.MULTILINE)
     assert command in result.stdout
     assert result.stdout.endswith("\nTraining does not work here.\n")
+    shadowed = f"(installed, but Python finds {tmp_path / 'detectron2'} before it)"
+    assert (shadowed in result.stdout) == (module == "detectron2")
 
 
 @pytest.mark.parametrize(
@@ -145,9 +156,7 @@ def test_pkg_resources(monkeypatch, there):
     """Upstream's model zoo needs it; neither training nor the mended release 0.5 does."""
     monkeypatch.setattr(doctor, "version", lambda module: "")
     monkeypatch.setattr(doctor, "detectron2_source", lambda: "import pkg_resources")
-    monkeypatch.setattr(
-        doctor.importlib.util, "find_spec", lambda module: "a spec" if there else None
-    )
+    monkeypatch.setattr(doctor, "find", lambda module: "a spec" if there else None)
     commands = [problem.command for problem in doctor.known_bad()]
     assert commands == ([] if there else ["pip install 'setuptools<82'"])
 

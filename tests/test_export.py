@@ -192,6 +192,7 @@ def test_relative_error():
     a = (torch.tensor([1.0, -4.0]), torch.tensor([2, 3]))
     assert relative_error(a, a) == 0.0
     assert relative_error((torch.tensor([1.5, -4.0]), a[1]), a) == 0.125
+    assert relative_error((torch.tensor([0.5, -4.0]), a[1]), a) == 0.125
     assert relative_error((a[0], torch.tensor([2, 6])), a) == 1.0
     assert relative_error(a[:1], a) == float("inf")
     assert relative_error((a[0][:1], a[1]), a) == float("inf")
@@ -201,6 +202,7 @@ def test_relative_error():
 @pytest.mark.parametrize(
     "options, format, size, message",
     [
+        ((), "torchscript-trace", (64, 100), "^torchscript-trace: size 64x100: .*multiples of 32"),
         ((), "onnx", (64, 100), "^onnx: size 64x100: this backbone takes multiples of 32"),
         ((), "torch-export", (64, 96), "^torch-export: size 64x96: .*sides above 64"),
         (R18_RES4, "torch-export", (33, 16), "^torch-export: size 33x16: .*sides above 16"),

@@ -21,7 +21,7 @@ from nl_detectron.engine.seed import with_seed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
-ITERATIONS = 16
+ITERATIONS = 18  # below 20, at which the metrics are written without a stop
 TIMEOUT = 120  # seconds, for what has to happen
 
 
@@ -78,11 +78,18 @@ def undisturbed(start):
     return torch.load(folder / "model_final.pth", weights_only=False)
 
 
-def wait_for(path):
-    deadline = time.monotonic() + TIMEOUT
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path}"
+def wait_for_new_checkpoint(process, folder):
+    """Until the last checkpoint is of a later iteration than the one that there is now."""
+    before, deadline = last_iteration(folder), time.monotonic() + TIMEOUT
+    while last_iteration(folder) <= before:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, f"no checkpoint after {before}"
         time.sleep(0.01)
+
+
+def last_iteration(folder):
+    file = folder / "last_checkpoint"
+    return int(re.fullmatch(r"model_(\d+)\.pth", file.read_text())[1]) if file.exists() else -1
 
 
 def assert_equal(one, other, where="checkpoint"):
@@ -106,8 +113,8 @@ def test_killed_at_random_steps(start, undisturbed):
     pause = random.uniform(0, 0.3)
     print(f"killed {pause:.3f} s after the checkpoint")  # shown if the test fails
     process, folder = start("killed", workers=2)
-    for checkpoint, next_workers in (("model_0000003.pth", 0), ("model_0000007.pth", 2)):
-        wait_for(folder / checkpoint)
+    for next_workers in (0, 2):
+        wait_for_new_checkpoint(process, folder)
         time.sleep(pause)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=TIMEOUT)
@@ -126,8 +133,8 @@ def test_killed_at_random_steps(start, undisturbed):
 def test_stopped_by_signals(start, undisturbed):
     stops = []
     process, folder = start("stopped", workers=2)
-    for checkpoint, number in (("model_0000001", signal.SIGTERM), ("model_0000007", signal.SIGINT)):
-        wait_for(folder / f"{checkpoint}.pth")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        wait_for_new_checkpoint(process, folder)
         os.killpg(process.pid, number)  # to the data loader's workers too, as Ctrl-C does
         _, errors = process.communicate(timeout=TIMEOUT)
         assert process.returncode == 128 + number, errors
@@ -157,7 +164,7 @@ def test_processes_stop_after_the_same_step(start):
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         process, folder = start("two", "SOLVER.MAX_ITER", "10000", environment=ranks | address)
         processes.append(process)
-    wait_for(folder / "model_0000001.pth")
+    wait_for_new_checkpoint(processes[0], folder)
     processes[1].terminate()
     errors = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
     assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, errors
@@ -194,7 +201,7 @@ def test_a_second_ctrl_c_ends_at_once():
     assert process.stderr.readline().startswith("SIGTERM: stopping after this step")
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == -signal.SIGINT
+    assert process.wait(timeout=TIMEOUT) == -signal.SIGINT
 
 
 RUNNER = """

@@ -8,8 +8,10 @@ from pathlib import Path
 import detectron2
 import pytest
 import torch
+from PIL import Image
 from test_train_net import OUT_WEIGHT, TINY
 
+from nl_detectron import get_config_file
 from nl_detectron.data import generate
 
 TOOLS = Path(detectron2.__file__).resolve().parents[1] / "tools"
@@ -53,6 +55,16 @@ def main(args):
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
+""",
+    # torchrun's two processes share one stdout, so a line is one write.
+    "rank.py": """
+import os
+import sys
+
+from detectron2.config import get_cfg
+
+known = "NONLOCAL" in get_cfg().MODEL
+os.write(1, f"{os.environ['RANK']} {sys.argv[1:]} {known}\\n".encode())
 """,
     # Everything by which a script can tell how it was started.
     "where.py": """
@@ -123,9 +135,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def python(folder):
-    def run(*arguments):
+    def run(*arguments, **variables):
         environment = {
             **os.environ,
+            **variables,
             "DETECTRON2_DATASETS": str(folder / "datasets"),
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
@@ -201,19 +214,75 @@ def test_no_such_script(python, folder):
     assert run.stderr == f"error: no file {folder}/elsewhere/train.py\n"
 
 
-@pytest.mark.skipif(not TOOLS.is_dir(), reason="detectron2's tools are not beside the package")
+def test_under_torchrun(python):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    run = python(*torchrun, *RUN, "../rank.py", "--x")
+    assert run.returncode == 0, run.stderr
+    assert sorted(run.stdout.splitlines()) == ["0 ['--x'] True", "1 ['--x'] True"]
+
+
+# detectron2's own tools, which stand beside the package in a clone of it and in no wheel.
+
+needs_tools = pytest.mark.skipif(not TOOLS.is_dir(), reason="detectron2 is no clone with its tools")
+CPU = ("MODEL.DEVICE", "cpu")
+
+
+@needs_tools
 @pytest.mark.parametrize("tool", ["train_net.py", "plain_train_net.py"])
 def test_training_tools_of_detectron2(python, tmp_path, tool):
-    options = ("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", tmp_path)
+    options = (*CPU, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", tmp_path)
     run = python(*RUN, TOOLS / tool, "--config-file", TINY, "--num-gpus", "0", *options)
     assert run.returncode == 0, run.stderr
     assert "copypaste: Task: segm" in run.stdout
     assert OUT_WEIGHT in weights(tmp_path / "model_final.pth")
 
 
-@pytest.mark.skipif(not TOOLS.is_dir(), reason="detectron2's tools are not beside the package")
+@needs_tools
+def test_lazy_training_tool_of_detectron2(python, tmp_path):
+    """With a config that comes with this package, on data that do."""
+    options = ["train.device=cpu", "train.max_iter=1", "train.init_checkpoint=''"]
+    options += [f"train.output_dir={tmp_path}", "model.roi_heads.num_classes=6"]
+    for split, name in (("train", "train"), ("test", "val")):
+        loader = f"dataloader.{split}"
+        options += [f"{loader}.dataset.names=nl_synthetic_{name}", f"{loader}.num_workers=0"]
+        options += [f"{loader}.mapper.augmentations.0.short_edge_length=64"]
+    options += ["dataloader.train.total_batch_size=1"]
+    config = get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_NL_1x.py")
+    tool = TOOLS / "lazyconfig_train_net.py"
+    run = python(*RUN, tool, "--config-file", config, "--num-gpus", "0", *options)
+    assert run.returncode == 0, run.stderr
+    assert "copypaste: Task: bbox" in run.stdout
+    assert OUT_WEIGHT in weights(tmp_path / "model_final.pth")
+
+
+@needs_tools
 def test_analysis_tool_of_detectron2(python):
-    tasks = ("--tasks", "structure", "--num-inputs", "1", "MODEL.DEVICE", "cpu")
+    tasks = ("--tasks", "structure", "--num-inputs", "1", *CPU)
     run = python(*RUN, TOOLS / "analyze_model.py", "--config-file", TINY, *tasks)
     assert run.returncode == 0, run.stderr
     assert "(nonlocal4): NonLocalBlock(" in run.stdout
+
+
+@needs_tools
+def test_demo_of_detectron2(python, folder, tmp_path):
+    # Since 2025 it imports what is beside it by the name that it has inside Meta.
+    (tmp_path / "vision" / "fair").mkdir(parents=True)
+    (tmp_path / "vision" / "fair" / "detectron2").symlink_to(TOOLS.parent)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    image = folder / "datasets" / "nl_synthetic" / "val" / "000001.jpg"
+    files = ("--input", image, "--output", tmp_path / "seen.jpg", "--confidence-threshold", "0")
+    demo = (TOOLS.parent / "demo" / "demo.py", "--config-file", TINY, *files, "--opts", *CPU)
+    run = python(*RUN, *demo, PYTHONPATH=path)
+    assert run.returncode == 0, run.stderr
+    assert Image.open(tmp_path / "seen.jpg").size == Image.open(image).size
+
+
+@needs_tools
+def test_export_tool_of_detectron2(python, folder, tmp_path):
+    image = folder / "datasets" / "nl_synthetic" / "val" / "000001.jpg"
+    options = ("--export-method", "tracing", "--format", "torchscript", "--sample-image", image)
+    tool = TOOLS / "deploy" / "export_model.py"
+    run = python(*RUN, tool, "--config-file", TINY, *options, "--output", tmp_path, *CPU)
+    assert run.returncode == 0, run.stderr
+    traced = torch.jit.load(tmp_path / "model.ts")
+    assert any(".nonlocal4.theta" in name for name, _ in traced.named_modules())

@@ -2,8 +2,9 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -33,18 +34,24 @@ class AuditedCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **checkpointables)
         self._partial = partial
-        self._path = ""
+        self._path, self._parts = "", ()
 
-    def load(self, path: str, *args, **kwargs) -> dict:
+    def load(self, path: str, checkpointables: Optional[Sequence[str]] = None) -> dict:
         """As in DetectionCheckpointer; an empty path loads nothing, and there is no audit.
 
         Raises:
             LoadError: the file cannot be used, as :func:`read_checkpoint` says, or the audit found
-                problems; the message names the file and lists them.
+                problems, or a part beside the model is not in it, or does not fit; the message
+                names the file and what it is.
         """
         self._path = path
+        self._parts = self.checkpointables if checkpointables is None else checkpointables
         try:
-            return super().load(path, *args, **kwargs)
+            return super().load(path, checkpointables=checkpointables)
+        except KeyError as error:
+            if not self._parts:
+                raise
+            raise self._lacks(error.args[0]) from error  # in the trainer's part of another release
         except ValueError as error:
             if isinstance(error, LoadError):
                 raise
@@ -85,7 +92,17 @@ class AuditedCheckpointer(DetectionCheckpointer):
         with harmless_globals():
             return super()._load_file(filename)
 
+    def _lacks(self, key: str) -> LoadError:
+        return LoadError(
+            f"{self._path} has no {key!r}, which going on with a training needs: another version "
+            "of detectron2 wrote it, or it is of weights alone. As MODEL.WEIGHTS of a new training "
+            "it can be used"
+        )
+
     def _load_model(self, checkpoint: dict):
+        for key in self._parts:
+            if key not in checkpoint:  # fvcore would go on without a word
+                raise self._lacks(key)
         # The keys reported as missing are not enough: FrozenBN fills in statistics that a file does
         # not have, and reports nothing. The hook sees what the model is given, already renamed.
         shapes = {}

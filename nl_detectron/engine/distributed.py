@@ -45,6 +45,7 @@ def processes_of_torchrun(args: argparse.Namespace) -> Iterator[None]:
     # is seen at once: the connection closes, and torchrun ends all processes when one fails.
     gpus = torch.cuda.device_count()
     dist.init_process_group("nccl" if gpus else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.all_gather(None)  # who ended with an error before all are here would take the others along
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if args.num_gpus > 1 or args.num_machines > 1:
         raise UserError(
