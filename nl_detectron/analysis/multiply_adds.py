@@ -38,7 +38,7 @@ def _mul_flops(left, right, *, out_shape) -> int:
     return 2 * rows_times_numbers(*factors)
 
 
-def _addcmul_flops(summand, left, right, *, out_shape, value=1) -> int:
+def _addcmul_flops(summand, left, right, *, out_shape, value=1, out=None) -> int:
     return 2 * rows_times_numbers(left, right)
 
 
