@@ -67,7 +67,8 @@ class _KeptSums:
         """The sums, (B, N, w), of the values or of those times ``weights`` (B, M)."""
         values = self._values
         if weights is not None:
-            values = values * weights.gather(1, self._order).unsqueeze(1)
+            rows = values.transpose(1, 2) * weights.gather(1, self._order).unsqueeze(2)
+            values = rows.transpose(1, 2)
         running = values.new_zeros(values.shape[0], values.shape[1], values.shape[2] + 1)
         torch.cumsum(values, 2, out=running[:, :, 1:])
         return running.gather(2, self._count).transpose(1, 2)
