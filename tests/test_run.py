@@ -14,7 +14,7 @@ from test_train_net import OUT_WEIGHT, TINY
 from nl_detectron import get_config_file
 from nl_detectron.data import generate
 
-TOOLS = Path(detectron2.__file__).resolve().parents[1] / "tools"
+BESIDE = Path(detectron2.__file__).resolve().parents[1]  # of detectron2: its clone, or the others
 PLAIN = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
 
 # As detectron2's users write them: their own keys, a module beside the script, DefaultTrainer.
@@ -221,23 +221,26 @@ def test_under_torchrun(python):
     assert sorted(run.stdout.splitlines()) == ["0 ['--x'] True", "1 ['--x'] True"]
 
 
-# detectron2's own tools, which stand beside the package in a clone of it and in no wheel.
+# The tools of detectron2: a clone has all, beside the package, and a wheel those of tools/ itself.
 
-needs_tools = pytest.mark.skipif(not TOOLS.is_dir(), reason="detectron2 is no clone with its tools")
 CPU = ("MODEL.DEVICE", "cpu")
 
 
-@needs_tools
-@pytest.mark.parametrize("tool", ["train_net.py", "plain_train_net.py"])
-def test_training_tools_of_detectron2(python, tmp_path, tool):
+def tool(name):
+    if not (BESIDE / name).is_file():
+        pytest.skip(f"no {name} beside detectron2")
+    return BESIDE / name
+
+
+@pytest.mark.parametrize("name", ["train_net.py", "plain_train_net.py"])
+def test_training_tools_of_detectron2(python, tmp_path, name):
     options = (*CPU, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", tmp_path)
-    run = python(*RUN, TOOLS / tool, "--config-file", TINY, "--num-gpus", "0", *options)
+    run = python(*RUN, tool(f"tools/{name}"), "--config-file", TINY, "--num-gpus", "0", *options)
     assert run.returncode == 0, run.stderr
     assert "copypaste: Task: segm" in run.stdout
     assert OUT_WEIGHT in weights(tmp_path / "model_final.pth")
 
 
-@needs_tools
 def test_lazy_training_tool_of_detectron2(python, tmp_path):
     """With a config that comes with this package, on data that do."""
     options = ["train.device=cpu", "train.max_iter=1", "train.init_checkpoint=''"]
@@ -248,41 +251,38 @@ def test_lazy_training_tool_of_detectron2(python, tmp_path):
         options += [f"{loader}.mapper.augmentations.0.short_edge_length=64"]
     options += ["dataloader.train.total_batch_size=1"]
     config = get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_NL_1x.py")
-    tool = TOOLS / "lazyconfig_train_net.py"
-    run = python(*RUN, tool, "--config-file", config, "--num-gpus", "0", *options)
+    script = tool("tools/lazyconfig_train_net.py")
+    run = python(*RUN, script, "--config-file", config, "--num-gpus", "0", *options)
     assert run.returncode == 0, run.stderr
     assert "copypaste: Task: bbox" in run.stdout
     assert OUT_WEIGHT in weights(tmp_path / "model_final.pth")
 
 
-@needs_tools
 def test_analysis_tool_of_detectron2(python):
     tasks = ("--tasks", "structure", "--num-inputs", "1", *CPU)
-    run = python(*RUN, TOOLS / "analyze_model.py", "--config-file", TINY, *tasks)
+    run = python(*RUN, tool("tools/analyze_model.py"), "--config-file", TINY, *tasks)
     assert run.returncode == 0, run.stderr
     assert "(nonlocal4): NonLocalBlock(" in run.stdout
 
 
-@needs_tools
 def test_demo_of_detectron2(python, folder, tmp_path):
-    # Since 2025 it imports what is beside it by the name that it has inside Meta.
+    demo = tool("demo/demo.py")
+    # On main it imports what is beside it by the name that it has inside Meta.
     (tmp_path / "vision" / "fair").mkdir(parents=True)
-    (tmp_path / "vision" / "fair" / "detectron2").symlink_to(TOOLS.parent)
+    (tmp_path / "vision" / "fair" / "detectron2").symlink_to(BESIDE)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     image = folder / "datasets" / "nl_synthetic" / "val" / "000001.jpg"
     files = ("--input", image, "--output", tmp_path / "seen.jpg", "--confidence-threshold", "0")
-    demo = (TOOLS.parent / "demo" / "demo.py", "--config-file", TINY, *files, "--opts", *CPU)
-    run = python(*RUN, *demo, PYTHONPATH=path)
+    run = python(*RUN, demo, "--config-file", TINY, *files, "--opts", *CPU, PYTHONPATH=path)
     assert run.returncode == 0, run.stderr
     assert Image.open(tmp_path / "seen.jpg").size == Image.open(image).size
 
 
-@needs_tools
 def test_export_tool_of_detectron2(python, folder, tmp_path):
     image = folder / "datasets" / "nl_synthetic" / "val" / "000001.jpg"
     options = ("--export-method", "tracing", "--format", "torchscript", "--sample-image", image)
-    tool = TOOLS / "deploy" / "export_model.py"
-    run = python(*RUN, tool, "--config-file", TINY, *options, "--output", tmp_path, *CPU)
+    script = tool("tools/deploy/export_model.py")
+    run = python(*RUN, script, "--config-file", TINY, *options, "--output", tmp_path, *CPU)
     assert run.returncode == 0, run.stderr
     traced = torch.jit.load(tmp_path / "model.ts")
     assert any(".nonlocal4.theta" in name for name, _ in traced.named_modules())
