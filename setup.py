@@ -15,7 +15,7 @@ def version() -> str:
 EVAL = ["faster-coco-eval"]  # the same AP, sooner
 BENCH = ["matplotlib", "mmcv-lite", "timm"]  # blocks to compare with, and plots
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX, and to run what was exported
-TEST = [*EVAL, *BENCH, *EXPORT, "hypothesis", "pytest>=7", "pytest-xdist"]
+TEST = [*EVAL, *BENCH, *EXPORT, "hypothesis", "playwright", "pytest>=7", "pytest-xdist"]
 DEV = [*TEST, "ruff>=0.6"]
 
 setup(
@@ -30,10 +30,14 @@ setup(
     # inside of it. An editable install uses the folder of the clone.
     packages=[*find_packages(include=["nl_detectron", "nl_detectron.*"]), "nl_detectron.configs"],
     package_dir={"nl_detectron.configs": "configs"},
-    package_data={"nl_detectron.configs": ["**/*.yaml", "**/*.py"]},
+    package_data={
+        "nl_detectron.configs": ["**/*.yaml", "**/*.py"],
+        "nl_detectron.visualization": ["page/*"],
+    },
     # Not detectron2: no package index carries it, see tools/install_detectron2.py.
     install_requires=[
         "fvcore>=0.1.5",
+        "mpmath",
         "numpy",
         "opencv-python",  # detectron2 imports it, but does not require it
         "Pillow",
