@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +13,7 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from nl_detectron import NonLocalBlock
+from nl_detectron import NonLocalBlock, study
 from nl_detectron.analysis import count_multiply_adds, meta_model, roi_reach
 from nl_detectron.data import generate
 from nl_detectron.data.synthetic_hard import (
@@ -22,16 +26,15 @@ from nl_detectron.data.synthetic_hard import (
     WIDTH,
     draw,
 )
-from nl_detectron.evaluation import TABLES, study
-from nl_detectron.evaluation.intervals import interval, paired, t_quantile
+from nl_detectron.evaluation import TABLES
 from nl_detectron.evaluation.runner import Job, Settings, jobs
-from nl_detectron.evaluation.study.page import TABLES as PAGE_TABLES
-from nl_detectron.evaluation.study.page import markdown
-from nl_detectron.evaluation.study.record import record_path, write_json
-from nl_detectron.evaluation.study.results import Study, is_warm_up
-from nl_detectron.evaluation.study.run import run_study
-from nl_detectron.evaluation.study.scores import BINS, images_by_distance, levels, scores
 from nl_detectron.modeling.controls import CONTROLS, LocalBlock, MeanBlock, ResidualConvs
+from nl_detectron.study.intervals import interval, paired, t_quantile
+from nl_detectron.study.page import SECTIONS, markdown
+from nl_detectron.study.record import hash_without_start, record_path, write_json
+from nl_detectron.study.results import Study, is_warm_up
+from nl_detectron.study.run import run_study
+from nl_detectron.study.scores import BINS, images_by_distance, levels, scores
 
 ROOT = Path(__file__).resolve().parents[1]
 C = 64  # channels of res4 in the study
@@ -152,7 +155,7 @@ def test_controls_start_as_the_identity(name):
 def test_rows_change_what_their_names_say(tmp_path):
     """Every row stands in a table of the page, builds, and differs from all others."""
     settings = Settings(tmp_path, seeds=1)
-    on_page = {name for _, _, names in PAGE_TABLES for name in names}
+    on_page = {name for _, _, names, _ in SECTIONS for name in names}
     rows = [row.name for row in TABLES[study.TABLE].rows]
     assert on_page == {name for name in rows if not is_warm_up(name)}
     configs = [job.config(settings) for job in jobs(study.TABLE, [], settings)]
@@ -231,25 +234,40 @@ def test_the_page_says_what_the_records_say(records, tmp_path):
     text = (tmp_path / "RESULTS.md").read_text()
     assert text == markdown(Study.read(records))
     assert "One block takes the locks AP50 from 40.2 to 60.2, +20.0 (+20.0 to +20.0)" in text
-    assert "| NL         | 3       | 60.2 ± 0.1" in text
-    assert "| R50        | not run | not run" in text
-    started = next(
-        line for line in text.splitlines() if line.startswith("| R50 ") and "started" in line
-    )
-    assert "1" * 12 in started
+    assert re.search(r"\| NL +\| 3 +\| 60.2 ± 0.1", text)
+    assert re.search(r"\| R50 +\| not run \| not run", text)
+    assert re.search(rf"\| R50 +\| 1 +\| started +\| {'1' * 12}", text)
     assert "Not run, or not all of it: conv1x1, conv3x3, R50." in text
     for figure in ("results_distance.png", "results_curves.png"):
         assert (tmp_path / figure).stat().st_size > 10_000
 
 
-def test_the_page_in_the_repository_is_that_of_its_records():
-    page = (ROOT / "docs/RESULTS.md").read_text()
-    assert page == markdown(Study.read(ROOT / "docs/results/synthetic"))
+def test_the_page_in_the_repository_is_that_of_its_records(tmp_path):
+    """Byte for byte, without training."""
+    tool(tmp_path, "--no-training")
+    assert (tmp_path / "RESULTS.md").read_bytes() == (ROOT / "docs/RESULTS.md").read_bytes()
+
+
+def test_records_that_cannot_be_read(tmp_path):
+    process = tool(tmp_path, "--no-training", "--records", str(tmp_path), status=2)
+    assert re.fullmatch(r"error: .*levels.json.*\n", process.stderr)
+
+
+def tool(folder, *arguments, status=0):
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tools/reproduce.py"), "synthetic"]
+    process = subprocess.run(
+        [*command, "--page", str(folder / "RESULTS.md"), *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == status, process.stderr
+    return process
 
 
 def test_runs_are_recorded_whatever_becomes_of_them(tmp_path, monkeypatch):
     """The warm-up fails, so what begins with it cannot run; another row runs; then all is well."""
-    from nl_detectron.evaluation.study import run
+    from nl_detectron.study import run
 
     settings = Settings(tmp_path / "runs", seeds=1)
     todo = list(jobs(study.TABLE, ["R18_warm_up", "R50_warm_up", "R18"], settings))
@@ -264,18 +282,35 @@ def test_runs_are_recorded_whatever_becomes_of_them(tmp_path, monkeypatch):
 
     def write(folder, job, settings, state, seconds):
         states.setdefault(job.row.name, []).append(state)
-        write_json(record_path(folder, job), {"state": state, "core_seconds": seconds})
+        record = {"state": state, "core_seconds": seconds}
+        record["config_hash"] = hash_without_start(job, settings)
+        write_json(record_path(folder, job), record)
 
     monkeypatch.setattr(run, "run_job", run_job)
     monkeypatch.setattr(run, "write_record", write)
     monkeypatch.setattr(run, "write_levels", lambda folder, cfg: None)
     failures = run_study(todo, settings, tmp_path / "records")
-    assert states == {"R18_warm_up": ["started", "failed"], "R50_warm_up": ["started", "finished"]}
+    assert states == {
+        "R18_warm_up": ["started", "failed"],
+        "R50_warm_up": ["started", "failed", "finished"],
+    }
     assert len(failures) == 2 and "is not there" in failures[1]
     fail.clear()
     assert run_study(todo, settings, tmp_path / "records") == []
-    assert states["R18_warm_up"] == ["started", "failed", "started", "finished"]
-    assert states["R18"] == ["started", "finished"] and len(states["R50_warm_up"]) == 2
+    assert states["R18_warm_up"] == ["started", "failed", "started", "failed", "finished"]
+    assert states["R18"] == ["started", "failed", "finished"] and len(states["R50_warm_up"]) == 3
+
+    # The records are kept and the weights are not: who needs them gets them made again.
+    todo[0].folder.joinpath("model_final.pth").unlink()
+    assert run_study(todo, settings, tmp_path / "records") == []
+    assert len(states["R18_warm_up"]) == 5
+    record_path(tmp_path / "records", todo[2]).unlink()
+    assert run_study(todo, settings, tmp_path / "records") == []
+    assert len(states["R18_warm_up"]) == 8 and len(states["R18"]) == 6
+
+    other = Settings(tmp_path / "runs", seeds=1, opts=["SOLVER.BASE_LR", "0.5"])
+    failures = run_study(todo, other, tmp_path / "records")
+    assert len(failures) == 3 and "R18_seed1.json: was made with another config" in failures[2]
 
 
 def test_a_seed_is_whole_before_the_next_begins(tmp_path):

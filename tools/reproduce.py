@@ -20,8 +20,10 @@ from pathlib import Path
 
 import torch
 
+from nl_detectron import study
 from nl_detectron.engine import exit_on_user_error
-from nl_detectron.evaluation import TABLES, study
+from nl_detectron.engine.errors import as_user_error
+from nl_detectron.evaluation import TABLES
 from nl_detectron.evaluation.plan import plan_table
 from nl_detectron.evaluation.report import as_csv, as_json, markdown, report
 from nl_detectron.evaluation.runner import Settings, dataset_opts, jobs, run_jobs
@@ -118,7 +120,8 @@ def synthetic(args: argparse.Namespace) -> int:
         settings = Settings(args.output, args.seeds, num_gpus=1, opts=args.opts)
         todo = list(jobs(study.TABLE, args.rows, settings))
         failures = study.run_study(todo, settings, args.records)
-    study.write_page(args.records, args.page)
+    with as_user_error(OSError), as_user_error(ValueError):
+        study.write_page(args.records, args.page)
     print(f"written to {args.page}")
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)

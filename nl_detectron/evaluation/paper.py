@@ -4,7 +4,7 @@ Source of every number: Wang, Girshick, Gupta, He, "Non-local Neural Networks", 
 (https://arxiv.org/abs/1711.07971), Tables 5 and 6; COCO val2017, in percent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
@@ -76,6 +76,7 @@ def _opts(**keys: Any) -> Tuple[str, ...]:
 
 
 R_50 = _opts(MODEL__RESNETS__DEPTH=50, MODEL__RESNETS__RES2_OUT_CHANNELS=256)
+LONG = _opts(SOLVER__MAX_ITER=900, SOLVER__STEPS=(720,), TEST__EVAL_PERIOD=300)
 WARM_UP = _opts(SOLVER__MAX_ITER=500, SOLVER__STEPS=(100000,), TEST__EVAL_PERIOD=0)
 
 
@@ -94,6 +95,14 @@ def _study_row(name: str, backbone: str = "", **nonlocal_keys: Any) -> Row:
 def _control(name: str) -> Row:
     return _study_row(name, f"build_nonlocal_control_{name}_backbone")
 
+
+def _long(row: Row) -> Row:
+    """The same, trained three times as long."""
+    baseline = row.baseline and f"{row.baseline}_long"
+    return replace(row, name=f"{row.name}_long", baseline=baseline, opts=(*row.opts, *LONG))
+
+
+R_18 = Row("R18", opts=_opts(MODEL__WEIGHTS_PARTIAL=True), start="R18_warm_up")
 
 TABLES = {
     "table5": Table(
@@ -172,7 +181,7 @@ TABLES = {
         [
             Row("R18_warm_up", opts=WARM_UP),
             Row("R50_warm_up", opts=(*R_50, *WARM_UP)),
-            Row("R18", opts=_opts(MODEL__WEIGHTS_PARTIAL=True), start="R18_warm_up"),
+            R_18,
             _study_row("NL"),
             _control("mean"),
             _control("local"),
@@ -193,6 +202,9 @@ TABLES = {
             _study_row("NL_GN", NORM="GN"),
             _study_row("NL_reduction_1", REDUCTION=1),
             _study_row("NL_reduction_4", REDUCTION=4),
+            _long(R_18),
+            _long(_study_row("NL")),
+            _long(_control("mean")),
         ],
         image_size=(96, 320),
     ),

@@ -116,7 +116,12 @@ def _job(table: str, row: Row, seed: int, settings: Settings) -> Job:
     if row.start is None:
         return Job(table, row, seed, folder)
     start = _job(table, TABLES[table].row(row.start), seed, settings)
-    return Job(table, row, seed, folder, start.folder / "model_final.pth")
+    return Job(table, row, seed, folder, final_weights(start))
+
+
+def final_weights(job: Job) -> Path:
+    """What a finished run leaves, and others may begin with."""
+    return job.folder / "model_final.pth"
 
 
 def run_jobs(todo: Sequence[Job], settings: Settings) -> List[str]:

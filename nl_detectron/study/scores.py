@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ...data.synthetic_hard import COLOURS, KEYS, LOCKS
+from ..data.synthetic_hard import COLOURS, KEYS, LOCKS
 
 GROUPS = {"keys": KEYS, "locks": LOCKS}
 BINS = (0, 45, 90, 135, 180, 240)  # pixels: ends of the ranges of distance

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import List
 
-from ..runner import Job, Settings, run_job
-from .record import record_path, write_levels, write_record
+from ..evaluation.runner import Job, Settings, final_weights, run_job
+from .record import hash_without_start, record_path, write_levels, write_record
 
 WAIT = 1.0  # seconds between two looks at runs that another process has locked
 
@@ -29,7 +29,22 @@ def run_study(todo: Sequence[Job], settings: Settings, records: Path) -> List[st
     """
     if todo:
         write_levels(records, todo[0].config(settings))
-    left, failures = [job for job in todo if not _is_recorded(job, records)], []
+    needed = {job.start for job in todo if not _is_recorded(job, records)}
+
+    def is_done(job: Job) -> bool:
+        """Recorded, and its weights, which no record has, are there if another needs them."""
+        weights = final_weights(job)
+        return _is_recorded(job, records) and (weights not in needed or weights.is_file())
+
+    left = [job for job in todo if not is_done(job)]
+    failures = [
+        f"{record_path(records, job)}: was made with another config; give the options that it was "
+        "made with, or another --records"
+        for job in todo
+        if _is_of_another_config(job, settings, records)
+    ]
+    if failures:
+        return failures
     print(f"{len(todo) - len(left)} of {len(todo)} runs are finished already", flush=True)
     began, done = time.monotonic(), 0
     while left:
@@ -39,7 +54,7 @@ def run_study(todo: Sequence[Job], settings: Settings, records: Path) -> List[st
                 if not ours:
                     continue
                 left.remove(job)
-                if _is_recorded(job, records):  # by another process
+                if is_done(job):  # by another process
                     break
                 problem = _run_recorded(job, settings, records)
                 done += 1
@@ -49,7 +64,7 @@ def run_study(todo: Sequence[Job], settings: Settings, records: Path) -> List[st
                     failures.append(f"{job.folder}: {problem}")
                 break
         else:
-            left = [job for job in left if not _is_recorded(job, records)]
+            left = [job for job in left if not is_done(job)]
             if not any(_is_locked(job) for job in todo) and not any(
                 job.start is None or job.start.is_file() for job in left
             ):
@@ -61,12 +76,19 @@ def run_study(todo: Sequence[Job], settings: Settings, records: Path) -> List[st
 
 def _run_recorded(job: Job, settings: Settings, records: Path) -> str:
     path = record_path(records, job)
-    before = json.loads(path.read_text())["core_seconds"] if path.exists() else 0.0
+    before = json.loads(path.read_text())["core_seconds"] if path.exists() else None
+    before = before or 0.0
     write_record(records, job, settings, "started", before)
     began = _core_seconds()
-    problem = run_job(job, settings)
+    try:
+        problem = run_job(job, settings)
+    except SystemExit:  # by a signal; what was begun is gone on with another time
+        write_record(records, job, settings, "started", before + _core_seconds() - began)
+        raise
     spent = before + _core_seconds() - began
-    write_record(records, job, settings, "failed" if problem else "finished", spent)
+    write_record(records, job, settings, "failed", spent)  # until its results can be read
+    if not problem:
+        write_record(records, job, settings, "finished", spent)
     return problem
 
 
@@ -79,6 +101,13 @@ def _core_seconds() -> float:
 def _is_recorded(job: Job, records: Path) -> bool:
     path = record_path(records, job)
     return path.exists() and json.loads(path.read_text())["state"] == "finished"
+
+
+def _is_of_another_config(job: Job, settings: Settings, records: Path) -> bool:
+    path = record_path(records, job)
+    if not path.exists():
+        return False
+    return json.loads(path.read_text())["config_hash"] != hash_without_start(job, settings)
 
 
 @contextmanager

@@ -3,15 +3,15 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ...analysis import detector_multiply_adds, meta_model, roi_reach
-from ...config import config_hash
-from ..runner import Job, Settings
-from ..runs import read_environment, read_metrics, read_run, scaled
+from ..analysis import detector_multiply_adds, meta_model, roi_reach
+from ..config import config_hash
+from ..evaluation.runner import Job, Settings
+from ..evaluation.runs import read_environment, read_metrics, read_run, scaled
 from .scores import levels, read_annotations, scores
 
 STATES = ("started", "failed", "finished")
@@ -29,13 +29,15 @@ def read_records(folder: Path) -> List[dict]:
     return [json.loads(path.read_text()) for path in paths]
 
 
-def write_record(folder: Path, job: Job, settings: Settings, state: str, seconds: float) -> None:
+def write_record(
+    folder: Path, job: Job, settings: Settings, state: str, seconds: Optional[float]
+) -> None:
     """Write what there is of a run; of a finished one, its results.
 
     Args:
         folder: for the records.
         state: one of STATES.
-        seconds: of a core, so far.
+        seconds: of a core, so far; None if that is not known.
     """
     record: Dict[str, Any] = {
         "row": job.row.name,
@@ -43,11 +45,19 @@ def write_record(folder: Path, job: Job, settings: Settings, state: str, seconds
         "state": state,
         "core_seconds": seconds,
         "start": job.row.start,
-        "config_hash": _hash_without_start(job, settings),
+        "config_hash": hash_without_start(job, settings),
     }
     if state == "finished":
         record.update(_results(job))
     write_json(record_path(folder, job), record)
+
+
+def hash_without_start(job: Job, settings: Settings) -> str:
+    """Of a run's config; what it begins with is a path, and is recorded by its row's name."""
+    cfg = scaled(job.config(settings), settings.num_gpus).clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""
+    return config_hash(cfg)
 
 
 def write_levels(folder: Path, cfg: CfgNode) -> None:
@@ -65,14 +75,6 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(partial, path)
 
 
-def _hash_without_start(job: Job, settings: Settings) -> str:
-    """The start is a path; it is recorded by its row's name, and has the same seed."""
-    cfg = scaled(job.config(settings), settings.num_gpus).clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = ""
-    return config_hash(cfg)
-
-
 def _results(job: Job) -> dict:
     run = read_run(job.folder)
     lines = read_metrics(job.folder)
@@ -85,16 +87,17 @@ def _results(job: Job) -> dict:
         "seconds_per_iteration": run.seconds_per_iteration,
         "max_memory_mib": run.max_memory,
         "parameters": run.parameters,
-        "multiply_adds": sum(detector_multiply_adds(model, height, width).values()),
+        "multiply_adds": detector_multiply_adds(model, height, width)["backbone"],
         "reach": roi_reach(model.backbone),
         "metrics": {k: v for k, v in run.metrics.items() if k.startswith("bbox/")},
         **scores(_test_annotations(run.cfg), detections),
         "curves": {
             key: [[line["iteration"], line[key]] for line in lines if key in line] for key in CURVES
         },
-        "out_norms": {
+        "out_norms": {  # the last of each block
             key.split("/")[1]: value
-            for key, value in lines[-1].items()
+            for line in lines
+            for key, value in line.items()
             if key.startswith("nonlocal/") and key.endswith("/out_norm")
         },
         "environment": {

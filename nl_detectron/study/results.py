@@ -6,8 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from ..intervals import Interval, interval, paired
-from ..paper import TABLES, Row
+from ..evaluation.paper import TABLES, Row
+from .intervals import Interval, interval, paired
 from .record import LEVELS, read_records
 
 TABLE = "synthetic-hard"

@@ -3,14 +3,33 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from ...visualization.curves import Curve, Group, plot
+from ..data.synthetic_hard import HEIGHT, WIDTH, draw
+from ..visualization.curves import Curve, Group, plot
 from .results import Study
 
+EXAMPLES_FIGURE = "results_examples.png"
 DISTANCE_FIGURE = "results_distance.png"
 CURVES_FIGURE = "results_curves.png"
-OF_DISTANCE = {"R18": "R18", "R50": "R50", "NL": "R18 + 1 NL", "mean": "R18 + mean"}
-OF_CURVES = ("R18", "NL", "R50")
+DRAWN = {
+    "R18": "R18",
+    "R50": "R50",
+    "mean": "R18 + mean",
+    "NL_gaussian": "R18 + 1 NL, Gaussian",
+    "NL": "R18 + 1 NL, embedded Gaussian",
+    "NL_dot_product": "R18 + 1 NL, dot product",
+    "NL_concatenation": "R18 + 1 NL, concatenation",
+}
+
+
+def draw_examples(path: Path, rows: int = 3, columns: int = 2, gap: int = 4) -> None:
+    """Some images of the harder synthetic data, pixel by pixel."""
+    sheet = Image.new("RGB", (columns * (WIDTH + gap) - gap, rows * (HEIGHT + gap) - gap), "white")
+    for i in range(rows * columns):
+        image, _ = draw(np.random.default_rng(i))
+        sheet.paste(image, (i % columns * (WIDTH + gap), i // columns * (HEIGHT + gap)))
+    sheet.save(path)
 
 
 def draw_distance(study: Study, path: Path) -> None:
@@ -18,7 +37,7 @@ def draw_distance(study: Study, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     ranges = study.levels["all"]["by_distance"]
@@ -27,7 +46,7 @@ def draw_distance(study: Study, path: Path) -> None:
         values = [of["AP50"] for of in study.levels[name]["by_distance"]]
         text = "chance" if name == "chance" else "which colours, not which key"
         axes.plot(middles, values, style, color="0.5", linewidth=1, label=text)
-    for number, (name, label) in enumerate(OF_DISTANCE.items()):
+    for number, (name, label) in enumerate(DRAWN.items()):
         runs = study.finished[name]
         if not runs:
             continue
@@ -37,7 +56,7 @@ def draw_distance(study: Study, path: Path) -> None:
         if len(runs) > 1:
             spread = np.array([of.deviation for of in at])
             axes.fill_between(
-                middles, centre - spread, centre + spread, color=f"C{number}", alpha=0.2, lw=0
+                middles, centre - spread, centre + spread, color=f"C{number}", alpha=0.15, lw=0
             )
         if name in ("R18", "R50"):
             reach = next(iter(runs.values()))["reach"]
@@ -57,12 +76,12 @@ def draw_distance(study: Study, path: Path) -> None:
 def draw_curves(study: Study, path: Path) -> None:
     """Loss and box AP while training, after the warm-up, as in the paper's Fig. 4."""
     groups = []
-    for name in OF_CURVES:
+    for name, label in DRAWN.items():
         runs = list(study.finished[name].values())
         if runs:
             keys = runs[0]["curves"]
             curves = {key: _curve([dict(run["curves"][key]) for run in runs]) for key in keys}
-            groups.append(Group(OF_DISTANCE[name], len(runs), curves))
+            groups.append(Group(label, len(runs), curves))
     if groups:
         plot(groups, path, window=1)
 
