@@ -3,9 +3,9 @@
     y_i = 1 / C(x) * sum_j f(x_i, x_j) g(x_j)
 
 Sec. 3.2 gives four pairwise functions f. Each stands here twice: as the operation itself, which
-never builds the N x M matrix of all pairs, and as that matrix (``*_affinity``), already divided by
-C(x), for those who want to look at it. ``operation(theta, phi, g, ...)`` equals
-``operation_affinity(theta, phi, ...) @ g``.
+does without the N x M matrix of all pairs wherever that is large, and as that matrix
+(``*_affinity``), already divided by C(x), for those who want to look at it.
+``operation(theta, phi, g, ...)`` equals ``operation_affinity(theta, phi, ...) @ g``.
 
 Shapes, everywhere: ``theta`` (B, N, D) for the N query positions, ``phi`` (B, M, D) and ``g``
 (B, M, E) for the M positions that are summed over; the result is (B, N, E), a matrix (B, N, M).

@@ -100,5 +100,13 @@ def _missing(bench: str, device: str, records: List[Record]) -> List[str]:
     if bench != "model":
         return []
     rows = [row for record in records for rows in record.comparisons for row in rows]
-    missing = [model for model in PLACES if model not in {row.facts["model"] for row in rows}]
-    return [f"{device}: {', '.join(missing)} not run."] if missing else []
+    missing = []
+    for model, places in PLACES.items():
+        # Of a competitor such as "+1 NL, pool_conv".
+        found = {row.competitor.split()[0] for row in rows if row.facts["model"] == model}
+        counts = [f"+{count}" for count in places if f"+{count}" not in found]
+        if counts:
+            missing.append(f"{model} {', '.join(counts)} NL")
+    if all(row.facts["batch"] == 1 for row in rows):
+        missing.append("batches above 1")
+    return [f"{device}, not run: {'; '.join(missing)}."] if missing else []
