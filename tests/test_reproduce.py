@@ -83,7 +83,7 @@ def contents(path):
 
 
 def records_of(output):
-    return report("synthetic", Settings(output, seeds=1, opts=TINY))
+    return report(TABLES["synthetic"], Settings(output, seeds=1, opts=TINY))
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +159,11 @@ def test_the_formats_agree(undisturbed):
 def test_plan_is_measured_once_there_are_steps(undisturbed, tmp_path):
     for output, source in ((undisturbed, "measured"), (tmp_path, "multiply-adds")):
         settings = Settings(output, seeds=1, opts=TINY)
-        for job in jobs("synthetic", [], settings):
+        for job in jobs(TABLES["synthetic"], [], settings):
             cost = estimate(job, settings, tflops=1.0)
             assert cost.source == source
             assert cost.hours > 0 and cost.gib > 0
-    lines = plan_table(list(jobs("synthetic", [], settings)), settings).splitlines()
+    lines = plan_table(list(jobs(TABLES["synthetic"], [], settings)), settings).splitlines()
     assert [line.split()[2] for line in lines[-2:]] == ["missing"] * 2
 
 
@@ -177,7 +177,7 @@ def test_report_command(datasets, undisturbed):
 def test_a_folder_made_otherwise_is_refused(undisturbed):
     """It fails, is reported at the end, and does not stop the other row."""
     settings = Settings(undisturbed, seeds=1, opts=[*TINY, "SOLVER.BASE_LR", "0.5"])
-    todo = list(jobs("synthetic", [BASELINE], settings))
+    todo = list(jobs(TABLES["synthetic"], [BASELINE], settings))
     (failure,) = run_jobs(todo, settings)
     assert str(todo[0].folder) in failure and "was made with another config" in failure
 
@@ -189,14 +189,14 @@ def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Job, "command", command)
     settings = Settings(tmp_path / "runs", seeds=1)
-    failures = run_jobs(list(jobs("synthetic", [], settings)), settings)
+    failures = run_jobs(list(jobs(TABLES["synthetic"], [], settings)), settings)
     assert len(failures) == 1 and "exit status 3" in failures[0]
     assert (tmp_path / BASELINE).exists() and (tmp_path / NONLOCAL).exists()
 
 
 def test_tables_share_the_runs_of_a_config(tmp_path):
     ablations, modern = (
-        {job.folder for job in jobs(table, [], Settings(tmp_path, seeds=2))}
+        {job.folder for job in jobs(TABLES[table], [], Settings(tmp_path, seeds=2))}
         for table in ("ablations", "table5-modern")
     )
     coco = tmp_path / "COCO-InstanceSegmentation"
@@ -211,7 +211,7 @@ def test_wrong_names_end_with_status_2(datasets, tmp_path):
     process = start(datasets, "run", "--output", tmp_path, "--rows", "R_34")
     status, text = finish(process)
     assert status == 2
-    assert "--rows: synthetic has no row 'R_34'; there are: R_18_FPN" in text
+    assert "--rows: 'Synthetic long-range data' has no row 'R_34'; there are: R_18_FPN" in text
     assert "Traceback" not in text
     with pytest.raises(UserError, match="no dataset 'nothing' is registered"):
         dataset_opts("nothing", "nl_synthetic_val")
@@ -229,7 +229,7 @@ def test_tables(name):
 
 def test_the_paper_gains(tmp_path):
     """Sec. 6 of the paper gives the gain in box AP of R50 and R101 as 1.0 and 1.3."""
-    records = {r["row"]: r for r in report("table5", Settings(tmp_path))}
+    records = {r["row"]: r for r in report(TABLES["table5"], Settings(tmp_path))}
     assert records["R_50_FPN_NL_noaug_1x"]["bbox/AP"]["paper_gain"] == 1.0
     assert records["R_101_FPN_NL_noaug_1x"]["bbox/AP"]["paper_gain"] == 1.3
     assert all(r["bbox/AP"]["measured"] is None and not r["seeds"] for r in records.values())
@@ -255,7 +255,7 @@ def test_a_run_is_finished_at_its_last_iteration(tmp_path):
 def test_an_unfinished_run_of_other_options_is_refused_on_any_number_of_gpus(tmp_path):
     """What is recorded is the scaled config; the options are compared, not the scaling."""
     settings = Settings(tmp_path, seeds=1, num_gpus=2)
-    (job,) = jobs("table5", ["R_50_FPN_noaug_1x"], settings)
+    (job,) = jobs(TABLES["table5"], ["R_50_FPN_noaug_1x"], settings)
     job.folder.mkdir(parents=True)
     record = {"processes": 2, "config_hash": config_hash(scaled(job.config(settings), 2))}
     (job.folder / "environment.json").write_text(json.dumps({"iterations": 9, **record}))

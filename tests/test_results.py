@@ -26,7 +26,6 @@ from nl_detectron.data.synthetic_hard import (
     WIDTH,
     draw,
 )
-from nl_detectron.evaluation import TABLES
 from nl_detectron.evaluation.runner import Job, Settings, jobs
 from nl_detectron.modeling.controls import CONTROLS, LocalBlock, MeanBlock, ResidualConvs
 from nl_detectron.study.intervals import interval, paired, t_quantile
@@ -156,7 +155,7 @@ def test_rows_change_what_their_names_say(tmp_path):
     """Every row stands in a table of the page, builds, and differs from all others."""
     settings = Settings(tmp_path, seeds=1)
     on_page = {name for _, _, names, _ in SECTIONS for name in names}
-    rows = [row.name for row in TABLES[study.TABLE].rows]
+    rows = [row.name for row in study.TABLE.rows]
     assert on_page == {name for name in rows if not is_warm_up(name)}
     configs = [job.config(settings) for job in jobs(study.TABLE, [], settings)]
     assert len({json.dumps(cfg, sort_keys=True) for cfg in configs}) == len(rows)
@@ -315,7 +314,7 @@ def test_runs_are_recorded_whatever_becomes_of_them(tmp_path, monkeypatch):
 
 def test_a_seed_is_whole_before_the_next_begins(tmp_path):
     todo = list(jobs(study.TABLE, [], Settings(tmp_path, seeds=2)))
-    rows = len(TABLES[study.TABLE].rows)
+    rows = len(study.TABLE.rows)
     assert [job.seed for job in todo] == [1] * rows + [2] * rows
     by_row = {job.row.name: job for job in todo[:rows]}
     start = by_row["R18_warm_up"].folder / "model_final.pth"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nl_detectron.data.synthetic import KEYS, LOCKS
 from nl_detectron.engine import exit_on_user_error
-from nl_detectron.evaluation import comparison_table, read_run
+from nl_detectron.evaluation import TABLES, comparison_table, read_run
 from nl_detectron.evaluation.runner import Settings, jobs, run_jobs
 
 
@@ -23,7 +23,7 @@ def main() -> None:
 
     settings = Settings(args.output, seeds=1, opts=args.opts)
     with exit_on_user_error():
-        todo = list(jobs("synthetic", ["R_18_FPN", "R_18_FPN_NL"], settings))
+        todo = list(jobs(TABLES["synthetic"], ["R_18_FPN", "R_18_FPN_NL"], settings))
         failures = run_jobs(todo, settings)
     if failures:
         sys.exit("\n".join(failures))

@@ -99,7 +99,7 @@ def main() -> int:
         if args.action == "report":
             print_report(args, settings)
             return 0
-        todo = [job for table in args.tables for job in jobs(table, args.rows, settings)]
+        todo = [job for table in args.tables for job in jobs(TABLES[table], args.rows, settings)]
         if args.action == "plan":
             print(plan_table(todo, settings, args.tflops))
             return 0
@@ -132,10 +132,10 @@ def print_report(args: argparse.Namespace, settings: Settings) -> None:
     if args.format == "markdown":
         command = shlex.join(["tools/reproduce.py", *sys.argv[1:]])
         print("# Results of the paper's tables\n")
-        for table in args.tables:
+        for table in map(TABLES.get, args.tables):
             print(f"{markdown(table, report(table, settings), command)}\n")
         return
-    records = [record for table in args.tables for record in report(table, settings)]
+    records = [record for table in args.tables for record in report(TABLES[table], settings)]
     print(as_json(records) if args.format == "json" else as_csv(records))
 
 

@@ -4,105 +4,10 @@ Source of every number: Wang, Girshick, Gupta, He, "Non-local Neural Networks", 
 (https://arxiv.org/abs/1711.07971), Tables 5 and 6; COCO val2017, in percent.
 """
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from .tables import Row, Table
 
 BOX_AND_MASK = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
 KEYPOINTS = ("keypoints/AP", "keypoints/AP50", "keypoints/AP75")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a table.
-
-    Attributes:
-        name: unique in its table, and the end of its config's name.
-        baseline: name of the row that its gain is over; None for a baseline.
-        paper: the paper's values of the table's metrics; empty where it has none.
-        opts: ``KEY VALUE ...`` after the config, where rows share one.
-        start: name of the row whose final weights, of the same seed, it begins with; None for those
-            of the config.
-    """
-
-    name: str
-    baseline: Optional[str] = None
-    paper: Tuple[float, ...] = ()
-    opts: Tuple[str, ...] = ()
-    start: Optional[str] = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows that are reported together.
-
-    Attributes:
-        configs: pattern of the shipped configs' names; ``{}`` stands for the row's.
-        metrics: what the rows are compared in, as metrics.json names it.
-        image_size: height and width, in pixels, for which multiply-adds are given.
-    """
-
-    title: str
-    configs: str
-    metrics: Tuple[str, ...]
-    rows: List[Row]
-    image_size: Tuple[int, int] = (800, 1344)
-
-    def config(self, row: Row) -> str:
-        return self.configs.format(row.name)
-
-    def folder(self, row: Row) -> Path:
-        """Of the row's runs, below that of all: its config's, so tables share the runs of one."""
-        path = Path(self.config(row)).with_suffix("")
-        return path / row.name if row.opts else path
-
-    def row(self, name: str) -> Row:
-        """
-        Raises:
-            ValueError: there is no row of that name; the message lists those that there are.
-        """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        names = ", ".join(row.name for row in self.rows)
-        raise ValueError(f"no row {name!r}; there are: {names}")
-
-
-def _opts(**keys: Any) -> Tuple[str, ...]:
-    """``KEY VALUE ...`` from keys of the config with two underscores for each dot."""
-    return tuple(
-        text for key, value in keys.items() for text in (key.replace("__", "."), str(value))
-    )
-
-
-R_50 = _opts(MODEL__RESNETS__DEPTH=50, MODEL__RESNETS__RES2_OUT_CHANNELS=256)
-LONG = _opts(SOLVER__MAX_ITER=900, SOLVER__STEPS=(720,), TEST__EVAL_PERIOD=300)
-WARM_UP = _opts(SOLVER__MAX_ITER=500, SOLVER__STEPS=(100000,), TEST__EVAL_PERIOD=0)
-
-
-def _study_row(name: str, backbone: str = "", **nonlocal_keys: Any) -> Row:
-    """A row that goes on from the warmed-up R18, with one more thing in the backbone."""
-    keys = {"MODEL__WEIGHTS_PARTIAL": True}  # the convolutions are no blocks, but new all the same
-    if backbone:
-        keys["MODEL__BACKBONE__NAME"] = backbone
-    else:
-        keys["MODEL__BACKBONE__NAME"] = "build_nonlocal_backbone"
-        keys["MODEL__NONLOCAL__BACKBONE"] = "build_nonlocal_narrow_resnet_fpn_backbone"
-    keys.update({f"MODEL__NONLOCAL__{key}": value for key, value in nonlocal_keys.items()})
-    return Row(name, "R18", opts=_opts(**keys), start="R18_warm_up")
-
-
-def _control(name: str) -> Row:
-    return _study_row(name, f"build_nonlocal_control_{name}_backbone")
-
-
-def _long(row: Row) -> Row:
-    """The same, trained three times as long."""
-    baseline = row.baseline and f"{row.baseline}_long"
-    return replace(row, name=f"{row.name}_long", baseline=baseline, opts=(*row.opts, *LONG))
-
-
-R_18 = Row("R18", opts=_opts(MODEL__WEIGHTS_PARTIAL=True), start="R18_warm_up")
 
 TABLES = {
     "table5": Table(
@@ -173,39 +78,5 @@ TABLES = {
         BOX_AND_MASK,
         [Row("R_18_FPN"), Row("R_18_FPN_NL", "R_18_FPN")],
         image_size=(64, 320),
-    ),
-    "synthetic-hard": Table(
-        "Harder synthetic long-range data",
-        "Synthetic/faster_rcnn_hard.yaml",
-        ("bbox/AP", "bbox/AP50", "bbox/AP75"),
-        [
-            Row("R18_warm_up", opts=WARM_UP),
-            Row("R50_warm_up", opts=(*R_50, *WARM_UP)),
-            R_18,
-            _study_row("NL"),
-            _control("mean"),
-            _control("local"),
-            _control("conv1x1"),
-            _control("conv3x3"),
-            Row("R50", "R18", opts=R_50, start="R50_warm_up"),
-            _study_row("NL_gaussian", INSTANTIATION="gaussian"),
-            _study_row("NL_dot_product", INSTANTIATION="dot_product"),
-            _study_row("NL_concatenation", INSTANTIATION="concatenation"),
-            _study_row("NL_2_blocks", LOCATION=("res4.*",)),
-            _study_row("NL_4_blocks", LOCATION=("res3.*", "res4.*")),
-            _study_row("NL_res3", LOCATION=("res3.-2",)),
-            _study_row("NL_res2", LOCATION=("res2.-2",)),
-            _study_row("NL_no_subsampling", SUBSAMPLE="none"),
-            _study_row("NL_conv_pool", SUBSAMPLE="conv_pool"),
-            _study_row("NL_no_scale", SCALE=False),
-            _study_row("NL_BN", NORM="BN"),
-            _study_row("NL_GN", NORM="GN"),
-            _study_row("NL_reduction_1", REDUCTION=1),
-            _study_row("NL_reduction_4", REDUCTION=4),
-            _long(R_18),
-            _long(_study_row("NL")),
-            _long(_control("mean")),
-        ],
-        image_size=(96, 320),
     ),
 }

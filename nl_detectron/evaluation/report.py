@@ -10,24 +10,23 @@ from tabulate import tabulate
 
 from ..analysis import detector_multiply_adds, meta_model
 from ..config import config_hash
-from .paper import TABLES, Row, Table
 from .runner import Settings, jobs
 from .runs import Run, read_run
+from .tables import Row, Table
 
 NOT_RUN = "not run"
 
 
-def report(table_name: str, settings: Settings) -> List[Dict[str, Any]]:
+def report(table: Table, settings: Settings) -> List[Dict[str, Any]]:
     """One record per row of a table, whether it was run or not.
 
     Of each metric: ``paper``, ``measured`` (mean over seeds), ``std`` (over seeds, from two on),
     ``difference`` (measured - paper), and over the row's baseline ``paper_gain``, ``gain`` (mean
     over the seeds that both have) and ``gain_std``. What is not known is None.
     """
-    table = TABLES[table_name]
     runs = {row.name: {} for row in table.rows}
     configs = {}
-    for job in jobs(table_name, [], settings):
+    for job in jobs(table, [], settings):
         configs.setdefault(job.row.name, job.config(settings))
         if job.is_finished():
             runs[job.row.name][job.seed] = read_run(job.folder)
@@ -73,9 +72,8 @@ def _record(table: Table, row: Row, runs: Dict[str, Dict[int, Run]], cfg) -> Dic
     return record
 
 
-def markdown(table_name: str, records: Sequence[Dict[str, Any]], command: str) -> str:
+def markdown(table: Table, records: Sequence[Dict[str, Any]], command: str) -> str:
     """Results, gains and cost as three Markdown tables, under the command that wrote them."""
-    table = TABLES[table_name]
     titles = [metric.replace("bbox", "box").replace("segm", "mask") for metric in table.metrics]
     titles = [title.replace("/", " ") for title in titles]
     results, gains, costs = [], [], []

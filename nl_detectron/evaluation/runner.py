@@ -17,8 +17,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..config import config_hash, get_config_file
 from ..engine import UserError, load_config
 from ..engine.stop_on_signal import signals_left_to
-from .paper import TABLES, Row
 from .runs import read_environment, read_run, scaled
+from .tables import Row, Table
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Settings:
 class Job:
     """One run of one row."""
 
-    table: str
+    table: Table
     row: Row
     seed: int
     folder: Path
@@ -57,7 +57,7 @@ class Job:
         """The command that trains and evaluates, or goes on with it."""
         return [
             *(sys.executable, "-m", "nl_detectron.engine", "--resume"),
-            *("--config-file", TABLES[self.table].config(self.row)),
+            *("--config-file", self.table.config(self.row)),
             *("--num-gpus", str(settings.num_gpus)),
             *self.opts,
             *settings.opts,
@@ -66,7 +66,7 @@ class Job:
 
     def config(self, settings: Settings) -> CfgNode:
         """The config that the command loads, but for the seed and the output folder."""
-        file = get_config_file(TABLES[self.table].config(self.row))
+        file = get_config_file(self.table.config(self.row))
         return load_config(file, [*self.opts, *settings.opts])
 
     def is_finished(self) -> bool:
@@ -92,30 +92,29 @@ def dataset_opts(train: str, test: str) -> List[str]:
     return [*opts, "MODEL.ROI_HEADS.NUM_CLASSES", classes, "MODEL.RETINANET.NUM_CLASSES", classes]
 
 
-def jobs(table: str, rows: Sequence[str], settings: Settings) -> Iterator[Job]:
+def jobs(table: Table, rows: Sequence[str], settings: Settings) -> Iterator[Job]:
     """The runs of a table: all rows with the first seed, then with the next.
 
     Args:
-        table: a key of ``TABLES``.
         rows: names; empty for all.
 
     Raises:
         UserError: the table has no row of that name.
     """
     try:
-        chosen = [TABLES[table].row(name) for name in rows] or TABLES[table].rows
+        chosen = [table.row(name) for name in rows] or table.rows
     except ValueError as error:
-        raise UserError(f"--rows: {table} has {error}") from error
+        raise UserError(f"--rows: {table.title!r} has {error}") from error
     for seed in range(1, settings.seeds + 1):
         for row in chosen:
             yield _job(table, row, seed, settings)
 
 
-def _job(table: str, row: Row, seed: int, settings: Settings) -> Job:
-    folder = settings.output / TABLES[table].folder(row) / f"seed{seed}"
+def _job(table: Table, row: Row, seed: int, settings: Settings) -> Job:
+    folder = settings.output / table.folder(row) / f"seed{seed}"
     if row.start is None:
         return Job(table, row, seed, folder)
-    start = _job(table, TABLES[table].row(row.start), seed, settings)
+    start = _job(table, table.row(row.start), seed, settings)
     return Job(table, row, seed, folder, final_weights(start))
 
 

@@ -8,6 +8,7 @@ from .results import BASELINE, METRIC, Study
 
 SMALL = 5  # percent of METRIC: what is within it of something is as good as that
 NOT_RUN = "not run"
+LONGER = "trained three times as long"
 FUNCTIONS = {
     "NL_gaussian": "Gaussian",
     "NL": "embedded Gaussian",
@@ -25,7 +26,8 @@ def findings(study: Study) -> str:
     sentences = "\n".join(f"{i}. {part(study)}" for i, part in enumerate(parts, start=1))
     return (
         f"{sentences}\n\nDifferences are in percent of {METRIC}, seed by seed, with their 95% t "
-        "intervals in parentheses, which are not corrected for being many."
+        "intervals in parentheses, which are not corrected for being many; one that includes 0 "
+        "tells no difference."
     )
 
 
@@ -38,7 +40,7 @@ def _gain(study: Study) -> str:
     said = [f"{near:.1f} and {far:.1f}" for near, far in at]
     return (
         f"One block takes the {METRIC} from {baseline.mean:.1f} to {block.mean:.1f}, "
-        f"{_verdict(study.gain('NL'))}, where chance is {study.level('chance'):.1f} and all that "
+        f"{_signed(study.gain('NL'))}, where chance is {study.level('chance'):.1f} and all that "
         f"can be known gives {study.level('all'):.1f}; for the nearest and the farthest locks "
         f"{BASELINE} has {said[0]}, with the block {said[1]}, and chance is {said[2]}."
     )
@@ -48,34 +50,48 @@ def _convolutions(study: Study) -> str:
     rows = ("conv1x1", "conv3x3", "R50")
     if any(study.gain(row) is None for row in rows):
         return _missing(rows)
-    said = ", ".join(f"{row} {_verdict(study.gain(row))}" for row in rows)
+    said = ", ".join(f"{row} {_signed(study.gain(row))}" for row in rows)
     sentence = f"What more convolutions give over {BASELINE}: {said}"
     beaten = [row for row in rows if _is_above(study.gain("NL", row))]
-    return f"{sentence}; the block is above {_list(beaten) or 'none'} of them by its interval."
+    sentence += f"; the block is above {_list(beaten) or 'none'} of them by its interval"
+    rows = ("conv3x3", "R50", "NL")
+    longer = {row: study.gain(f"{row}_long", f"{BASELINE}_long") for row in rows}
+    if None in longer.values():
+        return f"{sentence}."
+    said = ", ".join(f"{row} {_signed(gain)}" for row, gain in longer.items())
+    return f"{sentence}; {LONGER}: {said}."
 
 
 def _attention(study: Study) -> str:
     rows = ("mean", "local", *FUNCTIONS)
     if any(study.gain(row) is None for row in rows):
         return _missing(rows)
-    added = [f"{title} {_verdict(study.gain(row, 'mean'))}" for row, title in FUNCTIONS.items()]
+    added = [f"{title} {_signed(study.gain(row, 'mean'))}" for row, title in FUNCTIONS.items()]
     sentence = (
         f"Of the gain, the global average in place of the affinity gives "
-        f"{_verdict(study.gain('mean'))}, the identity {_verdict(study.gain('local'))}; what "
+        f"{_signed(study.gain('mean'))}, the identity {_signed(study.gain('local'))}; what "
         f"attention adds to the average: {', '.join(added)}"
     )
     longer = study.gain("NL_long", "mean_long")
     if longer is None:
         return f"{sentence}."
-    return f"{sentence}; the embedded Gaussian trained three times as long {_verdict(longer)}."
+    return f"{sentence}; {LONGER}, embedded Gaussian {_signed(longer)}."
 
 
 def _functions(study: Study) -> str:
     if any(study.mean(row) is None for row in FUNCTIONS):
         return _missing(tuple(FUNCTIONS))
-    means = {row: study.mean(row).mean for row in FUNCTIONS}
+    sentence = f"The four pairwise functions lie {_spread(study, '')}"
+    if any(study.mean(f"{row}_long") is None for row in FUNCTIONS):
+        return f"{sentence}."
+    return f"{sentence}; {LONGER}, {_spread(study, '_long')}."
+
+
+def _spread(study: Study, suffix: str) -> str:
+    """Of the four functions, in the rows with a suffix."""
+    means = {row: study.mean(row + suffix).mean for row in FUNCTIONS}
     best, worst = max(means, key=means.get), min(means, key=means.get)
-    gains = {row: study.gain(row, "NL") for row in FUNCTIONS if row != "NL"}
+    gains = {row: study.gain(row + suffix, "NL" + suffix) for row in FUNCTIONS if row != "NL"}
     if any(map(_excludes, gains.values())):
         verdict = "does not hold here"
     elif all(
@@ -84,17 +100,17 @@ def _functions(study: Study) -> str:
         verdict = "holds here"
     else:
         verdict = "is not settled by so few seeds"
-    said = ", ".join(f"{FUNCTIONS[row]} {_verdict(gain)}" for row, gain in gains.items())
+    said = ", ".join(f"{FUNCTIONS[row]} {_signed(gain)}" for row, gain in gains.items())
     return (
-        f"The four pairwise functions lie between {means[worst]:.1f} ({FUNCTIONS[worst]}) and "
-        f"{means[best]:.1f} ({FUNCTIONS[best]}); over the embedded Gaussian: {said}; so the "
-        f'paper\'s "hardly differ" {verdict}.'
+        f"between {means[worst]:.1f} ({FUNCTIONS[worst]}) and {means[best]:.1f} "
+        f"({FUNCTIONS[best]}), over the embedded Gaussian: {said}; so the paper's "
+        f'"hardly differ" {verdict}'
     )
 
 
 def _options(study: Study) -> str:
     gains = {row: study.gain(row, "NL") for row in (*PLACES, *OPTIONS)}
-    groups = {"more": [], "less": [], "not told from nothing": []}
+    groups = {"more": [], "less": [], "no difference told": []}
     alone, missing = [], []
     for row, gain in gains.items():
         if gain is None:
@@ -104,7 +120,7 @@ def _options(study: Study) -> str:
         elif gain.excludes_zero:
             groups["more" if gain.mean > 0 else "less"].append(f"{row} {gain.mean:+.1f}")
         else:
-            groups["not told from nothing"].append(f"{row} {gain.mean:+.1f}")
+            groups["no difference told"].append(f"{row} {gain.mean:+.1f}")
     said = [f"{what}: {_list(rows)}" for what, rows in groups.items() if rows]
     if alone:
         said.append(f"with one seed, so without an interval: {_list(alone)}")
@@ -126,12 +142,11 @@ def _asleep(study: Study) -> Tuple[List[str], int]:
     return [f"{row} (seed {seed})" for (row, seed), v in values.items() if v < limit], len(values)
 
 
-def _verdict(gain: Interval) -> str:
-    """Such as ``+3.1 (+1.0 to +5.2)``, and whether that is a difference."""
+def _signed(gain: Interval) -> str:
+    """Such as ``+3.1 (+1.0 to +5.2)``."""
     if gain.low is None:
         return f"{gain.mean:+.1f} (one seed, no interval)"
-    text = f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
-    return text if gain.excludes_zero else f"{text}, which is not told from nothing"
+    return f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
 
 
 def _excludes(gain: Interval) -> bool:

@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from ..evaluation.paper import TABLES, Row
+from ..evaluation.tables import Row
 from .intervals import Interval, interval, paired
 from .record import LEVELS, read_records
+from .rows import TABLE
 
-TABLE = "synthetic-hard"
 METRIC = "locks AP50"  # what the study is about; stated before its runs
 BASELINE = "R18"
 
@@ -38,12 +38,12 @@ class Study:
     @property
     def rows(self) -> List[Row]:
         """Those that are compared: without the warm-ups."""
-        return [row for row in TABLES[TABLE].rows if not is_warm_up(row.name)]
+        return [row for row in TABLE.rows if not is_warm_up(row.name)]
 
     @cached_property
     def finished(self) -> Dict[str, Dict[int, dict]]:
         """Row -> seed -> record."""
-        result = {row.name: {} for row in TABLES[TABLE].rows}
+        result = {row.name: {} for row in TABLE.rows}
         for record in self.records:
             if record["state"] == "finished" and record["row"] in result:
                 result[record["row"]][record["seed"]] = record
