@@ -1,8 +1,21 @@
-"""What holds for every test."""
+"""What holds for every test, and the data that several share and none changes."""
 
 import logging
 
 import pytest
+from detectron2.data.datasets import register_coco_instances
+
+from nl_detectron.data import generate
+
+
+@pytest.fixture(scope="session")
+def datasets(tmp_path_factory):
+    """A DETECTRON2_DATASETS with 8 + 4 images; in this process their names are tiny_train, _val."""
+    folder = tmp_path_factory.mktemp("datasets")
+    root = generate(folder / "nl_synthetic", {"train": 8, "val": 4})
+    for split in ("train", "val"):
+        register_coco_instances(f"tiny_{split}", {}, str(root / f"{split}.json"), str(root / split))
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data.datasets import register_coco_instances
 from torch import nn
 
 from nl_detectron.checkpoint import AuditedCheckpointer, LoadError, SaveError, read_checkpoint
-from nl_detectron.data import generate
 from nl_detectron.engine import argument_parser, main
 from nl_detectron.layers import NonLocalBlock
 
@@ -219,17 +217,9 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("datasets")
-    root = generate(folder / "nl_synthetic", {"train": 8, "val": 4})
-    register_coco_instances("files_train", {}, str(root / "train.json"), str(root / "train"))
-    return folder
-
-
 def message_of(capsys, *arguments):
     """What train_net.py's main, in this process, says before it exits with status 2."""
-    data = ["DATASETS.TRAIN", "('files_train',)", "DATASETS.TEST", "()"]
+    data = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "()"]
     with pytest.raises(SystemExit) as exit_info:
         main(
             argument_parser().parse_args(

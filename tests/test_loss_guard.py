@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data.datasets import register_coco_instances
 
-from nl_detectron.data import generate
 from nl_detectron.engine import Trainer, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -19,18 +17,8 @@ TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
 PARAMETER = "backbone.bottom_up.res4.nonlocal4.g.weight"
 
 
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("datasets")
-    root = generate(folder / "nl_synthetic", {"train": 8, "val": 4})
-    for split in ("train", "val"):
-        name = f"guard_{split}"
-        register_coco_instances(name, {}, str(root / f"{split}.json"), str(root / split))
-    return folder
-
-
 def trainer(folder, *options):
-    datasets = ["DATASETS.TRAIN", ("guard_train",), "DATASETS.TEST", ("guard_val",)]
+    datasets = ["DATASETS.TRAIN", ("tiny_train",), "DATASETS.TEST", ("tiny_val",)]
     few = ["SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1, "OUTPUT_DIR", str(folder)]
     return Trainer(load_config(TINY, [*datasets, *few, *options]))
 

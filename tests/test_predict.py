@@ -21,7 +21,8 @@ from test_train_net import TINY
 
 from nl_detectron.data import generate
 from nl_detectron.engine import UserError, load_config
-from nl_detectron.engine.predict import MIN_SIDE, find_inputs, predict
+from nl_detectron.visualization.images import MIN_SIDE
+from nl_detectron.visualization.predictions import find_inputs, predict
 
 GREY = 90
 COLOURS = {"thing_classes": ["a", "b"], "stuff_classes": ["c", "d"]}

@@ -16,7 +16,6 @@ import torch
 
 from nl_detectron import get_config_file
 from nl_detectron.config import config_hash
-from nl_detectron.data import generate
 from nl_detectron.engine import UserError, load_config
 from nl_detectron.evaluation import TABLES, read_run
 from nl_detectron.evaluation.plan import estimate, plan_table
@@ -34,15 +33,9 @@ from nl_detectron.evaluation.runs import scaled
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "reproduce.py"
 TINY = "SOLVER.MAX_ITER 6 SOLVER.STEPS (5,) SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0"
 TINY = [*TINY.split(), "DATASETS.TRAIN", "('nl_synthetic_train',)", "MODEL.DEVICE", "cpu"]
+SYNTHETIC = TABLES["synthetic"]
 BASELINE, NONLOCAL = "R_18_FPN", "R_18_FPN_NL"
 TIMES = ("seconds_per_iteration", "max_memory_mib")
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("datasets")
-    generate(folder / "nl_synthetic", {"train": 8, "val": 2})
-    return folder
 
 
 def start(datasets, action, *arguments):
@@ -83,7 +76,7 @@ def contents(path):
 
 
 def records_of(output):
-    return report(TABLES["synthetic"], Settings(output, seeds=1, opts=TINY))
+    return report(SYNTHETIC, Settings(output, seeds=1, opts=TINY))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +127,7 @@ def test_report_of_a_run(undisturbed):
     assert baseline["seeds"] == nonlocal_["seeds"] == [1]
     assert nonlocal_["baseline"] == baseline["row"] == BASELINE
     last = (folder(undisturbed, NONLOCAL) / "metrics.json").read_text().splitlines()[-1]
-    for metric in TABLES["synthetic"].metrics:
+    for metric in SYNTHETIC.metrics:
         cell = nonlocal_[metric]
         assert cell["measured"] == json.loads(last)[metric]
         assert cell["gain"] == cell["measured"] - baseline[metric]["measured"]
@@ -150,7 +143,7 @@ def test_the_formats_agree(undisturbed):
     assert [float(row["bbox/AP measured"]) for row in rows] == [
         r["bbox/AP"]["measured"] for r in records
     ]
-    text = markdown("synthetic", records, "command")
+    text = markdown(SYNTHETIC, records, "command")
     for record in records:
         assert text.count(f"| {record['row']} ") >= 2
         assert f"{record['parameters']:,}" in text
@@ -159,11 +152,11 @@ def test_the_formats_agree(undisturbed):
 def test_plan_is_measured_once_there_are_steps(undisturbed, tmp_path):
     for output, source in ((undisturbed, "measured"), (tmp_path, "multiply-adds")):
         settings = Settings(output, seeds=1, opts=TINY)
-        for job in jobs(TABLES["synthetic"], [], settings):
+        for job in jobs(SYNTHETIC, [], settings):
             cost = estimate(job, settings, tflops=1.0)
             assert cost.source == source
             assert cost.hours > 0 and cost.gib > 0
-    lines = plan_table(list(jobs(TABLES["synthetic"], [], settings)), settings).splitlines()
+    lines = plan_table(list(jobs(SYNTHETIC, [], settings)), settings).splitlines()
     assert [line.split()[2] for line in lines[-2:]] == ["missing"] * 2
 
 
@@ -171,13 +164,13 @@ def test_report_command(datasets, undisturbed):
     status, text = finish(start(datasets, "report", "--output", undisturbed))
     assert status == 0
     (command,) = re.findall("Written by `(tools/reproduce.py report synthetic .*)`", text)
-    assert markdown("synthetic", records_of(undisturbed), command) in text
+    assert markdown(SYNTHETIC, records_of(undisturbed), command) in text
 
 
 def test_a_folder_made_otherwise_is_refused(undisturbed):
     """It fails, is reported at the end, and does not stop the other row."""
     settings = Settings(undisturbed, seeds=1, opts=[*TINY, "SOLVER.BASE_LR", "0.5"])
-    todo = list(jobs(TABLES["synthetic"], [BASELINE], settings))
+    todo = list(jobs(SYNTHETIC, [BASELINE], settings))
     (failure,) = run_jobs(todo, settings)
     assert str(todo[0].folder) in failure and "was made with another config" in failure
 
@@ -189,7 +182,7 @@ def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Job, "command", command)
     settings = Settings(tmp_path / "runs", seeds=1)
-    failures = run_jobs(list(jobs(TABLES["synthetic"], [], settings)), settings)
+    failures = run_jobs(list(jobs(SYNTHETIC, [], settings)), settings)
     assert len(failures) == 1 and "exit status 3" in failures[0]
     assert (tmp_path / BASELINE).exists() and (tmp_path / NONLOCAL).exists()
 

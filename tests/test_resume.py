@@ -13,9 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data.datasets import register_coco_instances
 
-from nl_detectron.data import generate
 from nl_detectron.engine import Trainer, load_config
 from nl_detectron.engine.seed import with_seed
 
@@ -23,16 +21,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
 ITERATIONS = 18  # below 20, at which the metrics are written without a stop
 TIMEOUT = 120  # seconds, for what has to happen
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("datasets")
-    root = generate(folder / "nl_synthetic", {"train": 8, "val": 4})
-    for split in ("train", "val"):
-        name = f"resume_{split}"
-        register_coco_instances(name, {}, str(root / f"{split}.json"), str(root / split))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +230,7 @@ def test_a_runner_waits_for_the_checkpoint(number):
 
 
 def trainer(folder, iterations=1):
-    datasets = ["DATASETS.TRAIN", ("resume_train",), "DATASETS.TEST", ("resume_val",)]
+    datasets = ["DATASETS.TRAIN", ("tiny_train",), "DATASETS.TEST", ("tiny_val",)]
     options = ["OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", iterations]
     return Trainer(load_config(TINY, [*datasets, *options]))
 

@@ -15,7 +15,8 @@ from pycocotools import mask
 
 from nl_detectron.evaluation.coco_files import read_annotations
 from nl_detectron.evaluation.image_scores import image_scores
-from nl_detectron.visualization.results import MIN_SIDE, Painter, arrange, rank
+from nl_detectron.visualization.images import MIN_SIDE
+from nl_detectron.visualization.results import Painter, arrange, rank
 from nl_detectron.visualization.results_page import Panel, Section, page
 
 HEIGHT, WIDTH = 100, 160

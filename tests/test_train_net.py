@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
 
-from nl_detectron.data import generate
 from nl_detectron.engine import UserError, argument_parser, exit_on_user_error, load_config, main
 from nl_detectron.engine.metrics import forget_iterations_from
 from nl_detectron.engine.trainer import Trainer
@@ -20,16 +18,6 @@ from nl_detectron.engine.trainer import Trainer
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
 OUT_WEIGHT = "backbone.bottom_up.res4.nonlocal4.out.weight"
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory):
-    """A DETECTRON2_DATASETS with 8 + 4 images; in this process their names are tiny_train, _val."""
-    folder = tmp_path_factory.mktemp("datasets")
-    root = generate(folder / "nl_synthetic", {"train": 8, "val": 4})
-    for split in ("train", "val"):
-        register_coco_instances(f"tiny_{split}", {}, str(root / f"{split}.json"), str(root / split))
-    return folder
 
 
 def train_net(datasets, folder, *arguments):

@@ -591,7 +591,7 @@ def test_tool_refuses_what_is_no_image(monkeypatch, tmp_path, capsys):
             run_tool(monkeypatch, "--config-file", TINY, "--input", path, "--query", "1,2")
         assert end.value.code == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: --input {path}: not an image that can be read (")
+        assert line.startswith(f"error: {path} cannot be read (")
 
 
 def test_key_hits_tool(monkeypatch, tmp_path, capsys):

@@ -25,9 +25,9 @@ from nl_detectron.data import read_coco
 from nl_detectron.engine import UserError, exit_on_user_error, load_config
 from nl_detectron.engine.checks import CLASSIFIERS, check_nonlocal
 from nl_detectron.engine.errors import as_user_error
-from nl_detectron.engine.predict import find_inputs, predict
 from nl_detectron.engine.predictor import build_predictor
 from nl_detectron.engine.setup import find_config_file
+from nl_detectron.visualization.predictions import find_inputs, predict
 
 THRESHOLDS = [
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST",

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.data.detection_utils import read_image
 
 from nl_detectron.engine import UserError, exit_on_user_error, load_config
 from nl_detectron.engine.errors import as_user_error
@@ -20,6 +19,7 @@ from nl_detectron.engine.predictor import build_predictor
 from nl_detectron.engine.setup import find_config_file
 from nl_detectron.visualization import Attention, AttentionRecorder, attend
 from nl_detectron.visualization.figure import draw_attention, draw_detection
+from nl_detectron.visualization.images import InputError, read
 from nl_detectron.visualization.page import attention_page
 
 MAX_BOXES = 12
@@ -91,14 +91,6 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError(text)
     return int(text)
-
-
-def read(path: Path) -> np.ndarray:
-    try:
-        return read_image(str(path), "BGR")
-    except Exception as error:  # what decoders raise on broken files can be anything
-        problem = " ".join(str(error).split())
-        raise UserError(f"--input {path}: not an image that can be read ({problem})") from error
 
 
 def check_names(paths: list[Path], suffix: str) -> None:
@@ -174,7 +166,8 @@ def main() -> None:
     args = parse_args()
     with exit_on_user_error():
         check_names(args.input, args.format)
-        images = {path: read(path) for path in args.input}
+        with as_user_error(InputError):
+            images = {path: read(path, "BGR") for path in args.input}
         for path, image in images.items():
             check_points(args.query or [], path, image)
         cfg = load_config(find_config_file(args.config_file), args.opts)

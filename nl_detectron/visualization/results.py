@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
@@ -14,9 +13,9 @@ from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from ..evaluation.image_scores import image_scores
+from .images import legible_scale, read
 from .results_page import Panel, Section, page
 
-MIN_SIDE = 640  # pixels of the longer side: smaller images are enlarged, for labels to be legible
 BAND = 28  # pixels, the height of a panel's title
 GAP = 8  # pixels between two panels
 
@@ -103,15 +102,10 @@ class Painter:
             (height, width, 3) RGB, uint8.
 
         Raises:
-            OSError: the image cannot be read.
+            InputError: the image cannot be read.
         """
-        path = self._root / image["file_name"]
-        try:
-            pixels = read_image(str(path), "RGB")
-        except Exception as error:  # what decoders raise on broken files can be anything
-            raise OSError(f"{path} cannot be read: {error}") from error
-        scale = max(1.0, MIN_SIDE / max(pixels.shape[:2]))
-        visualizer = Visualizer(pixels, self._metadata, scale=scale)
+        pixels = read(self._root / image["file_name"], "RGB")
+        visualizer = Visualizer(pixels, self._metadata, scale=legible_scale(pixels))
         drawn = {key: _values(instances, key) for key in ("bbox", "segmentation", "keypoints")}
         if drawn["bbox"]:
             boxes = np.array(drawn["bbox"], dtype=float)

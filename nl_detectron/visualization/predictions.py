@@ -7,28 +7,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from tqdm import tqdm
 
-from .errors import UserError
+from ..engine import UserError
+from .images import InputError, legible_scale, read
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 KEPT = {".jpeg", ".jpg", ".png"}  # suffixes of images that are kept; the others become PNGs
 # Of the videos that are written. Every build of opencv has it; it cuts odd sides by one pixel.
 CODEC = "mp4v"
-MIN_SIDE = 640  # pixels of the longer side: smaller images are enlarged, for labels to be legible
 FPS = 25.0  # where a video does not tell
 
 Predictor = Callable[[np.ndarray], dict]  # of a BGR image, such as DefaultPredictor
-
-
-class InputError(Exception):
-    """An image or a video cannot be read; the message names it."""
 
 
 def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -115,15 +110,10 @@ def predict(
 def _draw_image(
     path: Path, output: Path, predictor: Predictor, metadata: Metadata
 ) -> Iterator[tuple[int, dict]]:
-    try:
-        image = read_image(str(path), "BGR")
-    except Exception as error:  # what decoders raise on broken files can be anything
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{path} cannot be read ({problem})") from error
+    image = read(path, "BGR")
     predictions = predictor(image)
     method, arguments = _drawing(predictions)
-    scale = max(1.0, MIN_SIDE / max(image.shape[:2]))
-    visualizer = Visualizer(image[:, :, ::-1], metadata, scale=scale)
+    visualizer = Visualizer(image[:, :, ::-1], metadata, scale=legible_scale(image))
     drawn = getattr(visualizer, method)(*arguments).get_image()
     Image.fromarray(drawn).save(output, quality=95)
     yield 0, predictions
