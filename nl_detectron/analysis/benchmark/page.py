@@ -9,6 +9,7 @@ from .record import Record, load
 from .table import markdown_table
 
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+MAX_BATCH = 16  # images: what detectron2 trains with by default
 BENCHES = {
     "op": (
         "The operation alone",
@@ -102,11 +103,12 @@ def _missing(bench: str, device: str, records: List[Record]) -> List[str]:
     rows = [row for record in records for rows in record.comparisons for row in rows]
     missing = []
     for model, places in PLACES.items():
-        # Of a competitor such as "+1 NL, pool_conv".
-        found = {row.competitor.split()[0] for row in rows if row.facts["model"] == model}
-        counts = [f"+{count}" for count in places if f"+{count}" not in found]
+        found = [row for row in rows if row.facts["model"] == model]
+        measured = {row.competitor.split()[0] for row in found}  # such as "+1 NL, pool_conv"
+        counts = [f"+{count}" for count in places if f"+{count}" not in measured]
         if counts:
             missing.append(f"{model} {', '.join(counts)} NL")
-    if all(row.facts["batch"] == 1 for row in rows):
-        missing.append("batches above 1")
+        batch = max((row.facts["batch"] for row in found), default=0)
+        if 0 < batch < MAX_BATCH:
+            missing.append(f"{model} batches above {batch}")
     return [f"{device}, not run: {'; '.join(missing)}."] if missing else []
