@@ -199,6 +199,7 @@ def fake_record(row, seed, value):
         "core_seconds": 10.0,
         "start": "R18_warm_up",
         "config_hash": "0" * 12,
+        "iterations": 300,
         "seconds_per_iteration": 0.1,
         "max_memory_mib": 100.0,
         "parameters": 1000,

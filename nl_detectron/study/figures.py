@@ -37,9 +37,19 @@ def draw_distance(study: Study, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    left, right = figure.subplots(1, 2, sharey=True)
+    _draw_distance(study, "", left)
+    _draw_distance(study, "_long", right)
+    left.set_ylabel("AP50 of the locks, %")
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_distance(study: Study, suffix: str, axes) -> None:
+    """Every run thin, their mean with dots; of the rows of DRAWN with a suffix."""
     ranges = study.levels["all"]["by_distance"]
     middles = [(of["low"] + of["high"]) / 2 for of in ranges]
     for name, style in (("colours", "--"), ("chance", ":")):
@@ -47,30 +57,23 @@ def draw_distance(study: Study, path: Path) -> None:
         text = "chance" if name == "chance" else "which colours, not which key"
         axes.plot(middles, values, style, color="0.5", linewidth=1, label=text)
     for number, (name, label) in enumerate(DRAWN.items()):
-        runs = study.finished[name]
+        runs, color = study.finished[name + suffix].values(), f"C{number}"
         if not runs:
             continue
-        at = [study.at_distance(name, i) for i in range(len(ranges))]
-        centre = np.array([of.mean for of in at])
-        axes.plot(middles, centre, "o-", color=f"C{number}", markersize=4, label=label)
-        if len(runs) > 1:
-            spread = np.array([of.deviation for of in at])
-            axes.fill_between(
-                middles, centre - spread, centre + spread, color=f"C{number}", alpha=0.15, lw=0
-            )
+        axes.set_title(f"after {next(iter(runs))['iterations']} iterations", fontsize=10)
+        values = np.array([[of["AP50"] for of in run["by_distance"]] for run in runs])
+        axes.plot(middles, values.T, color=color, linewidth=0.7, alpha=0.5)
+        axes.plot(middles, values.mean(0), "o-", color=color, markersize=4, label=label)
         if name in ("R18", "R50"):
-            reach = next(iter(runs.values()))["reach"]
-            axes.axvline(reach, color=f"C{number}", linewidth=1)
+            reach = next(iter(runs))["reach"]
+            axes.axvline(reach, color=color, linewidth=1)
             axes.text(reach, 2, f" {label} sees {reach} px", fontsize=8, rotation=90, va="bottom")
     axes.set_xticks([ranges[0]["low"], *(of["high"] for of in ranges)])
     axes.set_xlim(ranges[0]["low"], ranges[-1]["high"])
     axes.set_ylim(0, 105)
     axes.set_xlabel("gap between lock and key, pixels")
-    axes.set_ylabel("AP50 of the locks, %")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
 
 
 def draw_curves(study: Study, path: Path) -> None:

@@ -53,7 +53,7 @@ def _convolutions(study: Study) -> str:
     said = ", ".join(f"{row} {_signed(study.gain(row))}" for row in rows)
     sentence = f"What more convolutions give over {BASELINE}: {said}"
     beaten = [row for row in rows if _is_above(study.gain("NL", row))]
-    sentence += f"; the block is above {_list(beaten) or 'none'} of them by its interval"
+    sentence += f"; the block is above {_list(beaten) or 'none of them'}, by the interval"
     rows = ("conv3x3", "R50", "NL")
     longer = {row: study.gain(f"{row}_long", f"{BASELINE}_long") for row in rows}
     if None in longer.values():
@@ -129,17 +129,24 @@ def _options(study: Study) -> str:
     asleep, all_runs = _asleep(study)
     return (
         f"Of the other numbers, places and options, over NL, {'; '.join(said)}; of all {all_runs} "
-        f"runs with a block that sees the whole image, {_list(asleep) or 'none'} ended less than "
-        f"{SMALL} above chance, which is what did not work: the block had not woken by then."
+        f"runs with a block that sees the whole image, these (seeds) ended less than {SMALL} above "
+        f"chance: {_list(asleep) or 'none'}; that is what did not work: the block had not woken "
+        "by then."
     )
 
 
 def _asleep(study: Study) -> Tuple[List[str], int]:
-    """The runs with attention, or the mean, that are not above chance; and how many there are."""
+    """Rows with attention, or the mean, with the seeds that are not above chance; all runs."""
     rows = [row.name for row in study.rows if row.name.startswith(("NL", "mean"))]
-    values = {(row, seed): v for row in rows for seed, v in study.values(row).items()}
     limit = study.level("chance") + SMALL
-    return [f"{row} (seed {seed})" for (row, seed), v in values.items() if v < limit], len(values)
+    asleep, all_runs = [], 0
+    for row in rows:
+        values = study.values(row)
+        seeds = ", ".join(str(seed) for seed, value in values.items() if value < limit)
+        if seeds:
+            asleep.append(f"{row} ({seeds})")
+        all_runs += len(values)
+    return asleep, all_runs
 
 
 def _signed(gain: Interval) -> str:

@@ -153,7 +153,7 @@ def _tables(study: Study) -> List[str]:
 def _distance(study: Study) -> str:
     ranges = [(b["low"], b["high"], b["images"]) for b in study.levels["all"]["by_distance"]]
     rows = []
-    for name in DRAWN:
+    for name in (*DRAWN, *(f"{name}_long" for name in DRAWN)):
         cells = [NOT_RUN] * len(ranges)
         if study.finished[name]:
             cells = [_mean(study.at_distance(name, i)) for i in range(len(ranges))]
@@ -172,15 +172,17 @@ def _distance(study: Study) -> str:
 
 def _reach(study: Study) -> str:
     """Whether the baseline has learnt what is within its reach."""
-    near, chance = study.at_distance(BASELINE, 0), study.levels["chance"]["by_distance"][0]["AP50"]
+    near, longer = (study.at_distance(row, 0) for row in (BASELINE, f"{BASELINE}_long"))
+    chance = study.levels["chance"]["by_distance"][0]["AP50"]
     if near is None or near.low is None:
         return ""
     if near.low > chance:
         return f"Of the nearest locks {BASELINE} knows more than chance, {chance:.1f}."
-    return (
+    text = (
         f"Even of the nearest locks {BASELINE} knows no more than chance, {chance:.1f}: what is "
         "within its reach it has not learnt so soon either, so the lines are no limit seen here."
     )
+    return text if longer is None else f"{text} Trained longer it has {_mean(longer)} there."
 
 
 def _cost(study: Study) -> str:
