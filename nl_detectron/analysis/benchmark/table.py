@@ -57,8 +57,14 @@ def _fact(value: int | float | str) -> str:
 def _time(seconds: List[float]) -> str:
     if not seconds:
         return NOT_MEASURED
-    low, high = (f"{1e3 * value:,.4g}" for value in quartiles(seconds))
-    return f"{1e3 * median(seconds):,.4g} ({low} to {high})"
+    low, high = map(_milliseconds, quartiles(seconds))
+    return f"{_milliseconds(median(seconds))} ({low} to {high})"
+
+
+def _milliseconds(seconds: float) -> str:
+    """To four digits, or all before the point."""
+    value = 1e3 * seconds
+    return f"{value:,.0f}" if value >= 1e4 else f"{value:,.4g}"
 
 
 def _ratio(row: Row, reference: Row) -> str:
