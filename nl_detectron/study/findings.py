@@ -66,16 +66,24 @@ def _attention(study: Study) -> str:
     rows = ("mean", "local", *FUNCTIONS)
     if any(study.gain(row) is None for row in rows):
         return _missing(rows)
-    added = [f"{title} {_signed(study.gain(row, 'mean'))}" for row, title in FUNCTIONS.items()]
     sentence = (
         f"Of the gain, the global average in place of the affinity gives "
         f"{_signed(study.gain('mean'))}, the identity {_signed(study.gain('local'))}; what "
-        f"attention adds to the average: {', '.join(added)}"
+        f"attention adds to the average: {_over_mean(study, '')}"
     )
-    longer = study.gain("NL_long", "mean_long")
-    if longer is None:
+    average = study.gain("mean_long", f"{BASELINE}_long")
+    if average is None or any(study.mean(f"{row}_long") is None for row in FUNCTIONS):
         return f"{sentence}."
-    return f"{sentence}; {LONGER}, embedded Gaussian {_signed(longer)}."
+    return (
+        f"{sentence}; {LONGER}, the average gives {_signed(average)}, and attention adds: "
+        f"{_over_mean(study, '_long')}."
+    )
+
+
+def _over_mean(study: Study, suffix: str) -> str:
+    """What the four functions have more than the mean, in the rows with a suffix."""
+    gains = {title: study.gain(row + suffix, "mean" + suffix) for row, title in FUNCTIONS.items()}
+    return ", ".join(f"{title} {_signed(gain)}" for title, gain in gains.items())
 
 
 def _functions(study: Study) -> str:
