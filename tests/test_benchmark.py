@@ -268,6 +268,12 @@ def test_table():
     ]
 
 
+def test_long_times_are_printed_in_full():
+    record = made_up_record()
+    record.comparisons[0][0].seconds[:] = [18.662] * record.rounds
+    assert "| 18,662 (18,662 to 18,662) |" in markdown_table(record)
+
+
 def test_page_is_written_from_records(tmp_path):
     folder = tmp_path / "performance"
     folder.mkdir()

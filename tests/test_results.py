@@ -28,6 +28,7 @@ from nl_detectron.data.synthetic_hard import (
 )
 from nl_detectron.evaluation.runner import Job, Settings, jobs
 from nl_detectron.modeling.controls import CONTROLS, LocalBlock, MeanBlock, ResidualConvs
+from nl_detectron.study.findings import findings
 from nl_detectron.study.intervals import interval, paired, t_quantile
 from nl_detectron.study.page import SECTIONS, markdown
 from nl_detectron.study.record import hash_without_start, record_path, write_json
@@ -240,6 +241,40 @@ def test_the_page_says_what_the_records_say(records, tmp_path):
     assert "Not run, or not all of it: conv1x1, conv3x3, R50." in text
     for figure in ("results_distance.png", "results_curves.png"):
         assert (tmp_path / figure).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    "gain, verdict",
+    [((2, 2, 2), "holds here"), ((9, 9, 9), "does not hold here"), ((-9, 0, 9), "is not settled")],
+)
+def test_findings_of_the_longer_rows(annotations, gain, verdict):
+    """All rows alike, but for those that sleep, the longer blocks, and the Gaussian among these."""
+    chance = levels(annotations)["chance"]["locks"]["AP50"]
+    records = []
+    for name in (row.name for row in study.TABLE.rows if not is_warm_up(row.name)):
+        for seed in (1, 2, 3):
+            value = 70.0 + seed
+            if name == "NL_BN" and seed > 1:
+                value = chance + 1
+            if name.endswith("_long") and name.startswith(("NL", "mean")):
+                value += 10
+            if name == "NL_gaussian_long":
+                value += gain[seed - 1]
+            records.append(fake_record(name, seed, value))
+    first, second, third, fourth, fifth = findings(
+        Study(records, levels(annotations))
+    ).splitlines()[:5]
+    assert "from 72.0 to 72.0, +0.0 (+0.0 to +0.0), where" in first
+    assert "above none of them, by the interval; trained three times" in second
+    assert second.endswith("NL +10.0 (+10.0 to +10.0).")
+    more = sum(gain) / 3
+    assert "long, the average gives +10.0 (+10.0 to +10.0), and attention adds:" in third
+    assert f"attention adds: Gaussian {more:+.1f} (" in third
+    short, longer = fourth.split("; trained three times as long, ")
+    assert short.endswith('"hardly differ" holds here')
+    assert f'"hardly differ" {verdict}' in longer and f"Gaussian {more:+.1f} (" in longer
+    blocks = sum(row.name.startswith(("NL", "mean")) for row in study.TABLE.rows)
+    assert f"of all {3 * blocks} runs" in fifth and "above chance: NL_BN (2, 3); that is" in fifth
 
 
 def test_the_page_in_the_repository_is_that_of_its_records(tmp_path):

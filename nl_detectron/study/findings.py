@@ -100,11 +100,10 @@ def _spread(study: Study, suffix: str) -> str:
     means = {row: study.mean(row + suffix).mean for row in FUNCTIONS}
     best, worst = max(means, key=means.get), min(means, key=means.get)
     gains = {row: study.gain(row + suffix, "NL" + suffix) for row in FUNCTIONS if row != "NL"}
-    if any(map(_excludes, gains.values())):
+    ends = [(gain.low, gain.high) for gain in gains.values() if gain.low is not None]
+    if any(low > SMALL or high < -SMALL for low, high in ends):
         verdict = "does not hold here"
-    elif all(
-        gain.low is not None and -SMALL < gain.low <= gain.high < SMALL for gain in gains.values()
-    ):
+    elif len(ends) == len(gains) and all(-SMALL < low <= high < SMALL for low, high in ends):
         verdict = "holds here"
     else:
         verdict = "is not settled by so few seeds"
@@ -164,12 +163,8 @@ def _signed(gain: Interval) -> str:
     return f"{gain.mean:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
 
 
-def _excludes(gain: Interval) -> bool:
-    return gain is not None and gain.excludes_zero
-
-
 def _is_above(gain: Interval) -> bool:
-    return _excludes(gain) and gain.mean > 0
+    return gain is not None and gain.excludes_zero and gain.mean > 0
 
 
 def _missing(rows: Sequence[str]) -> str:

@@ -177,11 +177,13 @@ def _reach(study: Study) -> str:
     if near is None or near.low is None:
         return ""
     if near.low > chance:
-        return f"Of the nearest locks {BASELINE} knows more than chance, {chance:.1f}."
-    text = (
-        f"Even of the nearest locks {BASELINE} knows no more than chance, {chance:.1f}: what is "
-        "within its reach it has not learnt so soon either, so the lines are no limit seen here."
-    )
+        text = f"Of the nearest locks {BASELINE} knows more than chance, {chance:.1f}."
+    else:
+        text = (
+            f"Even of the nearest locks {BASELINE} knows no more than chance, {chance:.1f}: what "
+            "is within its reach it has not learnt so soon either, so the lines are no limit seen "
+            "here."
+        )
     return text if longer is None else f"{text} Trained longer it has {_mean(longer)} there."
 
 
