@@ -4,19 +4,14 @@ Importing this package registers everything in it with detectron2.
 """
 
 import importlib.util
-import sys
 
 __version__ = "0.1.0"
 
-from . import doctor
-
-if " -m nl_detectron.doctor" in " ".join(sys.orig_argv):
-    # Python runs this file before it, and what follows may be what is broken.
-    sys.exit(doctor.main())
 if importlib.util.find_spec("detectron2") is None:
     raise ImportError(
-        "nl_detectron needs detectron2, which no package index carries. Install it with\n"
-        f"    {doctor.GET_DETECTRON2}"
+        "nl_detectron needs detectron2, which is not on PyPI. Install it with\n"
+        "    pip install --no-build-isolation "
+        "'git+https://github.com/facebookresearch/detectron2.git'"
     )
 
 from . import data

@@ -2,9 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode as CN
+
+from .errors import OptionError
 
 
 def add_nonlocal_config(cfg: CN) -> None:
@@ -48,6 +53,28 @@ def add_nonlocal_config(cfg: CN) -> None:
     cfg.SOLVER.NONLOCAL_LR_FACTOR = 1.0
     # The weight decay of all parameters of the blocks; None is that of the others.
     cfg.SOLVER.WEIGHT_DECAY_NONLOCAL = None
+
+
+def block_options(cfg: CN) -> dict[str, Any]:
+    """Return the keyword arguments of NonLocalBlock that ``MODEL.NONLOCAL`` has keys for."""
+    options = cfg.MODEL.NONLOCAL
+    return {
+        "instantiation": options.INSTANTIATION,
+        "scale": options.SCALE,
+        "reduction": options.REDUCTION,
+        "subsample": options.SUBSAMPLE,
+        "norm": options.NORM,
+    }
+
+
+@contextmanager
+def name_config_key() -> Iterator[None]:
+    """Restate an OptionError about an argument as one about its key in ``MODEL.NONLOCAL``."""
+    try:
+        yield
+    except OptionError as error:
+        key = f"MODEL.NONLOCAL.{error.option.upper()}"
+        raise OptionError(key, error.problem) from None
 
 
 def config_hash(cfg: CN) -> str:

@@ -17,10 +17,12 @@ from detectron2.modeling import Backbone, GeneralizedRCNN
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from .errors import UserError
+
 FORMATS = ("torchscript-script", "torchscript-trace", "torch-export", "onnx")
 
 
-class ExportError(RuntimeError):
+class ExportError(UserError):
     """A model cannot be exported; the message says what cannot do it, and why."""
 
 

@@ -18,8 +18,7 @@ import detectron2.solver
 from detectron2.config import defaults
 
 from .config import add_nonlocal_config
-from .engine.optimizer import build_optimizer
-from .modeling.freezing import build_model
+from .modeling import build_model, build_optimizer
 
 SCRIPT = "NL_DETECTRON_SCRIPT"  # the environment variable that tells spawned processes the script
 

@@ -1,11 +1,14 @@
 """Models of detectron2's zoo, without their weights."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import detectron2
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_model
+from torch import Tensor, nn
 
 from nl_detectron import add_nonlocal_config
 
@@ -40,3 +43,24 @@ def model_without_weights(cfg):
 def backbone_without_weights(cfg):
     with torch.device("meta"):
         return build_backbone(cfg)
+
+
+def saved_bytes(function: Callable, *inputs: Any) -> int:
+    """Bytes that autograd saves in one call, each storage once; the call's parameters not counted.
+
+    Works on the meta device too, where nothing is computed.
+    """
+    known = set()
+    if isinstance(function, nn.Module):
+        known = {p.untyped_storage()._cdata for p in function.parameters()}
+    saved = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            saved[storage._cdata] = storage  # held, so that no other takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function(*inputs)
+    return sum(storage.nbytes() for storage in saved.values())

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from nl_detectron.analysis import analyze_cost
 from nl_detectron.analysis.cost_report import markdown, write
-from nl_detectron.engine import exit_on_user_error, load_config
+from nl_detectron.engine import load_config
 from nl_detectron.engine.checks import check_nonlocal
-from nl_detectron.engine.errors import as_user_error
 from nl_detectron.engine.setup import find_config_file
+from nl_detectron.errors import as_user_error, exit_on_user_error
 from nl_detectron.modeling.insertion import REPORT_SIZE
 
 

@@ -9,9 +9,9 @@ import argparse
 import sys
 
 from nl_detectron.data import check_annotations, check_images, describe, read_coco
-from nl_detectron.data.check import Problem
-from nl_detectron.engine import UserError, exit_on_user_error
-from nl_detectron.engine.checks import coco_files
+from nl_detectron.data.coco import coco_files
+from nl_detectron.data.coco_check import Problem
+from nl_detectron.errors import UserError, exit_on_user_error
 
 
 def parse_args() -> argparse.Namespace:

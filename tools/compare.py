@@ -9,8 +9,8 @@ would do to the difference. It knows nothing of other seeds in training: for tha
 import argparse
 from pathlib import Path
 
-from nl_detectron.engine import UserError, exit_on_user_error
-from nl_detectron.evaluation.coco_files import JUDGED, read_runs
+from nl_detectron.errors import UserError, exit_on_user_error
+from nl_detectron.evaluation.coco_results import JUDGED, read_results
 from nl_detectron.evaluation.comparison import MIN_RESAMPLES, compare, difference_table
 
 
@@ -35,7 +35,9 @@ def main() -> None:
 
     with exit_on_user_error():
         try:
-            annotations, (a, b), tasks = read_runs(args.annotations, [args.a, args.b], args.tasks)
+            annotations, (a, b), tasks = read_results(
+                args.annotations, [args.a, args.b], args.tasks
+            )
         except (FileNotFoundError, ValueError) as error:
             raise UserError(error) from error
     differences = {

@@ -9,7 +9,7 @@ nl_detectron/checkpoint/conversion.py.
 import argparse
 
 from nl_detectron.checkpoint import SOURCES, LoadError, SaveError, convert_file
-from nl_detectron.engine.errors import as_user_error, exit_on_user_error
+from nl_detectron.errors import as_user_error, exit_on_user_error
 
 
 def main() -> None:

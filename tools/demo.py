@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from nl_detectron.data.synthetic import KEYS, LOCKS
-from nl_detectron.engine import exit_on_user_error
+from nl_detectron.errors import exit_on_user_error
 from nl_detectron.evaluation import TABLES, comparison_table, read_run
 from nl_detectron.evaluation.runner import Settings, jobs, run_jobs
 

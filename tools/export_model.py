@@ -16,8 +16,8 @@ import torch
 
 from nl_detectron.checkpoint import AuditedCheckpointer, LoadError
 from nl_detectron.engine import Trainer, exit_on_user_error, load_config
-from nl_detectron.engine.errors import as_user_error
 from nl_detectron.engine.setup import find_config_file
+from nl_detectron.errors import as_user_error
 from nl_detectron.export import (
     FORMATS,
     ExportError,

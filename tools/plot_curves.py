@@ -11,8 +11,7 @@ example:
 import argparse
 from pathlib import Path
 
-from nl_detectron.engine import exit_on_user_error
-from nl_detectron.engine.errors import as_user_error
+from nl_detectron.errors import as_user_error, exit_on_user_error
 from nl_detectron.visualization.curves import WINDOW, plot, read_groups
 
 

@@ -22,11 +22,11 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 
 from nl_detectron.data import read_coco
-from nl_detectron.engine import UserError, exit_on_user_error, load_config
+from nl_detectron.engine import load_config
 from nl_detectron.engine.checks import CLASSIFIERS, check_nonlocal
-from nl_detectron.engine.errors import as_user_error
 from nl_detectron.engine.predictor import build_predictor
 from nl_detectron.engine.setup import find_config_file
+from nl_detectron.errors import UserError, as_user_error, exit_on_user_error
 from nl_detectron.visualization.predictions import find_inputs, predict
 
 THRESHOLDS = [

@@ -19,12 +19,11 @@ import sys
 from pathlib import Path
 
 import torch
+from nl_detectron.evaluation.plan import plan_table
 
 from nl_detectron import study
-from nl_detectron.engine import exit_on_user_error
-from nl_detectron.engine.errors import as_user_error
+from nl_detectron.errors import as_user_error, exit_on_user_error
 from nl_detectron.evaluation import TABLES
-from nl_detectron.evaluation.plan import plan_table
 from nl_detectron.evaluation.report import as_csv, as_json, markdown, report
 from nl_detectron.evaluation.runner import Settings, dataset_opts, jobs, run_jobs
 

@@ -19,10 +19,9 @@ from pathlib import Path
 
 from detectron2.data import MetadataCatalog
 
-from nl_detectron.engine import UserError, exit_on_user_error
-from nl_detectron.engine.checks import coco_files
-from nl_detectron.engine.errors import as_user_error
-from nl_detectron.evaluation.coco_files import read_runs
+from nl_detectron.data.coco import coco_files
+from nl_detectron.errors import UserError, as_user_error, exit_on_user_error
+from nl_detectron.evaluation.coco_results import read_results
 from nl_detectron.visualization.names import run_names
 from nl_detectron.visualization.results import Painter, rank, show, summary
 
@@ -65,7 +64,7 @@ def main() -> None:
         if not Path(files[1]).is_dir():
             raise UserError(f"--images: no folder {files[1]}")
         paths = [path / RESULTS if path.is_dir() else path for path in (args.a, args.b)]
-        annotations, runs, (task, *_) = read_runs(files[0], paths)
+        annotations, runs, (task, *_) = read_results(files[0], paths)
         for path, run in zip(paths, runs):
             run[:] = [found for found in run if found["score"] >= args.confidence_threshold]
             if not run:

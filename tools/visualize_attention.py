@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import MetadataCatalog
 
-from nl_detectron.engine import UserError, exit_on_user_error, load_config
-from nl_detectron.engine.errors import as_user_error
+from nl_detectron.engine import load_config
 from nl_detectron.engine.predictor import build_predictor
 from nl_detectron.engine.setup import find_config_file
+from nl_detectron.errors import UserError, as_user_error, exit_on_user_error
 from nl_detectron.visualization import Attention, AttentionRecorder, attend
 from nl_detectron.visualization.figure import draw_attention, draw_detection
 from nl_detectron.visualization.images import InputError, read

@@ -8,9 +8,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from ..config import block_options, name_config_key
 from ..layers import SUBSAMPLES, NonLocalBlock
 from ..modeling.insertion import Stage, find_stages, remove_nonlocal
-from ..modeling.options import block_options, name_the_key
 from .multiply_adds import detector_multiply_adds, meta_model, padded_size
 
 
@@ -98,7 +98,7 @@ def _block_cost(
     stage: Stage, options: dict, size: Tuple[int, int], padded: Tuple[int, int], plain: int
 ) -> BlockCost:
     channels = stage.residual_blocks()[-1][1].out_channels
-    with name_the_key(), torch.device("meta"):
+    with name_config_key(), torch.device("meta"):
         block = NonLocalBlock(channels, **options)
         space = [math.ceil(side / stage.stride) for side in padded]
         theta, phi = block.embeddings(torch.empty(1, channels, *space))

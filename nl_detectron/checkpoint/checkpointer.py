@@ -10,9 +10,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from ..files import PARTIAL, SaveError, write_atomically
 from .load_audit import STATISTICS, audit
 from .reading import LoadError, harmless_globals, read_checkpoint
-from .writing import PARTIAL, SaveError, write_atomically
 
 
 class AuditedCheckpointer(DetectionCheckpointer):

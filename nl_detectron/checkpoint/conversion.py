@@ -23,8 +23,8 @@ import torch
 from detectron2.checkpoint.c2_model_loading import convert_basic_c2_names
 from torch import Tensor
 
+from ..files import write_atomically
 from .reading import LoadError, read_file
-from .writing import write_atomically
 
 # What the ResNets of detectron2 have, and what this package puts into them.
 _NORM = r"norm\.(weight|bias|running_mean|running_var|num_batches_tracked)"

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import UserError
+
 # torch's own variable: the one way to have a file read that is more than data, .pth and .pkl alike.
 # It is no config key, since a config may come from the same stranger as the file.
 TRUST = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -32,7 +34,7 @@ HARMLESS = {
 }
 
 
-class LoadError(ValueError):
+class LoadError(UserError):
     """A file of weights is damaged, foreign, would run code, or does not fit the model."""
 
 

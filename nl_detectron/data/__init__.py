@@ -1,14 +1,13 @@
-"""The synthetic long-range dataset, its registration with detectron2, and the check of datasets."""
+"""The synthetic long-range dataset, custom datasets in COCO's format, and the training loader."""
 
-from . import builtin
-from .check import check_annotations, describe, read_coco
-from .check_images import check_images
-from .custom import CustomDataset
+from .coco import CustomDataset
+from .coco_check import check_annotations, check_images, describe, read_coco
 from .synthetic import generate
+from .train_loader import TrainLoader
 
 __all__ = [
     "CustomDataset",
-    "builtin",
+    "TrainLoader",
     "check_annotations",
     "check_images",
     "describe",

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Callable, Dict, Iterable, List, Sequence, Tuple, Union
 
 import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from PIL import Image, ImageDraw
 from pycocotools import mask as mask_util
 from tqdm import tqdm
@@ -161,3 +163,39 @@ def _shape_fields(polygon: Polygon, height: int, width: int) -> dict:
         "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],
         "iscrowd": 0,
     }
+
+
+SPLITS = {"train": 1000, "val": 200}  # images
+
+
+def _root() -> Path:
+    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "nl_synthetic"
+
+
+def _load(split: str) -> list:
+    generate(_root(), SPLITS)
+    return load_coco_json(
+        str(_root() / f"{split}.json"), str(_root() / split), f"nl_synthetic_{split}"
+    )
+
+
+def _colour(category: str) -> list[int]:
+    """Return a paler tone of the colour that a category is named for."""
+    return [(2 * value + 255) // 3 for value in COLOURS[category.split()[0]]]
+
+
+def _register(split: str) -> None:
+    name = f"nl_synthetic_{split}"
+    DatasetCatalog.register(name, lambda: _load(split))
+    MetadataCatalog.get(name).set(
+        json_file=str(_root() / f"{split}.json"),
+        image_root=str(_root() / split),
+        evaluator_type="coco",
+        thing_classes=[category["name"] for category in CATEGORIES],
+        thing_colors=[_colour(category["name"]) for category in CATEGORIES],
+        thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(CATEGORIES)},
+    )
+
+
+for _split in SPLITS:
+    _register(_split)

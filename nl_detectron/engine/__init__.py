@@ -1,17 +1,22 @@
-"""What ``train_net.py`` and the tools share: set-up, checks, the trainer, the launch."""
+"""Training and evaluation: what ``train_net.py`` and the tools call."""
 
-from .errors import UserError, exit_on_user_error
+from .checks import check_nonlocal
 from .launch import main, run
-from .record import RunRecord
-from .setup import argument_parser, load_config
+from .predictor import build_predictor
+from .record import RunRecord, environment
+from .setup import argument_parser, find_config_file, load_config
+from .stop_on_signal import forward_signals
 from .trainer import Trainer
 
 __all__ = [
     "RunRecord",
     "Trainer",
-    "UserError",
     "argument_parser",
-    "exit_on_user_error",
+    "build_predictor",
+    "check_nonlocal",
+    "environment",
+    "find_config_file",
+    "forward_signals",
     "load_config",
     "main",
     "run",

@@ -1,7 +1,6 @@
 """What can be found wrong before the model is built, said clearly."""
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Iterable
@@ -18,25 +17,11 @@ from torch import nn
 
 from ..checkpoint import LoadError, read_checkpoint
 from ..config import add_nonlocal_config
-from ..data.custom import CustomDataset
+from ..data.coco import CustomDataset, check_custom_data, check_files, check_registered
+from ..errors import UserError
 from ..modeling import build_nonlocal_backbone, build_nonlocal_keypoint_head
-from .custom_data import NAMES, check_custom_data
 from .distributed import world_size
-from .errors import UserError
 from .evaluators import EVALUATORS
-from .values import check_output_dir, check_values
-
-# Metadata of detectron2's datasets that are paths of files or folders.
-PATHS = (
-    "json_file",
-    "image_root",
-    "panoptic_json",
-    "panoptic_root",
-    "sem_seg_root",
-    "image_dir",
-    "gt_dir",
-    "dirname",
-)
 
 # Where each meta-architecture has its number of classes.
 CLASSIFIERS = {
@@ -57,7 +42,6 @@ def check(cfg: CfgNode, args: argparse.Namespace, custom: Iterable[CustomDataset
     Raises:
         UserError: the first thing that is wrong.
     """
-    check_values(cfg)
     _check_devices(cfg, args)
     check_nonlocal(cfg)
     _check_batch_size(cfg, args)
@@ -67,21 +51,6 @@ def check(cfg: CfgNode, args: argparse.Namespace, custom: Iterable[CustomDataset
     if not cfg.DATASETS.TEST and comm.is_main_process():
         print("note: DATASETS.TEST is empty, so nothing will be evaluated", file=sys.stderr)
     _check_weights(cfg, args)  # late, since it may download them
-    check_output_dir(cfg)
-
-
-def coco_files(name: str) -> tuple[str, str]:
-    """The annotations, and the folder of the images, of a dataset that is registered.
-
-    Raises:
-        UserError: it is not registered, not in COCO's format, or its files are missing.
-    """
-    _check_registered("NAME", name)
-    metadata = MetadataCatalog.get(name)
-    if metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
-        raise UserError(f"NAME: dataset {name!r} is not registered as one in COCO's format")
-    _check_files([name])
-    return metadata.json_file, metadata.image_root
 
 
 def _check_devices(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -178,25 +147,14 @@ def _check_datasets(cfg: CfgNode, splits: list[str]) -> None:
         if not cfg.DATASETS[split] and split == splits[0]:
             raise UserError(f"DATASETS.{split} is empty; --config-file or an option has to set it")
         for name in cfg.DATASETS[split]:
-            _check_registered(f"DATASETS.{split}", name)
+            check_registered(f"DATASETS.{split}", name)
             if split == "TEST":
                 _check_evaluator(name)
             names.append(name)
-    _check_files(names)
+    check_files(names)
     for name in names:
         _check_classes(cfg, name)
         _check_keypoints(cfg, name)
-
-
-def _check_registered(key: str, name: str) -> None:
-    known = DatasetCatalog.list()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        for split, custom in NAMES.items():
-            if name == custom:
-                hint = f"; it stands for one's own data: give --{split}-json and --{split}-images"
-        raise UserError(f"{key}: no dataset {name!r} is registered{hint}")
 
 
 def _check_evaluator(name: str) -> None:
@@ -206,39 +164,6 @@ def _check_evaluator(name: str) -> None:
             f"DATASETS.TEST: {name!r} cannot be evaluated: the evaluator_type in its metadata is "
             f"{kind!r}; known: {', '.join(EVALUATORS)}"
         )
-
-
-def _check_files(names: list[str]) -> None:
-    for name in names:
-        if not all(map(os.path.exists, dataset_paths(name))):
-            try:
-                DatasetCatalog.get(name)  # some make their files when they are first asked for
-            except (FileNotFoundError, AssertionError):  # detectron2 asserts that files are there
-                break
-    paths = {path for name in names for path in dataset_paths(name)}
-    if all(map(os.path.exists, paths)):
-        return
-
-    root = os.path.abspath(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
-    source = "which is" if "DETECTRON2_DATASETS" in os.environ else "./datasets; to change it, set"
-    lines = [
-        f"files of the datasets {', '.join(dict.fromkeys(names))} are missing. Expected:",
-        f"{root}{os.sep}  ({source} $DETECTRON2_DATASETS)",
-    ]
-    for path in sorted(paths):
-        shown = os.path.abspath(path)
-        if shown.startswith(root + os.sep):
-            shown = "    " + os.path.relpath(shown, root)
-        folder = "" if path.endswith(".json") else os.sep
-        lines.append(f"{shown}{folder}{'' if os.path.exists(path) else '  <- missing'}")
-    raise UserError("\n".join(lines))
-
-
-def dataset_paths(name: str) -> list[str]:
-    """The files and folders of a registered dataset, by its metadata."""
-    metadata = MetadataCatalog.get(name)
-    paths = [metadata.get(key) for key in PATHS]
-    return [path for path in paths if path and "://" not in path]
 
 
 def _check_classes(cfg: CfgNode, name: str) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import DEFAULT_TIMEOUT, create_ddp_model, defaults
 
-from .errors import UserError
+from ..errors import UserError
 
 # What torchrun gives to each process that it starts.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

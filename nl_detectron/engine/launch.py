@@ -13,16 +13,14 @@ from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint import AuditedCheckpointer, LoadError, SaveError
-from ..data.custom import CustomDataset
-from ..data.mapper import ImageError
+from ..checkpoint import AuditedCheckpointer
+from ..data.coco import CustomDataset, overrides, read_datasets
+from ..errors import exit_on_user_error
 from .checks import check
-from .custom_data import overrides, read_datasets
 from .distributed import processes_of_torchrun
-from .errors import as_user_error, exit_on_user_error
 from .seed import with_seed
 from .setup import find_config_file, load_config
-from .stop_on_signal import signals_left_to
+from .stop_on_signal import forward_signals
 from .trainer import Trainer
 
 
@@ -42,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
             dataset.register()
         check(cfg, args, datasets.values())
         spawns = args.num_gpus * args.num_machines > 1
-        with signals_left_to(active_children) if spawns else nullcontext():
+        with forward_signals(active_children) if spawns else nullcontext():
             launch(
                 run,
                 args.num_gpus,
@@ -67,7 +65,7 @@ def run(
         The results of the evaluation: task -> metric -> value. None after a training that had no
         TEST.EXPECTED_RESULTS to compare with.
     """
-    with exit_on_user_error(), as_user_error(ImageError), as_user_error(SaveError):
+    with exit_on_user_error():
         for dataset in datasets:
             dataset.register()
         if not args.eval_only:
@@ -87,8 +85,7 @@ def run(
 def _evaluate(cfg: CfgNode, resume: bool) -> dict:
     model = Trainer.build_model(cfg)
     checkpointer = AuditedCheckpointer(model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL)
-    with as_user_error(LoadError):
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 
-def forget_iterations_from(path: Path, iteration: int) -> None:
+def truncate_metrics(path: Path, iteration: int) -> None:
     """Drop the lines of iterations that are about to be run (again), so that each stands once.
 
     They come from a run that was stopped after its last checkpoint, or that is started afresh in

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 
 from ..config import add_nonlocal_config, get_config_file
-from .errors import UserError
+from ..errors import UserError
 
 EXAMPLES = """
 examples:

@@ -66,7 +66,7 @@ class StopOnSignal(HookBase):
 
 
 @contextmanager
-def signals_left_to(children: Callable[[], Iterable[Union[Popen, Process]]]) -> Iterator[None]:
+def forward_signals(children: Callable[[], Iterable[Union[Popen, Process]]]) -> Iterator[None]:
     """In the body, which waits for processes, leave signals to these; exit when they have ended.
 
     SIGTERM is passed on to them; Ctrl-C in a terminal reaches them by itself. The exit status is

@@ -16,20 +16,16 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from ..checkpoint import AuditedCheckpointer, LoadError
-from ..data.mapper import ErrorNamingMapper
-from ..data.train_loader import TrainLoader, ignore_signals
-from ..modeling.freezing import freeze_rest
+from ..checkpoint import AuditedCheckpointer
+from ..data.train_loader import ErrorNamingMapper, TrainLoader, ignore_signals
+from ..modeling import build_model, build_optimizer
 from .distributed import check_same_start, ddp_on
-from .errors import as_user_error
 from .evaluators import build_evaluator
 from .hooks import NonLocalNorms
 from .loss_guard import LossGuard
-from .metrics import forget_iterations_from
-from .optimizer import build_optimizer
+from .metrics import truncate_metrics
 from .record import RunRecord
 from .stop_on_signal import StopOnSignal
-from .values import missing_feature_as_user_error
 
 
 class Trainer(DefaultTrainer):
@@ -46,8 +42,7 @@ class Trainer(DefaultTrainer):
             UserError: the weights do not fit, and MODEL.WEIGHTS_PARTIAL is not set; or not every
                 process finds the same checkpoint.
         """
-        with as_user_error(LoadError):
-            super().resume_or_load(resume)
+        super().resume_or_load(resume)
         check_same_start(self.start_iter)
 
     @classmethod
@@ -57,9 +52,7 @@ class Trainer(DefaultTrainer):
             UserError: a key of MODEL.NONLOCAL has a bad value, or some IN_FEATURES name what the
                 backbone does not give.
         """
-        with as_user_error(ValueError, about="MODEL.NONLOCAL"), missing_feature_as_user_error(cfg):
-            model = super().build_model(cfg)
-            return freeze_rest(model) if cfg.MODEL.NONLOCAL.FREEZE_REST else model
+        return build_model(cfg)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -80,8 +73,7 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: one of the keys for the blocks has a bad value.
         """
-        with as_user_error(ValueError, about="SOLVER."):
-            return build_optimizer(cfg, model)
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_evaluator(
@@ -127,7 +119,7 @@ class Trainer(DefaultTrainer):
 
     def train(self) -> Optional[OrderedDict]:
         if comm.is_main_process():
-            forget_iterations_from(Path(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
+            truncate_metrics(Path(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
         self.data_loader.start_iter = self.start_iter
         return super().train()
 

@@ -1,8 +1,7 @@
-"""The paper's tables, results read back from runs, and their comparison."""
+"""The paper's tables, finished runs, and their comparison."""
 
-from .demo_table import comparison_table
-from .paper import TABLES
+from .report import comparison_table
 from .runs import Run, read_run
-from .tables import Row, Table
+from .tables import TABLES, Row, Table
 
 __all__ = ["TABLES", "Row", "Run", "Table", "comparison_table", "read_run"]

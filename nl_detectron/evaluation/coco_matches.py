@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from .coco_files import JUDGED
+from .coco_results import JUDGED
 
 IMAGES_AT_ONCE = 50  # between two steps of the progress bar
 
@@ -44,7 +44,7 @@ def match(annotations: COCO, detections: Sequence[dict], task: str) -> dict[str,
     """Match detections with objects.
 
     Args:
-        annotations, detections, task: as `read_runs` has read and checked them.
+        annotations, detections, task: as `read_results` has read and checked them.
 
     Returns:
         The matches of each category, in the order of their ids, by range of sizes: "all", "small",

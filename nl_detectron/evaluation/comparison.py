@@ -58,7 +58,7 @@ def compare(
     """Compare the detections of two runs.
 
     Args:
-        annotations, a, b, task: as `read_runs` has read and checked them.
+        annotations, a, b, task: as `read_results` has read and checked them.
         resamples: of the bootstrap, at least MIN_RESAMPLES.
         seed: of the bootstrap.
 
@@ -190,3 +190,31 @@ def difference_table(differences: dict[str, dict[str, Difference]]) -> str:
             rows.append([f"{task} {metric}", *(["-"] * 4 if undefined else shown)])
     headers = ["", "A", "B", "B - A", f"{CONFIDENCE:.0%} interval"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def image_scores(annotations: COCO, detections: Sequence[dict], task: str) -> np.ndarray:
+    """The F1 score of each image: 2 hits / (detections + objects), the mean over IoU thresholds.
+
+    The thresholds are COCO's, 0.50, 0.55, ..., 0.95. A detection is a hit if it has the object's
+    class, too. All detections count alike, whatever their scores: leave out the doubtful before.
+
+    Args:
+        annotations, task: as `read_results` has read and checked them.
+        detections: at least one of those that it has read.
+
+    Returns:
+        (images,) from 0 to 1, in the order of the image ids. An image without objects has 1 if
+        nothing was detected, and 0 otherwise.
+    """
+    images = len(annotations.imgs)
+    hits, parts = 0, 0  # (T, images)
+    for category in match(annotations, detections, task)["all"]:
+        hits += _by_image(category.images, category.hits, images)
+        parts += _by_image(category.images, category.hits | category.misses, images)
+        parts += np.bincount(category.objects, minlength=images)
+    return np.where(parts > 0, 2 * hits / np.maximum(parts, 1), 1.0).mean(axis=0)
+
+
+def _by_image(images: np.ndarray, counts: np.ndarray, length: int) -> np.ndarray:
+    """Of detections (D,) and which of them count at each threshold (T, D): (T, length) numbers."""
+    return np.stack([np.bincount(images[of], minlength=length) for of in counts])

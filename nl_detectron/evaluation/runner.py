@@ -15,8 +15,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import config_hash, get_config_file
-from ..engine import UserError, load_config
-from ..engine.stop_on_signal import signals_left_to
+from ..engine import forward_signals, load_config
+from ..errors import UserError
 from .runs import read_environment, read_run, scaled
 from .tables import Row, Table
 
@@ -164,7 +164,7 @@ def _call(command: Sequence[str]) -> int:
     Then this process ends too, with the same exit status.
     """
     children = []
-    with signals_left_to(lambda: children):
+    with forward_signals(lambda: children):
         children.append(subprocess.Popen(command))
         return children[0].wait()
 

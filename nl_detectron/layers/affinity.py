@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import ChunkedAttention
-from .relu_sums import ReluSums
+from .kernels import ChunkedAttention, ReluSums
 
 
 def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:

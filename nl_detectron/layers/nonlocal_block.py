@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
 from torch import Tensor, nn
 
+from ..errors import OptionError
 from . import affinity
 
 INSTANTIATIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
@@ -70,24 +71,28 @@ class NonLocalBlock(CNNBlockBase):
         _check_choice("instantiation", instantiation, INSTANTIATIONS)
         _check_choice("subsample", subsample, SUBSAMPLES)
         if norm == "FrozenBN":
-            raise ValueError(
-                "norm 'FrozenBN' cannot be learned: with its scale at zero the block would stay "
-                f"the identity for ever; valid: {', '.join(map(repr, NORMS))}"
+            raise OptionError(
+                "norm",
+                "'FrozenBN' cannot be learned: with its scale at zero the block would stay "
+                f"the identity for ever; valid: {', '.join(map(repr, NORMS))}",
             )
         _check_choice("norm", norm, NORMS)
         if bottleneck_channels is None:
             if reduction < 1 or in_channels % reduction:
-                raise ValueError(
-                    f"reduction {reduction} must be positive and divide the {in_channels} channels"
+                raise OptionError(
+                    "reduction",
+                    f"{reduction} must be positive and divide the {in_channels} channels",
                 )
             bottleneck_channels = in_channels // reduction
         if not 1 <= bottleneck_channels <= in_channels:
-            raise ValueError(
-                f"bottleneck_channels {bottleneck_channels} must be from 1 to {in_channels}, "
-                "the channels of the input"
+            raise OptionError(
+                "bottleneck_channels",
+                f"{bottleneck_channels} must be from 1 to {in_channels}, the channels of the input",
             )
         if norm == "GN" and in_channels % 32:
-            raise ValueError(f"norm 'GN' has 32 groups, which do not divide {in_channels} channels")
+            raise OptionError(
+                "norm", f"'GN' has 32 groups, which do not divide {in_channels} channels"
+            )
 
         self.instantiation = instantiation
         self.subsample = subsample
@@ -263,4 +268,4 @@ def _max_pool(x: Tensor) -> Tensor:
 
 def _check_choice(name: str, value: str, choices: tuple) -> None:
     if value not in choices:
-        raise ValueError(f"{name} {value!r} is unknown; valid: {', '.join(map(repr, choices))}")
+        raise OptionError(name, f"{value!r} is unknown; valid: {', '.join(map(repr, choices))}")

@@ -1,22 +1,19 @@
-"""Where the blocks go in detectron2's models."""
+"""Insert non-local blocks into detectron2's models."""
 
-from . import controls
 from .backbone import build_nonlocal_backbone, nonlocal_backbone
-from .freezing import freeze_rest
+from .fine_tuning import build_model, build_optimizer, freeze_rest, override_nonlocal
 from .insertion import insert_nonlocal, remove_nonlocal
 from .keypoint_head import build_nonlocal_keypoint_head, nonlocal_keypoint_head
-from .narrow_fpn import build_nonlocal_narrow_resnet_fpn_backbone
-from .p4_fpn import build_nonlocal_p4_resnet_fpn_backbone
 
 __all__ = [
+    "build_model",
     "build_nonlocal_backbone",
     "build_nonlocal_keypoint_head",
-    "build_nonlocal_narrow_resnet_fpn_backbone",
-    "build_nonlocal_p4_resnet_fpn_backbone",
-    "controls",
+    "build_optimizer",
     "freeze_rest",
     "insert_nonlocal",
     "nonlocal_backbone",
     "nonlocal_keypoint_head",
+    "override_nonlocal",
     "remove_nonlocal",
 ]

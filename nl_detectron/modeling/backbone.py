@@ -4,10 +4,12 @@ from typing import Sequence, Union
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone import build_resnet_backbone
 
+from ..config import block_options, name_config_key
+from ..errors import OptionError
 from .insertion import insert_nonlocal
-from .options import block_options, name_the_key
 
 
 def nonlocal_backbone(
@@ -40,15 +42,31 @@ def build_nonlocal_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
     """
     name = cfg.MODEL.NONLOCAL.BACKBONE
     if name == build_nonlocal_backbone.__name__:
-        raise ValueError(
-            f"MODEL.NONLOCAL.BACKBONE is {name!r} itself; name the plain backbone, "
-            "such as 'build_resnet_fpn_backbone'"
+        raise OptionError(
+            "MODEL.NONLOCAL.BACKBONE",
+            f"is {name!r} itself; name the plain backbone, such as 'build_resnet_fpn_backbone'",
         )
     if name not in BACKBONE_REGISTRY:
-        raise ValueError(
-            f"MODEL.NONLOCAL.BACKBONE {name!r} is not registered; "
-            f"registered: {', '.join(sorted(name for name, _ in BACKBONE_REGISTRY))}"
+        raise OptionError(
+            "MODEL.NONLOCAL.BACKBONE",
+            f"{name!r} is not registered; "
+            f"registered: {', '.join(sorted(name for name, _ in BACKBONE_REGISTRY))}",
         )
     backbone = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
-    with name_the_key():
+    with name_config_key():
         return nonlocal_backbone(backbone, cfg.MODEL.NONLOCAL.LOCATION, **block_options(cfg))
+
+
+@BACKBONE_REGISTRY.register()
+def build_nonlocal_p4_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
+    """As detectron2's ``build_resnet_fpn_backbone``, without the p6 that is pooled from p5.
+
+    ``MODEL.FPN.IN_FEATURES`` may therefore end at "res4", and the levels at p4.
+    """
+    return FPN(
+        bottom_up=build_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

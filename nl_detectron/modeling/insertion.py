@@ -9,6 +9,7 @@ from typing import List, Optional, Sequence, Tuple, Union
 from detectron2.layers import CNNBlockBase
 from torch import nn
 
+from ..errors import OptionError
 from ..layers import NonLocalBlock
 
 REPORT_SIZE = (800, 1344)  # height, width of the image for which multiply-adds are reported
@@ -59,7 +60,9 @@ def insert_nonlocal(
     """
     locations = [location] if isinstance(location, str) else list(location)
     if not locations:
-        raise ValueError("location is empty: no non-local block would be inserted; try 'res4.-2'")
+        raise OptionError(
+            "location", "is empty: no non-local block would be inserted; try 'res4.-2'"
+        )
 
     stages = find_stages(model)
     blocks = {}  # (stage name, index) -> what to insert; checked whole before anything is inserted
@@ -67,9 +70,10 @@ def insert_nonlocal(
         stage, indices = _resolve(place, stages)
         for index in indices:
             if (stage.name, index) in blocks or hasattr(stage.module, f"nonlocal{index}"):
-                raise ValueError(
-                    f"location {place!r}: there is already a non-local block after residual block "
-                    f"{index} of {stage.name}; each place can have one"
+                raise OptionError(
+                    "location",
+                    f"{place!r}: there is already a non-local block after residual block "
+                    f"{index} of {stage.name}; each place can have one",
                 )
             after, residual = stage.residual_blocks()[index]
             block = NonLocalBlock(residual.out_channels, **block_options)
@@ -168,15 +172,16 @@ def _resolve(place: str, stages: List[Stage]):
     """The stage that a location names, and the indices of its residual blocks."""
     match = _LOCATION.fullmatch(place) if isinstance(place, str) else None
     if match is None:
-        raise ValueError(
-            f"location {place!r} is malformed; valid are 'res4.-2' (after that residual block), "
-            "'res3.1::2' (a slice), 'res4.*' (all)"
+        raise OptionError(
+            "location",
+            f"{place!r} is malformed; valid are 'res4.-2' (after that residual block), "
+            "'res3.1::2' (a slice), 'res4.*' (all)",
         )
     found = [stage for stage in stages if stage.name.split(".")[-1] == match["stage"]]
     if len(found) != 1:
         names = ", ".join(stage.name for stage in (found or stages)) or "none"
         problem = "names several stages" if found else "names no stage of this model"
-        raise ValueError(f"location {place!r} {problem}; stages there are: {names}")
+        raise OptionError("location", f"{place!r} {problem}; stages there are: {names}")
     (stage,) = found
 
     count = len(stage.residual_blocks())
@@ -187,14 +192,16 @@ def _resolve(place: str, stages: List[Stage]):
     else:
         wanted = range(count)
     if not wanted or not all(-count <= index < count for index in wanted):
-        raise ValueError(
-            f"location {place!r} is out of range: {stage.name} has {count} residual blocks, "
-            f"0 to {count - 1} or {-count} to -1"
+        raise OptionError(
+            "location",
+            f"{place!r} is out of range: {stage.name} has {count} residual blocks, "
+            f"0 to {count - 1} or {-count} to -1",
         )
     if not any(p.requires_grad for p in stage.module.parameters()):
-        raise ValueError(
-            f"location {place!r} lies in a frozen stage, {stage.name}, where a block would stay "
-            "the identity for ever; lower MODEL.BACKBONE.FREEZE_AT or choose a later stage"
+        raise OptionError(
+            "location",
+            f"{place!r} lies in a frozen stage, {stage.name}, where a block would stay "
+            "the identity for ever; lower MODEL.BACKBONE.FREEZE_AT or choose a later stage",
         )
     return stage, [index % count for index in wanted]
 
@@ -203,4 +210,6 @@ def _slice_indices(place: str, text: str, count: int) -> range:
     try:
         return range(count)[slice(*(int(part) if part else None for part in text.split(":")))]
     except ValueError as error:
-        raise ValueError(f"location {place!r} has a malformed slice {text!r}: {error}") from None
+        raise OptionError(
+            "location", f"{place!r} has a malformed slice {text!r}: {error}"
+        ) from None

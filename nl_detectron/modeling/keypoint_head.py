@@ -5,9 +5,10 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead
 
+from ..config import block_options, name_config_key
+from ..errors import OptionError
 from ..layers import NonLocalBlock
 from .insertion import insert_block, log_block
-from .options import block_options, name_the_key
 
 
 def nonlocal_keypoint_head(
@@ -35,12 +36,13 @@ def nonlocal_keypoint_head(
     children = dict(head.named_children())
     count = sum(name.startswith("conv_fcn_relu") for name in children)
     if not 1 <= every <= count:
-        raise ValueError(
-            f"keypoint_head.every {every} leaves no place for a block: the head has {count} "
-            f"convolutions; valid: 1 to {count}, 2 is the paper's"
+        raise OptionError(
+            "keypoint_head.every",
+            f"{every} leaves no place for a block: the head has {count} "
+            f"convolutions; valid: 1 to {count}, 2 is the paper's",
         )
     if any(isinstance(child, NonLocalBlock) for child in children.values()):
-        raise ValueError("keypoint_head has non-local blocks already; insert them once")
+        raise OptionError("keypoint_head", "has non-local blocks already; insert them once")
     blocks = {
         i: NonLocalBlock(children[f"conv_fcn{i}"].out_channels, **options)
         for i in range(every, count + 1, every)
@@ -65,5 +67,5 @@ def build_nonlocal_keypoint_head(
     """
     head = KRCNNConvDeconvUpsampleHead(cfg, input_shape)
     every = cfg.MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY
-    with name_the_key():
+    with name_config_key():
         return nonlocal_keypoint_head(head, every, **block_options(cfg))

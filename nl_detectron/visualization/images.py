@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 from detectron2.data.detection_utils import read_image
 
+from ..errors import UserError
+
 MIN_SIDE = 640  # pixels of the longer side: smaller images are enlarged, for labels to be legible
 
 
-class InputError(OSError):
+class InputError(UserError):
     """An image or a video cannot be read; the message names it."""
 
 

@@ -13,7 +13,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from tqdm import tqdm
 
-from ..engine import UserError
+from ..errors import UserError
 from .images import InputError, legible_scale, read
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
-from ..evaluation.image_scores import image_scores
+from ..evaluation.comparison import image_scores
 from .images import legible_scale, read
 from .results_page import Panel, Section, page
 

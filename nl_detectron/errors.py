@@ -1,0 +1,63 @@
+"""User errors, reported in one line without a traceback."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException
+
+EXIT_STATUS = 2  # the status with which argparse exits on a bad command line
+
+
+class UserError(Exception):
+    """Something that the user gave is wrong; the message names it and says what is valid."""
+
+
+class OptionError(UserError, ValueError):
+    """An argument or a config key has a bad value.
+
+    Attributes:
+        option: name of the argument, such as "reduction", or of the config key.
+        problem: the rest of the message: the value, and what is valid.
+    """
+
+    def __init__(self, option: str, problem: str):
+        super().__init__(f"{option} {problem}")
+        self.option = option
+        self.problem = problem
+
+    def __reduce__(self):  # exceptions are pickled between processes by their args
+        return type(self), (self.option, self.problem)
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Exit with status 2 and one line on stderr if the body raises a UserError.
+
+    If several processes raise the same error, one of them prints it. Other exceptions pass.
+    """
+    try:
+        yield
+    except UserError as error:
+        if _claim_report(str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_STATUS)
+    except ProcessExitedException as error:
+        if error.exit_code != EXIT_STATUS:
+            raise
+        sys.exit(EXIT_STATUS)  # a worker process has printed its error
+
+
+def _claim_report(message: str) -> bool:
+    """Return True in exactly one process, so that a message is printed once.
+
+    It asks the key-value store of torch.distributed. A collective would wait for processes that
+    did not fail.
+    """
+    if not dist.is_initialized():
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add(message, 1) == 1
+    except RuntimeError:  # the process that hosts the store has exited, and has printed the error
+        return False

@@ -1,0 +1,317 @@
+"""Several processes, which talk by Gloo here: torchrun, launch, and what DDP asks of a model."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import detectron2.utils.comm as comm
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
+from detectron2.utils.events import EventStorage
+
+from nl_detectron.data import generate
+from nl_detectron.engine.distributed import check_same_start
+from nl_detectron.engine.trainer import Trainer
+from nl_detectron.errors import UserError, argument_parser, load_config, main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
+BLOCK = "backbone.bottom_up.res4.nonlocal4"
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["nl_detectron.engine"])  # once, and not in each process
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Flags for 8 images to train on and 5, which two processes cannot halve, to evaluate on."""
+    root = generate(tmp_path_factory.mktemp("data") / "synthetic", {"train": 8, "test": 5})
+    flags = []
+    for split in ("train", "test"):
+        flags += [f"--{split}-json", f"{root / split}.json", f"--{split}-images", f"{root / split}"]
+    return flags
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    model = Trainer.build_model(load_config(TINY))
+    torch.nn.init.normal_(model.get_submodule(BLOCK).out.weight, std=0.1)  # awake
+    DetectionCheckpointer(model, str(folder)).save("model")
+    return str(folder / "model.pth")
+
+
+def process(folder, environment, arguments):
+    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, open(f"{name}{environment['RANK']}", "w"))
+    main(argument_parser().parse_args(arguments))
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def processes(count, folder, *arguments, machines=1):
+    """As torchrun starts them on each of its machines, less its own process and the imports.
+
+    Returns:
+        Exit statuses, and what was written on stderr, of each.
+    """
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    members, local_size = [], count // machines
+    for rank in range(count):
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank % local_size)}
+        environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local_size)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        members.append(FORK.Process(target=process, args=(folder, environment, arguments)))
+        members[-1].start()
+    for member in members:
+        member.join()
+    stderr = [(folder / f"stderr{rank}").read_text() for rank in range(count)]
+    return [member.exitcode for member in members], stderr
+
+
+def test_two_processes_learn_what_one_does(data, weights, tmp_path):
+    # The loss of a proposal network on all anchors is a mean over images, so the mean of two
+    # halves of a batch is that of the whole. A RoI head's is a mean over sampled regions, and
+    # batch norm's statistics are of each process.
+    arguments = [
+        *("--config-file", TINY, *data),
+        *("MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.RESNETS.NORM", "FrozenBN"),
+        *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "11000", "INPUT.RANDOM_FLIP", "none"),
+        *("MODEL.WEIGHTS", weights, "MODEL.WEIGHTS_PARTIAL", "True", "OUTPUT_DIR", "out"),
+        # Without batch norm rounding errors grow: faster with inputs in the hundreds, and in the
+        # first stages, where some of a million ReLUs are always about to turn.
+        *("MODEL.PIXEL_STD", "[58.0, 58.0, 58.0]", "MODEL.BACKBONE.FREEZE_AT", "3"),
+    ]
+    schedules = {
+        1: {"IMS_PER_BATCH": 4, "BASE_LR": 0.03, "MAX_ITER": 10, "WARMUP_ITERS": 4},
+        # One for REFERENCE_WORLD_SIZE processes, which detectron2 scales to the two that there are.
+        2: {"IMS_PER_BATCH": 2, "BASE_LR": 0.015, "MAX_ITER": 20, "WARMUP_ITERS": 8},
+    }
+    models = []
+    for count, schedule in schedules.items():
+        solver = {"REFERENCE_WORLD_SIZE": 1, "CHECKPOINT_PERIOD": 100, **schedule}
+        options = [text for key, value in solver.items() for text in (f"SOLVER.{key}", str(value))]
+        statuses, stderr = processes(count, tmp_path / str(count), *arguments, *options)
+        assert statuses == [0] * count, stderr
+        file = tmp_path / str(count) / "out" / "model_final.pth"
+        models.append(torch.load(file, map_location="cpu", weights_only=False)["model"])
+        record = json.loads((file.parent / "environment.json").read_text())
+        assert record["processes"] == count
+    one, two = models
+    before = torch.load(weights)["model"]
+    for name in (f"{BLOCK}.theta.weight", f"{BLOCK}.out.weight"):
+        assert (two[name] - before[name]).abs().max() > 1e-4
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("count, machines", [(2, 1), (6, 3)])  # 6: one of them has no image
+def test_evaluation_gathers_every_image_once(data, weights, tmp_path, count, machines):
+    arguments = ["--config-file", TINY, "--eval-only", *data, "MODEL.WEIGHTS", weights]
+    arguments += ["OUTPUT_DIR", "out"]
+    results = []
+    for number, on in ((1, 1), (count, machines)):
+        folder = tmp_path / str(number)
+        statuses, stderr = processes(number, folder, *arguments, machines=on)
+        assert statuses == [0] * number, stderr
+        inference = folder / "out" / "inference"
+        predictions = torch.load(inference / "instances_predictions.pth", weights_only=False)
+        assert sorted(each["image_id"] for each in predictions) == [1, 2, 3, 4, 5]
+        table = [x for x in (folder / "stdout0").read_text().splitlines() if "copypaste" in x]
+        table = [line.partition("copypaste")[2] for line in table]
+        results.append((json.loads((inference / "coco_instances_results.json").read_text()), table))
+    assert results[0] == results[1]
+    assert len(results[0][0]) > 0 and len(results[0][1]) == 6
+
+
+def test_the_command_for_two_machines(data, tmp_path):
+    """That of the docs, with one process on each; here both are this machine."""
+    page = (REPOSITORY / "docs" / "DISTRIBUTED.md").read_text()
+    (command,) = re.findall("^torchrun --nnodes 2 .*$", page, re.MULTILINE)
+    for of_docs, here in {
+        "torchrun": f"{sys.executable} -m torch.distributed.run",
+        "--nproc-per-node 8": "--nproc-per-node 1",
+        "HOST0:29500": f"127.0.0.1:{free_port()}",
+        "train_net.py": str(REPOSITORY / "train_net.py"),
+        "FILE": TINY,
+    }.items():
+        assert command.count(of_docs) == 1
+        command = command.replace(of_docs, here)
+    command = [*command.split(), *data, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    machines = [subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) for _ in range(2)]
+    stderr = [machine.communicate()[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], stderr
+    record = json.loads((tmp_path / "out" / "environment.json").read_text())
+    assert record["processes"] == 2
+    logs = sorted(path.name for path in (tmp_path / "out").glob("log.txt*"))
+    assert logs == ["log.txt", "log.txt.rank1"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--num-gpus 2", "torchrun has started 2 processes; leave out --num-gpus"),
+        ("SOLVER.IMS_PER_BATCH 3", "SOLVER.IMS_PER_BATCH is 3, .* processes, 2"),
+        ("SOLVER.REFERENCE_WORLD_SIZE 4", "IMS_PER_BATCH is 2, .* cannot be scaled to 2 processes"),
+        ("MODEL.DEVICE cpu:0", "MODEL.DEVICE is 'cpu:0', but several processes need 'cpu' here"),
+        ("MODEL.NONLOCAL.NORM SyncBN", "MODEL.NONLOCAL.NORM is 'SyncBN', .* GPUs only"),
+        ("MODEL.RESNETS.DEPTH 101 MODEL.WEIGHTS {weights}", "does not fit the model"),
+    ],
+)
+def test_an_error_of_the_user_is_printed_once(data, weights, tmp_path, arguments, message):
+    options = arguments.format(weights=weights).split()
+    statuses, stderr = processes(2, tmp_path, "--config-file", TINY, *data, *options)
+    assert statuses == [2, 2]
+    lines = [line for text in stderr for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert re.search(message, lines[0])
+    assert "Traceback" not in "".join(stderr)
+
+
+def test_processes_that_found_different_checkpoints(monkeypatch):
+    check_same_start(5)  # one process
+    monkeypatch.setattr(comm, "all_gather", lambda iteration: [iteration, 0])
+    with pytest.raises(UserError, match=r"iterations \[5, 0\]; OUTPUT_DIR .* all machines share"):
+        check_same_start(5)
+
+
+# detectron2's launch, which in release 0.5 takes no process without a GPU; here it takes two.
+LAUNCH = """
+import importlib
+from types import SimpleNamespace
+
+import detectron2.utils.comm as comm
+import torch.distributed as dist
+from nl_detectron.engine import argument_parser, main
+
+launch = importlib.import_module("detectron2.engine.launch")
+if not hasattr(comm, "create_local_process_group"):
+    init = dist.init_process_group
+    cuda = dict(is_available=lambda: True, device_count=lambda: 2, set_device=lambda rank: None)
+    launch.torch = SimpleNamespace(cuda=SimpleNamespace(**cuda))
+    launch.dist = SimpleNamespace(
+        new_group=dist.new_group, init_process_group=lambda backend, **rest: init("gloo", **rest)
+    )
+importlib.import_module("nl_detectron.engine.launch").check = lambda *_: None
+
+if __name__ == "__main__":
+    main(argument_parser().parse_args())
+"""
+
+
+@pytest.mark.parametrize("starter", ["torchrun", "launch"])
+def test_a_killed_process_ends_the_other(data, tmp_path, starter):
+    if starter == "torchrun":
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command += [str(REPOSITORY / "train_net.py")]
+    else:
+        (tmp_path / "train.py").write_text(LAUNCH)
+        command = ["train.py", "--num-gpus", "2", "--dist-url", "auto"]
+    arguments = ["--config-file", TINY, *data, "SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", "out"]
+    with subprocess.Popen(
+        [sys.executable, *command, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as run:
+        try:
+            while not (tmp_path / "out" / "last_checkpoint").exists():
+                assert run.poll() is None, run.stderr.read()
+                time.sleep(0.1)
+            workers = trainers(tmp_path)
+            assert len(workers) == 2
+            os.kill(workers[-1], signal.SIGKILL)
+            _, stderr = run.communicate(timeout=60)
+        finally:
+            run.terminate()  # the end of "with" waits for it, however this ends
+    assert run.returncode not in (0, 2)
+    assert "SIGKILL" in stderr
+    assert not trainers(tmp_path)
+
+
+def trainers(folder):
+    """The processes, in the order of their start, that have the log of a rank in ``folder``."""
+    found = []
+    for links in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            files = list(links.iterdir())
+        except OSError:  # the process is gone, or another user's
+            continue
+        if any(target(file).startswith(str(folder / "out" / "log.txt")) for file in files):
+            found.append(int(links.parent.name))
+    return sorted(found)
+
+
+def target(link):
+    try:
+        return os.readlink(link)
+    except OSError:  # closed in the meantime, which says nothing of the other files
+        return ""
+
+
+def batch():
+    """An image with an object whose keypoints are all out of sight."""
+    instances = Instances((64, 128))
+    instances.gt_boxes = Boxes(torch.tensor([[20.0, 10.0, 60.0, 50.0]]))
+    instances.gt_classes = torch.tensor([0])
+    instances.gt_masks = BitMasks(torch.ones(1, 64, 128, dtype=torch.bool))
+    instances.gt_keypoints = Keypoints(torch.zeros(1, 17, 3))
+    return [{"image": torch.zeros(3, 64, 128), "instances": instances}]
+
+
+KEYPOINTS = [
+    *("MODEL.KEYPOINT_ON", "True", "MODEL.ROI_HEADS.NUM_CLASSES", "1"),
+    *("MODEL.ROI_KEYPOINT_HEAD.NAME", "build_nonlocal_keypoint_head"),
+    *("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(32, 32)", "INPUT.MASK_FORMAT", "bitmask"),
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["MODEL.BACKBONE.FREEZE_AT", "2"],
+        ["MODEL.BACKBONE.FREEZE_AT", "3", "MODEL.RESNETS.NORM", "FrozenBN"],
+        ["MODEL.NONLOCAL.FREEZE_REST", "True"],
+        ["MODEL.NONLOCAL.NORM", "BN"],
+        ["MODEL.NONLOCAL.NORM", "GN", "MODEL.NONLOCAL.SUBSAMPLE", "none"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize(
+    "instantiation", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
+)
+def test_every_parameter_has_a_gradient(instantiation, options):
+    """Else DistributedDataParallel fails at the second step."""
+    instantiation = ["MODEL.NONLOCAL.INSTANTIATION", instantiation]
+    cfg = load_config(TINY, [*KEYPOINTS, *instantiation, *options])
+    model = Trainer.build_model(cfg)
+    with EventStorage():
+        sum(model(batch()).values()).backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert any(name.startswith(BLOCK) for name in trained)
+    assert any(name.startswith("roi_heads.keypoint_head.nonlocal2") for name in trained)
+    assert [name for name, p in trained.items() if p.grad is None] == []

@@ -1,0 +1,418 @@
+"""The page that shows what blocks look at: its numbers, its size, and its behaviour in Chromium."""
+
+import base64
+import importlib.util
+import json
+import re
+import shutil
+import sys
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import visualize_attention
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from torch import nn
+
+from nl_detectron.layers import NonLocalBlock
+from nl_detectron.visualization import Attention, AttentionRecorder, ImageGeometry
+from nl_detectron.visualization.page import LEVELS, STRONGEST, attention_page
+
+TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
+IMAGE_SIZE, RESIZED_SIZE, PADDED_SIZE = (97, 333), (146, 501), (160, 512)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
+    reason="needs Chromium, from the system's packages, and playwright, from the package index",
+)
+
+
+def attention_of(image, padded_size, resized_size, blocks):
+    """A backbone of nothing but blocks, {stage: (stride, options)}, that has seen random pixels."""
+    generator = torch.Generator().manual_seed(0)
+    stages, channels, stride = OrderedDict(), 3, 1
+    for stage, (stage_stride, options) in blocks.items():
+        block = NonLocalBlock(8, **options)
+        for weight in (block.theta.weight, block.phi.weight):
+            nn.init.normal_(weight, std=0.3, generator=generator)
+        convolution = nn.Conv2d(channels, 8, 1)
+        nn.init.normal_(convolution.weight, std=2.0, generator=generator)
+        pool = nn.AvgPool2d(stage_stride // stride)
+        parts = {"convolution": convolution, "pool": pool, "nonlocal1": block}
+        stages[stage] = nn.Sequential(OrderedDict(parts))
+        channels, stride = 8, stage_stride
+    backbone = nn.Sequential(stages).double()
+    pixels = 10 * torch.randn(1, 3, *padded_size, generator=generator)
+    with AttentionRecorder(backbone) as recorder, torch.no_grad():
+        backbone(pixels.double())
+    geometry = {
+        name: ImageGeometry.of(recorder, name, image.shape[:2], resized_size)
+        for name in recorder.names
+    }
+    return Attention(image, {}, recorder, geometry)
+
+
+@pytest.fixture(scope="module")
+def attention():
+    """Of two blocks: res3.1 with 5 x 16 keys for its 10 x 32 positions, res4.1 with signs."""
+    noise = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), dtype=np.uint8)
+    blocks = {
+        "res3": (16, {}),
+        "res4": (32, {"instantiation": "dot_product", "subsample": "none"}),
+    }
+    return attention_of(noise, PADDED_SIZE, RESIZED_SIZE, blocks)
+
+
+@pytest.fixture(scope="module")
+def instances():
+    found = Instances(IMAGE_SIZE)
+    found.pred_boxes = Boxes(torch.tensor([[200.0, 20.0, 260.0, 60.0], [10.0, 5.0, 60.0, 90.0]]))
+    found.scores = torch.tensor([0.987, 0.5])
+    found.pred_classes = torch.tensor([1, 0])
+    return found
+
+
+def data_of(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def unpack(block):
+    """The arrays of a block: strongest keys and weights, share of padding, levels."""
+    queries = len(block["queries"]["x"]) * len(block["queries"]["y"])
+    keys = len(block["keys"]["x"]) * len(block["keys"]["y"])
+    buffer, arrays = zlib.decompress(base64.b64decode(block["data"])), []
+    widths = block["strongest"], block["strongest"], 1, keys
+    for dtype, width in zip(("<i4", "<f4", "<f4", "i1"), widths):
+        array = np.frombuffer(buffer, dtype, queries * width)
+        arrays.append(array.reshape(queries, width))
+        buffer = buffer[array.nbytes :]
+    assert not buffer
+    return arrays
+
+
+def points_of(grid):
+    return [(x, y) for y in grid["y"] for x in grid["x"]]
+
+
+def test_holds_every_query_of_every_block(attention, instances):
+    data = data_of(attention_page(attention, "noise.png", instances))
+    assert [block["name"] for block in data["blocks"]] == ["res3.1", "res4.1"]
+    assert [block["signed"] for block in data["blocks"]] == [False, True]
+    for block in data["blocks"]:
+        name, geometry = block["name"], attention.geometry[block["name"]]
+        queries = points_of(block["queries"])
+        stride = {"res3.1": 16, "res4.1": 32}[name]
+        assert len(queries) == -(-RESIZED_SIZE[0] // stride) * -(-RESIZED_SIZE[1] // stride)
+        rows = attention.rows(name, queries)
+        keys = points_of(block["keys"])
+        index, weights, padding, levels = unpack(block)
+        assert padding.ravel().tolist() == geometry.padding_share(rows).float().tolist()
+        for i, row in enumerate(rows):
+            strongest = geometry.strongest(row, STRONGEST)
+            assert [keys[key] for key in index[i]] == [(x, y) for x, y, _ in strongest]
+            assert weights[i].tolist() == [float(np.float32(weight)) for *_, weight in strongest]
+            exact = row[geometry.in_image()].double().numpy()
+            root = np.sqrt(np.abs(exact) / np.abs(exact).max())
+            assert np.abs(levels[i] - np.sign(exact) * LEVELS * root).max() <= 0.5 + 1e-4
+
+
+def test_detections_are_shown_with_their_classes(attention, instances):
+    data = data_of(attention_page(attention, "noise.png", instances, ["<lock>", "key"]))
+    assert [detection["label"] for detection in data["detections"]] == ["key 99%", "<lock> 50%"]
+    assert data["detections"][1]["box"] == [10.0, 5.0, 60.0, 90.0]
+    assert data["start"] == [230.0, 40.0]
+    assert data_of(attention_page(attention, "noise.png"))["start"] == [333 / 2, 97 / 2]
+
+
+@pytest.mark.parametrize("subsample, every", [("pool_conv", 1), ("none", 2)])
+def test_is_below_10_MB_for_an_image_of_800_x_1344(subsample, every):
+    noise = np.random.default_rng(0).integers(0, 256, (800, 1344, 3), dtype=np.uint8)
+    blocks = {"res4": (16, {"subsample": subsample})}
+    attention = attention_of(noise, (800, 1344), (800, 1344), blocks)
+    page = attention_page(attention, "noise.png")
+    assert len(page.encode()) < 10e6
+    (block,) = data_of(page)["blocks"]
+    assert (len(block["queries"]["y"]), len(block["queries"]["x"])) == (50 // every, 84 // every)
+    assert block["queries"]["cell"] == [16 * every, 16 * every]
+    assert ("too large" in block["about"]) == (every > 1)
+    # Of 2 x 2 positions the last: its middle, in pixels, as one of all positions.
+    assert block["queries"]["x"][0] == 16 * (every - 0.5)
+
+
+def test_weights_that_are_not_finite_are_an_error(attention):
+    blocks = {"res4": (32, {})}
+    broken = attention_of(attention.image, PADDED_SIZE, RESIZED_SIZE, blocks)
+    broken.recorder.inputs["res4.1"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="res4.1 has weights that are not finite"):
+        attention_page(broken, "noise.png")
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 320, 3), dtype=np.uint8))
+    image.save(tmp_path / "noise.png")
+
+    def run(*inputs, html="page.html", threshold=0):
+        command = ["visualize_attention.py", "--config-file", TINY, "--input", *inputs]
+        options = ["--html", html, "--confidence-threshold", str(threshold)]
+        monkeypatch.setattr(sys, "argv", [*command, *options])
+        visualize_attention.main()
+
+    monkeypatch.chdir(tmp_path)
+    run("noise.png")
+    assert capsys.readouterr().out == "page.html\n"
+    data = data_of(Path("page.html").read_text("utf-8"))
+    assert data["image"]["name"] == "noise.png"
+    assert [block["name"] for block in data["blocks"]] == ["res4.4"]
+    assert data["detections"]
+    run("noise.png", threshold=1.1)
+    assert data_of(Path("page.html").read_text("utf-8"))["detections"] == []
+    capsys.readouterr()
+    for inputs, html, message in [
+        (["noise.png", "noise.png"], "page.html", "a page has one image, not 2"),
+        (["noise.png"], "no/page.html", "there is no folder no"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            run(*inputs, html=html)
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+# ---- in Chromium ----
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(attention, instances, tmp_path_factory):
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    file.write_text(attention_page(attention, "noise.png", instances), "utf-8")
+    return file
+
+
+@pytest.fixture
+def open_page(chromium, page_file):
+    """Opens the page; in the end it must have fetched nothing and written no error."""
+    contexts, messages, requests = [], [], []
+
+    def open_in(*, script="", width=1280, **options):
+        context = chromium.new_context(viewport={"width": width, "height": 700}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.add_init_script(script)
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(page_file.as_uri())
+        page.wait_for_selector("#readout:not(:empty)")
+        return page
+
+    yield open_in
+    for context in contexts:
+        context.close()
+    assert messages == []
+    assert [url for url in requests if not url.startswith("data:")] == [page_file.as_uri()] * len(
+        contexts
+    )
+
+
+def choose(page, name):
+    page.select_option("#block", name)
+    page.wait_for_selector(f"#about:text('{name}:')")
+
+
+READOUT = re.compile(
+    r"Query \((.+), (.+)\): strongest (.+) at \((.+), (.+)\); (.+) % of the weight in padding"
+)
+
+
+def readout(page):
+    """x and y of the query, weight, x and y of the strongest position, percents of padding."""
+    text = page.inner_text("#readout").replace("\N{MINUS SIGN}", "-")
+    return tuple(map(float, READOUT.match(text).groups()))
+
+
+def expected(attention, name, point):
+    """What the readout should say, from the matrix's row itself."""
+    geometry = attention.geometry[name]
+    (row,) = attention.rows(name, [point])
+    position = geometry.positions([point])[0]
+    keys = ImageGeometry(
+        geometry.image_size, geometry.resized_size, geometry.stride, (99, 99), geometry.stride
+    )
+    query = keys.points(position[None])[0].tolist()
+    ((x, y, weight),) = geometry.strongest(row, 1)
+    padding = 100 * geometry.padding_share(row[None]).item()
+    return (*query, float(f"{weight:.3g}"), x, y, padding)
+
+
+def on_screen(page, x, y):
+    """Where a point of the image is in the window."""
+    box = page.locator("#stage").bounding_box()
+    scale = box["width"] / IMAGE_SIZE[1]
+    return box["x"] + x * scale, box["y"] + y * scale
+
+
+def assert_shows(page, attention, name, point):
+    assert readout(page) == pytest.approx(expected(attention, name, point), abs=0.051, rel=1e-9)
+
+
+POINTS = [(4.0, 5.0), (100.5, 40.0), (331.0, 95.0), (250.0, 1.0), (166.0, 60.0)]
+
+
+@needs_chromium
+def test_strongest_position_of_where_the_pointer_is(open_page, attention):
+    page = open_page()
+    assert_shows(page, attention, "res3.1", (230.0, 40.0))  # the centre of the first detection
+    for name in ("res3.1", "res4.1", "res3.1"):
+        choose(page, name)
+        for point in POINTS:
+            page.mouse.move(*on_screen(page, *point))
+            assert_shows(page, attention, name, point)
+            (row,) = attention.rows(name, [point])
+            strongest = attention.geometry[name].strongest(row, STRONGEST)
+            cells = page.locator("#strongest tr td:nth-child(2)").all_inner_texts()
+            weights = [float(cell.replace("\N{MINUS SIGN}", "-")) for cell in cells]
+            assert weights == [float(f"{weight:.3g}") for _, _, weight in strongest]
+        assert ("\N{MINUS SIGN}" in page.inner_text("#ticks")) == (name == "res4.1")
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", ["res3.1", "res4.1"])
+def test_map_lies_where_the_keys_are(open_page, attention, name):
+    page = open_page()
+    choose(page, name)
+    page.mouse.move(*on_screen(page, 100.5, 40.0))
+    in_image = attention.geometry[name].in_image()
+    rows, columns = int(in_image.any(1).sum()), int(in_image.any(0).sum())
+    pixels = page.evaluate(
+        "() => [...heat.getContext('2d').getImageData(0, 0, heat.width, heat.height).data]"
+    )
+    (row,) = attention.rows(name, [(100.5, 40.0)])
+    weights = row[:rows, :columns].double()
+    levels = (LEVELS * (weights.abs() / weights.abs().max()).sqrt()).round()
+    pixels = torch.tensor(pixels).reshape(rows, columns, 4)
+    assert torch.equal(pixels[..., 3], (255 * levels / LEVELS + 0.5).floor().long())
+    strong = levels > 30  # below, premultiplied colours are too coarse
+    red, blue = pixels[..., 0], pixels[..., 2]
+    assert torch.equal((red > blue)[strong], (weights > 0)[strong])
+
+    stage, heat = (page.locator(id).bounding_box() for id in ("#stage", "#heat"))
+    assert (heat["x"], heat["y"]) == (stage["x"], stage["y"])
+    side = attention.geometry[name].key_stride * stage["width"] / RESIZED_SIZE[1]
+    assert heat["width"] == pytest.approx(side * columns, abs=0.1)
+    down = attention.geometry[name].key_stride * stage["height"] / RESIZED_SIZE[0]
+    assert heat["height"] == pytest.approx(down * rows, abs=0.1)
+
+
+@needs_chromium
+def test_keyboard(open_page, attention):
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "stage"
+    assert page.evaluate("getComputedStyle(stage).outlineStyle") == "solid"
+    x, y = 230.0, 40.0
+    side = 16 * 333 / 501
+    for keys, right, down in [
+        ("ArrowRight", 1, 0),
+        ("ArrowUp", 0, -1),
+        ("Shift+ArrowLeft", -5, 0),
+        ("ArrowDown", 0, 1),
+    ]:
+        page.keyboard.press(keys)
+        x, y = x + right * side, y + down * side
+        assert_shows(page, attention, "res3.1", (x, y))
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowDown")  # no further than the edge
+    assert_shows(page, attention, "res3.1", (x, 96.9))
+    assert page.evaluate("scrollY") == 0
+    order = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id"))
+    assert order == ["block", "opacity", "arrows", "detections"]
+    controls = "[...document.querySelectorAll('input, select')]"
+    assert page.evaluate(f"{controls}.map((control) => control.labels.length)") == [1, 1, 1, 1]
+
+
+@needs_chromium
+def test_touch_and_no_overflow_on_a_phone(open_page, attention, tmp_path):
+    page = open_page(width=375, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    page.locator("#stage").scroll_into_view_if_needed()
+    for point in POINTS[1:3]:
+        page.touchscreen.tap(*on_screen(page, *point))
+        assert_shows(page, attention, "res3.1", point)
+        assert "Held" not in page.inner_text("#readout")
+    page.screenshot(path=tmp_path / "phone.png", full_page=True)
+    assert Image.open(tmp_path / "phone.png").width == 375
+
+
+@needs_chromium
+def test_a_click_holds_the_query(open_page, attention):
+    page = open_page()
+    page.mouse.move(*on_screen(page, *POINTS[0]))
+    page.mouse.click(*on_screen(page, *POINTS[1]))
+    page.mouse.move(*on_screen(page, *POINTS[2]))
+    assert_shows(page, attention, "res3.1", POINTS[1])
+    page.mouse.click(*on_screen(page, *POINTS[2]))
+    assert_shows(page, attention, "res3.1", POINTS[2])
+    page.mouse.move(*on_screen(page, *POINTS[3]))
+    assert_shows(page, attention, "res3.1", POINTS[3])
+
+
+@needs_chromium
+def test_controls(open_page):
+    page = open_page()
+    assert page.locator(".arrow").count() == STRONGEST
+    page.locator("#arrows").fill("3")
+    assert page.locator(".arrow").count() == 3
+    assert page.locator(".box").count() == 0
+    page.check("#detections")
+    assert page.locator(".box text").all_text_contents() == ["class 1 99%", "class 0 50%"]
+    page.locator("#opacity").fill("0.25")
+    assert page.evaluate("getComputedStyle(heat).opacity") == "0.25"
+
+
+@needs_chromium
+def test_no_arrow_to_what_is_nothing_beside_the_strongest(open_page):
+    page = open_page()
+    for share, count in [(0.009, 15), (0.011, STRONGEST)]:
+        page.evaluate(
+            """share => {
+                const number = query.row * block.queries.x.length + query.column;
+                const first = number * block.strongest;
+                weights.weight.fill(share * weights.weight[first], first + 15, first + 20);
+                show();
+            }""",
+            share,
+        )
+        assert page.locator(".arrow").count() == count
+        assert page.locator("#strongest tr").count() == STRONGEST
+
+
+@needs_chromium
+def test_light_and_dark(open_page):
+    grounds = [
+        page.evaluate("getComputedStyle(document.body).backgroundColor")
+        for page in (open_page(color_scheme="light"), open_page(color_scheme="dark"))
+    ]
+    light, dark = (sum(map(int, re.findall(r"\d+", ground))) for ground in grounds)
+    assert light > 3 * 200 and dark < 3 * 50
+
+
+@needs_chromium
+def test_a_browser_that_is_too_old_is_told(open_page):
+    page = open_page(script="delete window.DecompressionStream")
+    assert "This browser cannot unpack the maps" in page.inner_text("#readout")
