@@ -12,10 +12,10 @@ def version() -> str:
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)[1]
 
 
-EVAL = ["faster-coco-eval"]  # the same AP, sooner
-BENCH = ["matplotlib", "mmcv-lite", "timm"]  # blocks to compare with, and plots
-EXPORT = ["onnx", "onnxruntime", "onnxscript"]  # to ONNX, and to run what was exported
-TEST = [*EVAL, *BENCH, *EXPORT, "hypothesis", "playwright", "pytest>=7", "pytest-xdist"]
+EVAL = ["faster-coco-eval"]  # the same AP in less time
+EXPORT = ["onnx", "onnxruntime", "onnxscript"]
+PROJECTS = ["mmcv-lite", "scipy", "timm"]  # implementations to compare with, and intervals
+TEST = [*EVAL, *EXPORT, *PROJECTS, "hypothesis", "playwright", "pytest>=7", "pytest-xdist"]
 DEV = [*TEST, "ruff>=0.6"]
 
 setup(
@@ -26,29 +26,35 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    # configs/ stands beside the package, where train_net.py's users look for it, and is installed
-    # inside of it. An editable install uses the folder of the clone.
+    # A clone has configs/ beside the package, a wheel inside it; get_config_file() finds both.
     packages=[*find_packages(include=["nl_detectron", "nl_detectron.*"]), "nl_detectron.configs"],
     package_dir={"nl_detectron.configs": "configs"},
     package_data={
         "nl_detectron.configs": ["**/*.yaml", "**/*.py"],
-        "nl_detectron.visualization": ["page/*"],
+        "nl_detectron.visualization": ["assets/*"],
     },
-    # Not detectron2: no package index carries it, see tools/install_detectron2.py.
+    # Without detectron2, which is not on PyPI: see tools/install_detectron2.py. The lowest
+    # versions are those that `make test-oldest` tests.
     install_requires=[
         "fvcore>=0.1.5",
-        "mpmath",
-        "numpy",
+        "matplotlib",
+        "numpy>=1.26",
         "opencv-python",  # detectron2 imports it, but does not require it
         "Pillow",
         "pycocotools>=2.0.2",
         "PyYAML",
         "tabulate",
-        "torch>=2.1",  # scaled_dot_product_attention with a scale
-        "torchvision",  # detectron2 imports it, but does not require it
+        "torch>=2.4",
+        "torchvision>=0.19",  # detectron2 imports it, but does not require it
         "tqdm",
     ],
-    extras_require={"eval": EVAL, "bench": BENCH, "export": EXPORT, "test": TEST, "dev": DEV},
+    extras_require={
+        "eval": EVAL,
+        "export": EXPORT,
+        "projects": PROJECTS,
+        "test": TEST,
+        "dev": DEV,
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",

@@ -150,7 +150,9 @@ def test_archive_follows_git(broken_detectron2, monkeypatch, capsys):
     installed = []
     monkeypatch.setattr(installer, "build_from_git", closed("no GitHub"))
     monkeypatch.setattr(installer, "build_from_archive", lambda folder: folder / "archive.whl")
-    monkeypatch.setattr(installer, "install", lambda wheel: installed.append(wheel.name))
+    monkeypatch.setattr(
+        installer, "install", lambda wheel, constraints: installed.append(wheel.name)
+    )
     installer.main()
     assert installed == ["archive.whl"]
     printed = capsys.readouterr().out

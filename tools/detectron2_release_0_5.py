@@ -1,16 +1,15 @@
-"""The edits that make detectron2's release 0.5 work with today's PyTorch, without its C++ sources.
+"""Edits with which detectron2's release 0.5 works with current PyTorch, without its C++ sources.
 
-Release 0.5 is from 2021, and its source archive on the package index has no C++ sources. Every
-edit below says what it changes, where, and why; together they make the release behave as
-upstream's main branch does without compiled operators. None of upstream's text is kept here
-except the few words by which a place is found.
+Release 0.5 is from 2021, and its source archive on PyPI has no C++ sources. Each edit states what
+it changes, where, and why. Together they make the release behave like upstream's main branch
+without compiled operators. Upstream's text is quoted only as far as needed to find the places.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Part of the version of the wheel. Raise it with every change below: an older build is replaced.
+# Part of the wheel's version. Increase it with every change below, so that old builds are replaced.
 REVISION = 2
 
 
@@ -23,9 +22,9 @@ class Edit:
     """One search and replace in the unpacked source archive.
 
     Attributes:
-        name: what error messages call it.
+        name: name in error messages.
         why: the reason, in one sentence.
-        files: for each file, relative to the root of the archive, how often ``old`` is there.
+        files: number of matches of ``old`` in each file, relative to the root of the archive.
         old: regular expression; ``^`` and ``$`` match at line ends.
         new: replacement, as :func:`re.sub` understands it.
     """
@@ -40,7 +39,7 @@ class Edit:
         """Edit the files under ``root``.
 
         Raises:
-            EditError: a file is missing, or holds ``old`` more or less often than expected.
+            EditError: a file is missing, or ``old`` matches more or less often than expected.
         """
         for file, expected in self.files.items():
             path = root / file
@@ -55,7 +54,7 @@ class Edit:
             path.write_text(text, "utf-8")
 
 
-# What is missing is imported from this new file, and explains itself when it is used.
+# This new file has stand-ins for missing modules, which raise a clear error when they are used.
 MISSING = "detectron2/utils/missing.py"
 MISSING_SOURCE = '''\
 """Stand-ins for what this build of detectron2 lacks. Added to release 0.5, not part of it."""
@@ -138,7 +137,7 @@ PACKAGING = (
     ),
 )
 
-# What the package needs that is not there.
+# Modules that the package imports and the archive lacks.
 GUARDS = (
     Edit(
         name="compiled operators",
@@ -191,7 +190,7 @@ GUARDS = (
     ),
 )
 
-# What other packages have renamed or removed since.
+# Names that other packages have renamed or removed since 2021.
 RENAMES = (
     Edit(
         name="Pillow's LINEAR",
@@ -231,7 +230,7 @@ RENAMES = (
     ),
 )
 
-# What upstream has mended since, or today's PyTorch warns of.
+# Bugs that upstream has fixed since, and warnings of current PyTorch.
 REPAIRS = (
     Edit(
         name="resuming the optimizer",

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Install detectron2 into the environment of the Python that runs this script.
 
-detectron2 is not on the package index. In this order:
+detectron2 is not on PyPI. The script tries, in this order:
 
-1. If it is there and works, nothing is done.
-2. If GitHub answers, upstream is built from git, at a pinned commit.
-3. Otherwise the source archive of release 0.5, which the package index carries under another
-   name, is downloaded, mended (see detectron2_release_0_5.py) and built without its C++ sources.
+1. If detectron2 is installed and works, do nothing.
+2. If GitHub answers, build upstream from git at a pinned commit.
+3. Otherwise download the source archive of release 0.5, which PyPI has under another name, patch it
+   (see detectron2_release_0_5.py), and build it without its C++ sources.
+
+No other installed package is changed, unless --constraints gives the versions to use.
 """
 
 import argparse
@@ -23,18 +25,16 @@ from typing import NoReturn
 
 from detectron2_release_0_5 import REVISION, EditError, apply_edits
 
-CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
-
 GIT_URL = "https://github.com/facebookresearch/detectron2.git"
 GIT_COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 GIT_TIMEOUT = 15  # seconds
 
 ARCHIVE = "detectron2-cdo==0.5"
 ARCHIVE_SHA256 = "53c9e79e9cc943e80419c588ea44b5479507a8628ed14a4e06bd093e29311b18"
-ARCHIVE_SUFFIX = f"+nl.{REVISION}"  # of the version, so that pip show tells the mended release
+ARCHIVE_SUFFIX = f"+nl.{REVISION}"  # of the version, so that `pip show` names the patched release
 
-# Runs in a process of its own: a broken detectron2 may crash, and what was just installed is not
-# yet visible to this process. Importing proves little, so a small detector looks at an image.
+# This runs in a new process: a broken detectron2 may crash, and this process does not see what was
+# just installed. Importing proves little, so a small detector runs on an image.
 PROBE = """
 import torch
 from detectron2.config import get_cfg
@@ -53,16 +53,16 @@ with torch.no_grad():
 
 
 class InstallError(Exception):
-    """One way to install detectron2 is closed; the message says why."""
+    """One way to install detectron2 failed; the message says why."""
 
 
 def say(message: str) -> None:
-    """Print what is being done."""
+    """Print what the script does."""
     print(f"[install_detectron2] {message}", flush=True)
 
 
 def fail(message: str) -> NoReturn:
-    """End with a message and status 2."""
+    """Exit with a message and status 2."""
     print(message, file=sys.stderr)
     sys.exit(2)
 
@@ -71,7 +71,7 @@ def pip(*arguments: str, env: dict | None = None) -> None:
     """Run pip in this environment.
 
     Raises:
-        InstallError: pip failed; what it printed is on the terminal already.
+        InstallError: pip failed; it has printed its message.
     """
     command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
     if subprocess.run(command, env={**os.environ, **(env or {})}).returncode:
@@ -79,11 +79,7 @@ def pip(*arguments: str, env: dict | None = None) -> None:
 
 
 def probe() -> str:
-    """Try the installed detectron2.
-
-    Returns:
-        The empty string if it works, otherwise the last line of the error.
-    """
+    """Return why the installed detectron2 does not work, or an empty string."""
     result = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
     if result.returncode == 0:
         return ""
@@ -91,7 +87,7 @@ def probe() -> str:
 
 
 def installed_version() -> str:
-    """Return the version of detectron2 that pip knows, or the empty string."""
+    """Return the version of detectron2 that pip reports, or an empty string."""
     try:
         return metadata.version("detectron2")
     except metadata.PackageNotFoundError:
@@ -99,7 +95,7 @@ def installed_version() -> str:
 
 
 def is_outdated(version: str) -> bool:
-    """Tell whether ``version`` is a mended release that was built with other edits."""
+    """Return whether ``version`` is a patched release that was built with other edits."""
     return "+nl." in version and not version.endswith(ARCHIVE_SUFFIX)
 
 
@@ -107,10 +103,10 @@ def build_from_git(folder: Path) -> Path:
     """Build upstream at the pinned commit.
 
     Args:
-        folder: where the wheel goes.
+        folder: destination of the wheel.
 
     Returns:
-        The wheel.
+        The path of the wheel.
 
     Raises:
         InstallError: GitHub does not answer, or the build failed.
@@ -130,19 +126,19 @@ def build_from_git(folder: Path) -> Path:
 
 
 def build_from_archive(folder: Path) -> Path:
-    """Download, mend and build release 0.5.
+    """Download, patch and build release 0.5.
 
     Args:
-        folder: where the wheel goes.
+        folder: destination of the wheel.
 
     Returns:
-        The wheel.
+        The path of the wheel.
 
     Raises:
-        InstallError: the archive cannot be had, is not the one expected, or cannot be built.
+        InstallError: the archive cannot be downloaded, has another checksum, or cannot be built.
     """
     with tempfile.TemporaryDirectory() as tmp:
-        say(f"downloading {ARCHIVE} from the package index ...")
+        say(f"downloading {ARCHIVE} from PyPI ...")
         # Hashes are accepted in requirement files only. pip checks them before it runs any code.
         requirements = Path(tmp, "requirements.txt")
         requirements.write_text(f"{ARCHIVE} --hash=sha256:{ARCHIVE_SHA256}\n")
@@ -167,8 +163,8 @@ def build_from_archive(folder: Path) -> Path:
         try:
             apply_edits(setup.parent)
         except EditError as error:
-            raise InstallError(f"{ARCHIVE} cannot be mended: {error}") from error
-        say("mending it and building a wheel without C++ sources ...")
+            raise InstallError(f"{ARCHIVE} cannot be patched: {error}") from error
+        say("patching it and building a wheel without C++ sources ...")
         return build_wheel(str(setup.parent), folder, D2_VERSION_SUFFIX=ARCHIVE_SUFFIX)
 
 
@@ -181,17 +177,33 @@ def build_wheel(source: str, folder: Path, **env: str) -> Path:
         return Path(shutil.copy(wheel, folder))
 
 
-def install(wheel: Path) -> None:
-    """Install a wheel and what it requires, and see that it works.
+def install(wheel: Path, constraints: Path | None) -> None:
+    """Install a wheel with its requirements, and check that it works.
+
+    Args:
+        wheel: path of the wheel.
+        constraints: versions of the requirements; by default every installed package stays as it
+            is, and only missing ones are installed.
 
     Raises:
         InstallError: it cannot be installed, or does not work.
     """
-    # Two steps: only detectron2 itself, which may be there and broken, is to be reinstalled.
+    # In two steps, because only detectron2 itself, which may be broken, is to be reinstalled.
     pip("install", "--no-deps", "--force-reinstall", str(wheel))
-    pip("install", f"--constraint={CONSTRAINTS}", str(wheel))
+    with tempfile.TemporaryDirectory() as tmp:
+        if constraints is None:
+            constraints = Path(tmp, "installed.txt")
+            constraints.write_text(installed_packages())
+            say("installing its missing requirements; no installed package is changed ...")
+        pip("install", f"--constraint={constraints}", str(wheel))
     if reason := probe():
         raise InstallError(f"{wheel.name} is installed, but does not work: {reason}")
+
+
+def installed_packages() -> str:
+    """Return a constraints file that pins every installed package except detectron2."""
+    versions = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return "".join(f"{k}=={v}\n" for k, v in sorted(versions.items()) if k != "detectron2")
 
 
 def main() -> None:
@@ -202,12 +214,21 @@ def main() -> None:
         "--wheel",
         type=Path,
         metavar="DIR",
-        help="only build the wheel of the mended release 0.5 into DIR, and install nothing",
+        help="only build the wheel of the patched release 0.5 into DIR, and install nothing",
+    )
+    parser.add_argument(
+        "--constraints",
+        type=Path,
+        metavar="FILE",
+        help="versions of its requirements, for a new environment; by default no installed "
+        "package is changed",
     )
     args = parser.parse_args()
 
+    if args.constraints and not args.constraints.is_file():
+        fail(f"--constraints: no file {args.constraints.absolute()}")
     if importlib.util.find_spec("torch") is None:
-        fail("torch is needed to build detectron2: pip install -c constraints.txt torch")
+        fail("torch is needed to build detectron2: pip install torch torchvision")
     if args.wheel:
         try:
             say(f"built {build_from_archive(args.wheel)}")
@@ -226,7 +247,7 @@ def main() -> None:
     for build in (build_from_git, build_from_archive):
         try:
             with tempfile.TemporaryDirectory() as tmp:
-                install(build(Path(tmp)))
+                install(build(Path(tmp)), args.constraints)
         except InstallError as error:
             say(str(error))
             failures.append(str(error))
