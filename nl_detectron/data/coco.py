@@ -5,6 +5,7 @@ import difflib
 import os
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,8 @@ class CustomDataset:
         data = read_coco(json_file)
         problems = check_annotations(data)
         if Problem.INCOMPLETE in problems:
-            raise UserError(_message(json_file, image_root, problems))
+            (where,) = problems.values()
+            raise UserError(f"{json_file}: {describe(Problem.INCOMPLETE, where)}")
         if missing := missing_images(data, image_root):
             problems[Problem.FILE_MISSING] = missing
         categories = sorted(data["categories"], key=lambda category: category["id"])
@@ -154,30 +156,21 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
         Problem.NO_MASK: mask,
         Problem.RLE_MASK: mask and trains and cfg.INPUT.MASK_FORMAT == "polygon",
     }
-    errors, notes = {}, {}
+    errors, notes = [], []
     for problem, where in dataset.problems.items():
         if depends_on_config.get(problem, problem.is_error):
-            errors[problem] = where
+            errors.append(f"\n    {describe(problem, where)}")
         elif problem not in depends_on_config:
-            notes[problem] = where
+            notes.append(f"{len(where)} {problem.text}")
+    files = shlex.join(["--json", dataset.json_file, "--images", dataset.image_root])
+    command = f"python tools/check_dataset.py {files}"
     if errors:
-        raise UserError(_message(dataset.json_file, dataset.image_root, errors))
+        raise UserError(
+            f"{dataset.json_file} cannot be used for training or evaluation:{''.join(errors)}\n"
+            f"To check everything, including the images: {command}"
+        )
     if notes:
-        text = "; ".join(f"{len(where)} {problem.text}" for problem, where in notes.items())
-        command = _check_command(dataset.json_file, dataset.image_root)
-        print(f"warning: {dataset.json_file}: {text}. See {command}", file=sys.stderr)
-
-
-def _message(json_file: str, image_root: str, problems: Problems) -> str:
-    lines = [f"{json_file} cannot be used for training or evaluation:"]
-    lines += [f"    {describe(problem, where)}" for problem, where in problems.items()]
-    lines += [f"To check everything, including images: {_check_command(json_file, image_root)}"]
-    return "\n".join(lines)
-
-
-def _check_command(json_file: str, image_root: str) -> str:
-    files = shlex.join(["--json", json_file, "--images", image_root])
-    return f"python tools/check_dataset.py {files}"
+        print(f"warning: {dataset.json_file}: {'; '.join(notes)}. See {command}", file=sys.stderr)
 
 
 def coco_files(name: str) -> tuple[str, str]:
@@ -209,31 +202,24 @@ def check_registered(key: str, name: str) -> None:
 
 
 def check_files(names: list[str]) -> None:
-    """Raise a UserError that lists the expected files if a file of a dataset is missing."""
-    for name in names:
-        if not all(map(os.path.exists, _paths(name))):
-            try:
-                DatasetCatalog.get(name)  # some datasets generate their files when first loaded
-            except (FileNotFoundError, AssertionError):  # detectron2 asserts that files exist
-                break
-    paths = sorted({path for name in names for path in _paths(name)})
-    if all(map(os.path.exists, paths)):
-        return
-    root = os.path.abspath(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
-    lines = [
-        f"files of the datasets {', '.join(dict.fromkeys(names))} are missing. Expected:",
-        f"{root}{os.sep}  ($DETECTRON2_DATASETS, by default ./datasets)",
-    ]
-    for path in paths:
-        shown = os.path.abspath(path)
-        if shown.startswith(root + os.sep):
-            shown = "    " + os.path.relpath(shown, root)
-        folder = "" if path.endswith(".json") else os.sep
-        lines.append(f"{shown}{folder}{'' if os.path.exists(path) else '  <- missing'}")
-    raise UserError("\n".join(lines))
+    """Raise a UserError that lists the missing files of the datasets, if there are any."""
+    missing = []
+    for name in dict.fromkeys(names):
+        if _missing_paths(name):
+            # Some datasets generate their files when first loaded. detectron2 asserts that the
+            # files of the others exist.
+            with suppress(FileNotFoundError, AssertionError):
+                DatasetCatalog.get(name)
+        missing += [f"\n    {path} of {name}" for path in _missing_paths(name)]
+    if missing:
+        raise UserError(
+            f"files of datasets are missing:{''.join(missing)}\n"
+            "$DETECTRON2_DATASETS is the folder of detectron2's datasets, by default ./datasets"
+        )
 
 
-def _paths(name: str) -> list[str]:
+def _missing_paths(name: str) -> list[str]:
     metadata = MetadataCatalog.get(name)
     paths = [metadata.get(field) for field in PATH_FIELDS]
-    return [path for path in paths if path and "://" not in path]
+    paths = [os.path.abspath(path) for path in paths if path and "://" not in path]
+    return [path for path in paths if not os.path.exists(path)]

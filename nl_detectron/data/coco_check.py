@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from enum import Enum
-from itertools import chain, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Optional, Union
 
@@ -82,6 +82,15 @@ class Problem(Enum):
         self.text = text
 
 
+# The problem that a repeated value of a field is.
+UNIQUE_FIELDS = {
+    Problem.IMAGE_ID_TWICE: ("images", "id"),
+    Problem.FILE_TWICE: ("images", "file_name"),
+    Problem.CATEGORY_ID_TWICE: ("categories", "id"),
+    Problem.CATEGORY_NAME_TWICE: ("categories", "name"),
+    Problem.ANNOTATION_ID_TWICE: ("annotations", "id"),
+}
+
 # Where each problem was found: the id and file name of an annotation, the file name of an image...
 Problems = dict[Problem, list[str]]
 
@@ -119,14 +128,7 @@ def check_annotations(data: dict) -> Problems:
     Args:
         data: as returned by :func:`read_coco`.
     """
-    incomplete = _collect(_check_fields(data))
-    return incomplete or _collect(
-        chain(
-            _check_image_entries(data["images"]),
-            _check_categories(data["categories"]),
-            _check_annotations(data),
-        )
-    )
+    return _collect(_find_incomplete(data)) or _collect(_find_problems(data))
 
 
 def check_images(data: dict, folder: str) -> Problems:
@@ -171,7 +173,7 @@ def _require_folder(folder: str) -> None:
         raise UserError(f"no folder {os.path.abspath(folder)}")
 
 
-def _check_fields(data: dict) -> Iterator[tuple[Problem, str]]:
+def _find_incomplete(data: dict) -> Iterator[tuple[Problem, str]]:
     for key, fields in REQUIRED_FIELDS.items():
         for index, entry in enumerate(data[key]):
             for field, types in fields.items():
@@ -179,12 +181,20 @@ def _check_fields(data: dict) -> Iterator[tuple[Problem, str]]:
                     yield Problem.INCOMPLETE, f"{key}[{index}].{field}"
 
 
-def _check_image_entries(images: list[dict]) -> Iterator[tuple[Problem, str]]:
-    ids = [image["id"] for image in images]
-    yield from _repeated(Problem.IMAGE_ID_TWICE, ids)
-    yield from _repeated(Problem.FILE_TWICE, [image["file_name"] for image in images])
-    strings = [image_id for image_id in ids if isinstance(image_id, str)]
-    if len(strings) < len(ids):  # detectron2 sorts the ids
+def _find_problems(data: dict) -> Iterator[tuple[Problem, str]]:
+    for problem, (key, field) in UNIQUE_FIELDS.items():
+        seen = set()
+        for entry in data[key]:
+            if entry[field] in seen:
+                yield problem, str(entry[field])
+            seen.add(entry[field])
+    yield from _image_problems(data["images"])
+    yield from _annotation_problems(data)
+
+
+def _image_problems(images: list[dict]) -> Iterator[tuple[Problem, str]]:
+    strings = [image["id"] for image in images if isinstance(image["id"], str)]
+    if len(strings) < len(images):  # detectron2 sorts the ids
         yield from ((Problem.MIXED_IDS, image_id) for image_id in strings)
     for image in images:
         height, width = image["height"], image["width"]
@@ -194,27 +204,12 @@ def _check_image_entries(images: list[dict]) -> Iterator[tuple[Problem, str]]:
             yield Problem.TOO_NARROW, image["file_name"]
 
 
-def _check_categories(categories: list[dict]) -> Iterator[tuple[Problem, str]]:
-    yield from _repeated(Problem.CATEGORY_ID_TWICE, [c["id"] for c in categories])
-    yield from _repeated(Problem.CATEGORY_NAME_TWICE, [c["name"] for c in categories])
-
-
-def _repeated(problem: Problem, items: list) -> Iterator[tuple[Problem, str]]:
-    seen = set()
-    for item in items:
-        if item in seen:
-            yield problem, str(item)
-        seen.add(item)
-
-
-def _check_annotations(data: dict) -> Iterator[tuple[Problem, str]]:
+def _annotation_problems(data: dict) -> Iterator[tuple[Problem, str]]:
     images = {image["id"]: image for image in data["images"]}
     categories = {category["id"]: category for category in data["categories"]}
-    annotations = data["annotations"]
-    yield from _repeated(Problem.ANNOTATION_ID_TWICE, [a["id"] for a in annotations])
-
+    progress = tqdm(data["annotations"], "annotations", unit="", unit_scale=True, delay=3)
     labelled, used = set(), set()  # ids of images and categories
-    for annotation in tqdm(annotations, desc="annotations", unit="", unit_scale=True, delay=3):
+    for annotation in progress:
         image = images.get(annotation["image_id"])
         if image is None:
             yield Problem.NO_IMAGE, str(annotation["id"])
@@ -223,7 +218,7 @@ def _check_annotations(data: dict) -> Iterator[tuple[Problem, str]]:
             labelled.add(annotation["image_id"])
             used.add(annotation["category_id"])
         category = categories.get(annotation["category_id"])
-        for problem in _annotation_problems(annotation, image, category):
+        for problem in _problems_of(annotation, image, category):
             yield problem, f"{annotation['id']} ({image['file_name']})"
 
     unlabelled = Problem.UNLABELLED if labelled else Problem.NOTHING_TO_LEARN
@@ -233,9 +228,7 @@ def _check_annotations(data: dict) -> Iterator[tuple[Problem, str]]:
     )
 
 
-def _annotation_problems(
-    annotation: dict, image: dict, category: Optional[dict]
-) -> Iterator[Problem]:
+def _problems_of(annotation: dict, image: dict, category: Optional[dict]) -> Iterator[Problem]:
     if annotation["id"] == 0:
         yield Problem.ANNOTATION_ID_ZERO
     if annotation.get("ignore"):
