@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,18 +34,12 @@ EXTRA = "unseen"  # a seventh category without annotations
 TRAIN, TEST = ([f"--{split}-json", f"{split}.json", f"--{split}-images", split] for split in SIZES)
 
 
-class edited:
-    """Context manager: the content of a JSON file, written back at the end."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-
-    def __enter__(self):
-        self.data = json.loads(self.path.read_text())
-        return self.data
-
-    def __exit__(self, *error):
-        self.path.write_text(json.dumps(self.data))
+@contextmanager
+def edited(path):
+    """Yield the content of a JSON file, and write it back."""
+    data = json.loads(Path(path).read_text())
+    yield data
+    Path(path).write_text(json.dumps(data))
 
 
 @pytest.fixture(scope="module")

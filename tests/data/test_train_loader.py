@@ -176,30 +176,3 @@ def test_workers_ignore_signals_of_other_processes():
     for name in ("INT", "TERM"):
         subprocess.run(["kill", f"-{name}", str(pid)], check=True)
     assert [image["pid"] for (image,) in iterator] == [pid] * 19
-
-
-def save_rotated(path, width, height):
-    """Save an image that is upright only after the rotation in its EXIF data."""
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: a quarter turn
-    picture(height, width).save(path, exif=exif)
-
-
-@pytest.mark.parametrize(
-    "name, save",
-    [
-        ("grey.jpg", lambda path, *size: picture(*size).convert("L").save(path)),
-        ("rgba.png", lambda path, *size: picture(*size).convert("RGBA").save(path)),
-        ("palette.png", lambda path, *size: picture(*size).convert("P").save(path)),
-        ("cmyk.jpg", lambda path, *size: picture(*size).convert("CMYK").save(path)),
-        ("rotated.jpg", save_rotated),
-        ("png_named.jpg", lambda path, *size: picture(*size).save(path, format="png")),
-    ],
-)
-def test_image_is_upright_with_three_channels(tmp_path, name, save):
-    save(tmp_path / name, 96, 64)
-    cfg = get_cfg()
-    cfg.INPUT.MIN_SIZE_TEST = 0
-    mapper = ErrorNamingMapper(DatasetMapper(cfg, is_train=False))
-    (image,) = next(iter(ImageLoader(mapper, [[{"file_name": str(tmp_path / name)}]])))
-    assert image["image"].shape == (3, 64, 96)
