@@ -1,50 +1,44 @@
 #!/usr/bin/env python3
-"""Check a dataset in COCO's format: the annotations, and every image.
+"""Check the annotations and the images of a dataset in COCO's format.
 
-Exit status: 0 if training and evaluation would be right, though there may be notes; 1 if one of
-them would fail or be wrong; 2 if the dataset cannot be found or is not in COCO's format.
+Exit status: 0 if detectron2 can train and evaluate on the dataset, 1 if there are errors, 2 if the
+dataset is not found or is not in COCO's format.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import Optional
 
 from nl_detectron.data import check_annotations, check_images, describe, read_coco
 from nl_detectron.data.coco import coco_files
 from nl_detectron.data.coco_check import Problem
-from nl_detectron.errors import UserError, exit_on_user_error
+from nl_detectron.errors import exit_on_user_error
 
 
-def parse_args() -> argparse.Namespace:
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Print the problems and return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="?", help="of a dataset registered with detectron2")
-    parser.add_argument("--json", metavar="FILE", help="in place of a name: the annotations")
-    parser.add_argument("--images", metavar="DIR", help="and the folder of their images")
-    args = parser.parse_args()
+    parser.add_argument("name", nargs="?", help="name of a dataset registered with detectron2")
+    parser.add_argument("--json", metavar="FILE", help="instead of a name: the annotations")
+    parser.add_argument("--images", metavar="DIR", help="instead of a name: folder of the images")
+    args = parser.parse_args(argv)
     if (args.json is None) != (args.images is None) or (args.name is None) == (args.json is None):
         parser.error("give either a name, or both --json FILE and --images DIR")
-    return args
 
-
-def main() -> int:
-    """Print what is wrong, and return the exit status."""
-    args = parse_args()
     with exit_on_user_error():
         json_file, folder = coco_files(args.name) if args.name else (args.json, args.images)
-        try:
-            data = read_coco(json_file)
-            problems = check_annotations(data)
-            if Problem.INCOMPLETE not in problems:
-                problems.update(check_images(data, folder))
-        except (FileNotFoundError, ValueError) as error:
-            raise UserError(str(error)) from error
+        data = read_coco(json_file)
+        problems = check_annotations(data)
+        if Problem.INCOMPLETE not in problems:
+            problems.update(check_images(data, folder))
 
     errors = [problem for problem in problems if problem.is_error]
     notes = [problem for problem in problems if not problem.is_error]
-    for severity, kinds in {"error": errors, "note": notes}.items():
-        for problem in kinds:
-            print(f"{severity}: {describe(problem, problems[problem])}")
+    for problem in [*errors, *notes]:
+        print(f"{'error' if problem.is_error else 'note'}: {describe(problem, problems[problem])}")
     counts = (f"{len(data[key]):,} {key}" for key in ("images", "annotations", "categories"))
     print(f"{json_file}: {', '.join(counts)}")
     print(f"kinds of errors: {len(errors)}, kinds of notes: {len(notes)}")

@@ -1,53 +1,39 @@
-"""Custom datasets in COCO's format: register them, by flags too, and check their files."""
+"""Custom datasets in COCO's format: command-line flags, registration, and checks of the files."""
 
 import argparse
 import difflib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Optional
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.data.datasets import register_coco_instances
 
 from ..errors import UserError
-from .coco_check import (
-    Problem,
-    Problems,
-    check_annotations,
-    describe,
-    missing_images,
-    read_coco,
-)
+from .coco_check import Problem, Problems, check_annotations, describe, missing_images, read_coco
 
-# Metadata of detectron2's datasets that are paths of files or folders.
-PATHS = (
-    "json_file",
-    "image_root",
-    "panoptic_json",
-    "panoptic_root",
-    "sem_seg_root",
-    "image_dir",
-    "gt_dir",
-    "dirname",
-)
+# Name under which the dataset of a flag is registered.
+NAMES = {"train": "custom_train", "test": "custom_test"}
+# Fields of detectron2's metadata that hold the path of a file or folder.
+PATH_FIELDS = ["json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root"]
+PATH_FIELDS += ["image_dir", "gt_dir", "dirname"]
 
 
 @dataclass(frozen=True)
 class CustomDataset:
-    """What has to be known of a dataset before it is trained on. It can be sent to processes.
+    """A dataset in COCO's format, without its images and annotations.
 
     Attributes:
-        name: to register it under.
-        json_file: the annotations.
-        image_root: the folder that the file names in it are relative to.
-        classes: names of the categories, in the order of their ids, as detectron2 numbers them.
-        keypoints: their names, if every category lists the same; otherwise empty.
-        problems: what is wrong with it, as far as it shows without opening an image.
+        name: name under which it is registered.
+        json_file: file with the annotations.
+        image_root: folder that the file names in ``json_file`` are relative to.
+        classes: category names in the order of the category ids.
+        keypoints: keypoint names if they are the same for all categories, else empty.
+        problems: problems found without opening an image.
     """
 
     name: str
@@ -59,168 +45,139 @@ class CustomDataset:
 
     @classmethod
     def read(cls, name: str, json_file: str, image_root: str) -> "CustomDataset":
-        """Read the annotations once and keep the little that matters.
+        """Read and check the annotations.
 
         Raises:
-            FileNotFoundError: the file or the folder is not there.
-            ValueError: the file is not in COCO's format.
+            UserError: the file or the folder does not exist, or the file is not in COCO's format.
         """
         data = read_coco(json_file)
         problems = check_annotations(data)
-        classes, keypoints = [], []
-        if Problem.INCOMPLETE not in problems:
-            if missing := missing_images(data, image_root):
-                problems[Problem.FILE_MISSING] = missing
-            categories = sorted(data["categories"], key=lambda category: category["id"])
-            classes = [category["name"] for category in categories]
-            lists = [category.get("keypoints", []) for category in categories]
-            keypoints = lists[0] if lists == lists[:1] * len(lists) else []
+        if Problem.INCOMPLETE in problems:
+            (where,) = problems.values()
+            raise UserError(f"{json_file}: {describe(Problem.INCOMPLETE, where)}")
+        if missing := missing_images(data, image_root):
+            problems[Problem.FILE_MISSING] = missing
+        categories = sorted(data["categories"], key=lambda category: category["id"])
+        classes = [category["name"] for category in categories]
+        keypoints, *others = [category.get("keypoints", []) for category in categories]
+        if any(names != keypoints for names in others):
+            keypoints = []
         return cls(name, json_file, image_root, classes, keypoints, problems)
 
     def register(self) -> None:
-        """Register it with detectron2, in place of what had the name before.
-
-        Every process has its own catalogue, so each one that uses the data has to call this.
-        """
+        """Register the dataset in this process, in place of any dataset with the same name."""
         DatasetCatalog.pop(self.name, None)
         MetadataCatalog.pop(self.name, None)
-        DatasetCatalog.register(
-            self.name, partial(load_coco_json, self.json_file, self.image_root, self.name)
-        )
-        metadata = MetadataCatalog.get(self.name)
-        metadata.set(
-            json_file=self.json_file,
-            image_root=self.image_root,
-            evaluator_type="coco",
-            thing_classes=self.classes,
-        )
+        metadata = {"thing_classes": self.classes}
         if self.keypoints:
-            metadata.set(keypoint_names=self.keypoints, keypoint_flip_map=flip_map(self.keypoints))
+            flips = keypoint_flip_map(self.keypoints)
+            metadata.update(keypoint_names=self.keypoints, keypoint_flip_map=flips)
+        register_coco_instances(self.name, metadata, self.json_file, self.image_root)
 
 
-def flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of keypoints that a horizontal flip exchanges: those that differ in left and right."""
+def keypoint_flip_map(names: list[str]) -> list[tuple[str, str]]:
+    """Return the pairs of keypoints whose names differ in "left" and "right" only."""
     pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
     return [pair for pair in pairs if pair[1] in names]
 
 
-# The names that the data are registered under.
-NAMES = {"train": "custom_train", "test": "custom_test"}
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for custom data, which :func:`read_datasets` reads."""
+    group = parser.add_argument_group(
+        "custom data in COCO's format",
+        "These datasets replace DATASETS.TRAIN and DATASETS.TEST, and set the numbers of classes. "
+        "Without test data, nothing is evaluated. --eval-only needs test data only.",
+    )
+    for split in NAMES:
+        group.add_argument(f"--{split}-json", metavar="FILE", help="annotations")
+        group.add_argument(f"--{split}-images", metavar="DIR", help="folder with their images")
 
 
 def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
-    """Read the data that the flags give.
+    """Read the datasets that the flags name.
+
+    Args:
+        args: the flags of :func:`add_data_arguments`, and ``eval_only``.
 
     Returns:
-        Those of "train" and "test" that are given; none without the flags.
+        The datasets by split, "train" and "test"; without the flags, an empty dict.
 
     Raises:
-        UserError: a flag is missing, a file is not there or not in COCO's format, or the two have
-            other classes.
+        UserError: a flag is missing, a file cannot be read, or the categories of the splits differ.
     """
-    files = {split: _files(args, split) for split in NAMES}
-    if files["test"] and not files["train"] and not args.eval_only:
-        raise UserError("training needs --train-json and --train-images; evaluation, --eval-only")
-    if files["train"] and not files["test"] and args.eval_only:
-        raise UserError("--eval-only needs --test-json and --test-images")
+    files = {}
+    for split in NAMES:
+        paths = [getattr(args, f"{split}_{kind}") for kind in ("json", "images")]
+        if paths.count(None) == 1:
+            raise UserError(f"--{split}-json and --{split}-images must be given together")
+        if None not in paths:
+            files[split] = paths
+    needed = "test" if args.eval_only else "train"
+    if files and needed not in files:
+        mode = "evaluation with --eval-only" if args.eval_only else "training"
+        raise UserError(f"{mode} needs --{needed}-json and --{needed}-images")
     if args.eval_only:
-        files["train"] = None
-    datasets = {split: _read(split, *pair) for split, pair in files.items() if pair}
-    if len(datasets) == 2:
-        _check_same_classes(datasets["train"].classes, datasets["test"].classes)
+        files.pop("train", None)
+    datasets = {split: CustomDataset.read(NAMES[split], *paths) for split, paths in files.items()}
+    classes = {f"--{split}-json": dataset.classes for split, dataset in datasets.items()}
+    if len(classes) == 2 and classes["--train-json"] != classes["--test-json"]:
+        lists = "; ".join(f"{flag} has {', '.join(names)}" for flag, names in classes.items())
+        raise UserError(f"--train-json and --test-json must have the same categories: {lists}")
     return datasets
 
 
-def _files(args: argparse.Namespace, split: str) -> Optional[tuple[str, str]]:
-    json_file, image_root = (getattr(args, f"{split}_{kind}") for kind in ("json", "images"))
-    if (json_file is None) != (image_root is None):
-        raise UserError(f"--{split}-json FILE and --{split}-images DIR belong together")
-    return None if json_file is None else (json_file, image_root)
-
-
-def _read(split: str, json_file: str, image_root: str) -> CustomDataset:
-    try:
-        dataset = CustomDataset.read(NAMES[split], json_file, image_root)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"--{split}-json, --{split}-images: {error}") from error
-    if Problem.INCOMPLETE in dataset.problems:  # the classes are not known
-        raise UserError(_complaint(dataset, [Problem.INCOMPLETE]))
-    return dataset
-
-
-def _check_same_classes(train: list[str], test: list[str]) -> None:
-    if train == test:
-        return
-    only = {
-        "--train-json": [name for name in train if name not in test],
-        "--test-json": [name for name in test if name not in train],
-    }
-    differences = [f"only in {flag}: {', '.join(names)}" for flag, names in only.items() if names]
-    raise UserError(
-        "--train-json and --test-json have other categories; "
-        + ("; ".join(differences) or f"by their ids, one has {train}, the other {test}")
-    )
-
-
 def overrides(datasets: dict[str, CustomDataset]) -> list[Any]:
-    """Config keys and values, in turn, that make a config train and evaluate on the data."""
+    """Return config keys and values, alternating, that select the datasets and their classes."""
     if not datasets:
         return []
-    classes = len(next(iter(datasets.values())).classes)
-    keys = {"MODEL.ROI_HEADS.NUM_CLASSES": classes, "MODEL.RETINANET.NUM_CLASSES": classes}
-    keys["DATASETS.TEST"] = ()  # without test data, nothing is evaluated
+    keys = {"DATASETS.TEST": ()}  # without test data, nothing is evaluated
     for split, dataset in datasets.items():
         keys[f"DATASETS.{split.upper()}"] = (dataset.name,)
+        for group in ("ROI_HEADS", "RETINANET"):
+            keys[f"MODEL.{group}.NUM_CLASSES"] = len(dataset.classes)
         if dataset.keypoints:
             keys["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] = len(dataset.keypoints)
     return [item for pair in keys.items() for item in pair]
 
 
 def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
-    """Stop at what would make this config fail or go wrong on the data; print the rest in a line.
+    """Raise if this config would fail on the dataset; print a warning for smaller problems.
 
     Raises:
-        UserError: there is such a problem.
+        UserError: the dataset has a problem that matters to the config.
     """
     trains, tests = (dataset.name in cfg.DATASETS[split] for split in ("TRAIN", "TEST"))
-    if not trains and not tests:  # options have put other data in place of these
+    if not trains and not tests:  # options select other datasets
         return
     mask = cfg.MODEL.MASK_ON
-    # Of these it depends on the config whether they matter.
-    matters = {
+    depends_on_config = {
         Problem.NOTHING_TO_LEARN: trains,
         Problem.NOT_EVALUABLE: tests,
         Problem.NO_MASK: mask,
         Problem.RLE_MASK: mask and trains and cfg.INPUT.MASK_FORMAT == "polygon",
     }
-    errors = [problem for problem in dataset.problems if matters.get(problem, problem.is_error)]
+    errors, notes = [], []
+    for problem, where in dataset.problems.items():
+        if depends_on_config.get(problem, problem.is_error):
+            errors.append(f"\n    {describe(problem, where)}")
+        elif problem not in depends_on_config:
+            notes.append(f"{len(where)} {problem.text}")
+    files = shlex.join(["--json", dataset.json_file, "--images", dataset.image_root])
+    command = f"python tools/check_dataset.py {files}"
     if errors:
-        raise UserError(_complaint(dataset, errors))
-    notes = [p for p in dataset.problems if p not in matters]
+        raise UserError(
+            f"{dataset.json_file} cannot be used for training or evaluation:{''.join(errors)}\n"
+            f"To check everything, including the images: {command}"
+        )
     if notes:
-        text = "; ".join(f"{len(dataset.problems[p])} {p.text}" for p in notes)
-        print(f"warning: {dataset.json_file}: {text}. See {_command(dataset)}", file=sys.stderr)
-
-
-def _complaint(dataset: CustomDataset, problems: list[Problem]) -> str:
-    lines = [
-        f"with {dataset.json_file} training or evaluation would fail or be wrong:",
-        *(f"    {describe(problem, dataset.problems[problem])}" for problem in problems),
-        f"To check all of it, the images too: {_command(dataset)}",
-    ]
-    return "\n".join(lines)
-
-
-def _command(dataset: CustomDataset) -> str:
-    files = ["--json", dataset.json_file, "--images", dataset.image_root]
-    return f"python tools/check_dataset.py {shlex.join(files)}"
+        print(f"warning: {dataset.json_file}: {'; '.join(notes)}. See {command}", file=sys.stderr)
 
 
 def coco_files(name: str) -> tuple[str, str]:
-    """The annotations, and the folder of the images, of a dataset that is registered.
+    """Return the annotation file and the image folder of a registered dataset.
 
     Raises:
-        UserError: it is not registered, not in COCO's format, or its files are missing.
+        UserError: it is not registered, is not in COCO's format, or its files are missing.
     """
     check_registered("NAME", name)
     metadata = MetadataCatalog.get(name)
@@ -231,44 +188,38 @@ def coco_files(name: str) -> tuple[str, str]:
 
 
 def check_registered(key: str, name: str) -> None:
+    """Raise a UserError, which begins with ``key``, unless a dataset of that name is registered."""
     known = DatasetCatalog.list()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        for split, custom in NAMES.items():
-            if name == custom:
-                hint = f"; it stands for one's own data: give --{split}-json and --{split}-images"
-        raise UserError(f"{key}: no dataset {name!r} is registered{hint}")
+    if name in known:
+        return
+    hint = ""
+    if close := difflib.get_close_matches(name, known, n=3):
+        hint = f"; did you mean {' or '.join(close)}?"
+    for split, custom_name in NAMES.items():
+        if name == custom_name:
+            hint = f"; to use custom data, give --{split}-json and --{split}-images"
+    raise UserError(f"{key}: no dataset {name!r} is registered{hint}")
 
 
 def check_files(names: list[str]) -> None:
-    for name in names:
-        if not all(map(os.path.exists, dataset_paths(name))):
-            try:
-                DatasetCatalog.get(name)  # some make their files when they are first asked for
-            except (FileNotFoundError, AssertionError):  # detectron2 asserts that files are there
-                break
-    paths = {path for name in names for path in dataset_paths(name)}
-    if all(map(os.path.exists, paths)):
-        return
-
-    root = os.path.abspath(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
-    source = "which is" if "DETECTRON2_DATASETS" in os.environ else "./datasets; to change it, set"
-    lines = [
-        f"files of the datasets {', '.join(dict.fromkeys(names))} are missing. Expected:",
-        f"{root}{os.sep}  ({source} $DETECTRON2_DATASETS)",
-    ]
-    for path in sorted(paths):
-        shown = os.path.abspath(path)
-        if shown.startswith(root + os.sep):
-            shown = "    " + os.path.relpath(shown, root)
-        folder = "" if path.endswith(".json") else os.sep
-        lines.append(f"{shown}{folder}{'' if os.path.exists(path) else '  <- missing'}")
-    raise UserError("\n".join(lines))
+    """Raise a UserError that lists the missing files of the datasets, if there are any."""
+    missing = []
+    for name in dict.fromkeys(names):
+        if _missing_paths(name):
+            # Some datasets generate their files when first loaded. detectron2 asserts that the
+            # files of the others exist.
+            with suppress(FileNotFoundError, AssertionError):
+                DatasetCatalog.get(name)
+        missing += [f"\n    {path} of {name}" for path in _missing_paths(name)]
+    if missing:
+        raise UserError(
+            f"files of datasets are missing:{''.join(missing)}\n"
+            "$DETECTRON2_DATASETS is the folder of detectron2's datasets, by default ./datasets"
+        )
 
 
-def dataset_paths(name: str) -> list[str]:
-    """The files and folders of a registered dataset, by its metadata."""
+def _missing_paths(name: str) -> list[str]:
     metadata = MetadataCatalog.get(name)
-    paths = [metadata.get(key) for key in PATHS]
-    return [path for path in paths if path and "://" not in path]
+    paths = [metadata.get(field) for field in PATH_FIELDS]
+    paths = [os.path.abspath(path) for path in paths if path and "://" not in path]
+    return [path for path in paths if not os.path.exists(path)]

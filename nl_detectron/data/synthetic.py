@@ -1,11 +1,11 @@
-"""Locks and keys: instance segmentation in which some classes can be known only from far away.
+"""Synthetic images in which the class of an object can be known only from far away.
 
-Every image is a wide strip with one coloured key near one end and grey locks near the other. A
-key's class is its colour, seen on the key itself. A lock's class is the colour of the key, and the
-lock looks the same whatever that is: nothing within ``GAP`` pixels of a lock tells its class.
+Each image is a wide strip with a coloured key near one end and grey locks near the other. The
+class of a key is its colour. The class of a lock is the colour of the key, but no pixel within
+``GAP`` pixels of the lock depends on it.
 
-The key is large, so that the mean over all positions, with which an untrained non-local block
-begins, already carries its colour. With a smaller key some blocks still slept after 400 iterations.
+The key is large, so that the mean over all positions, which an untrained non-local block computes,
+depends on its colour. With smaller keys, some blocks learned nothing in the first 400 iterations.
 """
 
 import json
@@ -13,8 +13,10 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Sequence, Tuple, Union
+from typing import Union
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,20 +26,47 @@ from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 HEIGHT, WIDTH = 64, 320
-GAP = 144  # least number of pixels, along x, between a lock and the key
-KEY_SIZE = (52, 61)  # pixels, side of the square that a shape is drawn in
+GAP = 144  # minimum distance along x between a lock and the key, in pixels
+KEY_SIZE = (52, 61)  # range of the side of the square around a shape, in pixels
 LOCK_SIZE = (34, 46)
 MAX_LOCKS = 2
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230)}
 KEYS = [f"{colour} key" for colour in COLOURS]
 LOCKS = [f"{colour} lock" for colour in COLOURS]
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(KEYS + LOCKS, start=1)]
+SPLITS = {"train": 1000, "val": 200}  # numbers of images
 
-Polygon = List[Tuple[float, float]]
+Polygon = list[tuple[float, float]]
 
 
-def draw(rng: np.random.Generator) -> Tuple[Image.Image, List[Tuple[str, Polygon]]]:
-    """One image, and the category name and outline of each object in it."""
+def outline(parts: dict[str, Polygon]) -> np.ndarray:
+    """Return the points of all parts, in an array of shape (points, 2)."""
+    return np.array([point for part in parts.values() for point in part])
+
+
+def arc(cx: float, cy: float, radius: float, start: float, end: float, n: int = 16) -> Polygon:
+    """Return n + 1 points on a circle, between two angles in degrees."""
+    angles = [math.radians(start + (end - start) * i / n) for i in range(n + 1)]
+    return [(cx + radius * math.cos(a), cy + radius * math.sin(a)) for a in angles]
+
+
+# Outlines in the unit square, x to the right and y down.
+_LOCK = outline(
+    {
+        "shackle": arc(0.5, 0.4, 0.28, 180, 360),
+        "body": [(0.95, 0.4), (0.95, 0.97), (0.05, 0.97), (0.05, 0.4)],
+    }
+)
+_KEY = outline(
+    {
+        "bow": arc(0.5, 0.36, 0.35, 60, -240),
+        "shaft": [(0.325, 0.98), (0.9, 0.98), (0.9, 0.82), (0.675, 0.82)],
+    }
+)
+
+
+def draw(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[str, Polygon]]]:
+    """Return an image, and the category name and outline of each of its objects."""
     colour = str(rng.choice(list(COLOURS)))
     noise = rng.normal(0, 6, (HEIGHT, WIDTH, 1)) + rng.uniform(90, 130)
     image = Image.fromarray(noise.clip(0, 255).astype(np.uint8).repeat(3, axis=2))
@@ -65,70 +94,46 @@ def draw(rng: np.random.Generator) -> Tuple[Image.Image, List[Tuple[str, Polygon
 
 def generate(
     root: Union[str, Path],
-    split_sizes: Dict[str, int],
+    split_sizes: dict[str, int],
     seed: int = 0,
     *,
     draw: Callable = draw,
     categories: Sequence[dict] = CATEGORIES,
 ) -> Path:
-    """Write the dataset in COCO's format, unless it is already there.
+    """Write a dataset in COCO's format, unless the folder exists.
 
-    Everything is written into a temporary folder beside ``root`` that is renamed in the end, so
-    ``root`` is either whole or not there, also when several processes try at once.
+    The files are written to a temporary folder, which is renamed at the end. So an existing folder
+    is complete, even if several processes generate it at the same time.
 
     Args:
-        root: a folder; gets ``<split>/<id>.jpg`` and ``<split>.json`` for every split.
-        split_sizes: number of images of each split, such as ``{"train": 1000, "val": 200}``.
-        seed: the same seed gives the same files, byte for byte, with the same Pillow and NumPy.
-        draw: from a generator of random numbers to an image and its objects, as :func:`draw`; an
-            object may have a dict as a third, of what else stands in its annotation.
-        categories: of what it draws, in COCO's format.
+        root: folder to create, with ``<split>/<id>.jpg`` and ``<split>.json`` for each split.
+        split_sizes: number of images of each split.
+        seed: the same seed gives the same bytes with the same versions of Pillow and NumPy.
+        draw: maps a random generator to an image and its objects, as :func:`draw` does. An object
+            may have a third item, a dict of further fields of its annotation.
+        categories: categories of the objects, in COCO's format.
 
     Returns:
-        ``root``.
+        The path of ``root``.
     """
     root = Path(root)
     if root.is_dir():
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         for index, (split, size) in enumerate(split_sizes.items()):
             rngs = (np.random.default_rng([seed, index, i]) for i in range(1, size + 1))
             drawn = (draw(rng) for rng in tqdm(rngs, f"generating {split}", size, unit="image"))
-            _write_split(partial, split, drawn, categories)
-        partial.chmod(0o755)  # mkdtemp's folders are private
-        os.replace(partial, root)
+            _write_split(temporary, split, drawn, categories)
+        temporary.chmod(0o755)  # mkdtemp makes it 0o700
+        os.replace(temporary, root)
     except OSError:
-        if not root.is_dir():  # otherwise another process was first, with the same files
+        if not root.is_dir():  # else another process has generated the same files
             raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return root
-
-
-def outline(parts: Dict[str, list]) -> np.ndarray:
-    return np.array([point for part in parts.values() for point in part])
-
-
-def arc(cx: float, cy: float, radius: float, start: float, end: float, n: int = 16) -> list:
-    angles = [math.radians(start + (end - start) * i / n) for i in range(n + 1)]
-    return [(cx + radius * math.cos(a), cy + radius * math.sin(a)) for a in angles]
-
-
-# Outlines in the unit square, x to the right and y down.
-_LOCK = outline(
-    {
-        "shackle": arc(0.5, 0.4, 0.28, 180, 360),
-        "body": [(0.95, 0.4), (0.95, 0.97), (0.05, 0.97), (0.05, 0.4)],
-    }
-)
-_KEY = outline(
-    {
-        "bow": arc(0.5, 0.36, 0.35, 60, -240),
-        "shaft": [(0.325, 0.98), (0.9, 0.98), (0.9, 0.82), (0.675, 0.82)],
-    }
-)
 
 
 def _place(shape: np.ndarray, side: float, x: float, rng: np.random.Generator) -> Polygon:
@@ -165,37 +170,27 @@ def _shape_fields(polygon: Polygon, height: int, width: int) -> dict:
     }
 
 
-SPLITS = {"train": 1000, "val": 200}  # images
+def _load(name: str, json_file: str, image_root: str) -> list[dict]:
+    generate(Path(json_file).parent, SPLITS)
+    return load_coco_json(json_file, image_root, name)
 
 
-def _root() -> Path:
-    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "nl_synthetic"
+def _register() -> None:
+    """Register nl_synthetic_train and nl_synthetic_val, generated when they are first loaded."""
+    root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "nl_synthetic"
+    names = [category["name"] for category in CATEGORIES]
+    colours = [COLOURS[name.split()[0]] for name in names]
+    for split in SPLITS:
+        name = f"nl_synthetic_{split}"
+        files = {"json_file": str(root / f"{split}.json"), "image_root": str(root / split)}
+        DatasetCatalog.register(name, partial(_load, name, **files))
+        MetadataCatalog.get(name).set(
+            **files,
+            evaluator_type="coco",
+            thing_classes=names,
+            thing_colors=[[(2 * value + 255) // 3 for value in colour] for colour in colours],
+            thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(CATEGORIES)},
+        )
 
 
-def _load(split: str) -> list:
-    generate(_root(), SPLITS)
-    return load_coco_json(
-        str(_root() / f"{split}.json"), str(_root() / split), f"nl_synthetic_{split}"
-    )
-
-
-def _colour(category: str) -> list[int]:
-    """Return a paler tone of the colour that a category is named for."""
-    return [(2 * value + 255) // 3 for value in COLOURS[category.split()[0]]]
-
-
-def _register(split: str) -> None:
-    name = f"nl_synthetic_{split}"
-    DatasetCatalog.register(name, lambda: _load(split))
-    MetadataCatalog.get(name).set(
-        json_file=str(_root() / f"{split}.json"),
-        image_root=str(_root() / split),
-        evaluator_type="coco",
-        thing_classes=[category["name"] for category in CATEGORIES],
-        thing_colors=[_colour(category["name"]) for category in CATEGORIES],
-        thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(CATEGORIES)},
-    )
-
-
-for _split in SPLITS:
-    _register(_split)
+_register()

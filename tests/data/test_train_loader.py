@@ -1,5 +1,8 @@
-"""TrainLoader: the batch of an iteration is the same wherever one begins and whoever loads it."""
+"""Batches that depend on seed and iteration only, and errors that name the image."""
 
+import os
+import re
+import subprocess
 from itertools import islice
 
 import detectron2.data.build
@@ -11,20 +14,24 @@ from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_train
 from detectron2.utils import comm
 from PIL import Image
 
-from nl_detectron.data.train_loader import TrainLoader
+from nl_detectron.data.train_loader import ErrorNamingMapper, ImageError, ImageLoader, TrainLoader
 
-SIZES = [(40, 30), (30, 40), (50, 30), (30, 50), (44, 30), (60, 30), (30, 36)]  # wide and tall
+SIZES = [(40, 30), (30, 40), (50, 30), (30, 50), (44, 30), (60, 30), (30, 36)]  # width, height
+
+
+def picture(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """The name of a dataset of 7 images of noise, each with a box of its own."""
+    """Register 7 images of noise, each with a different box."""
     folder = tmp_path_factory.mktemp("images")
     dicts = []
     for i, (width, height) in enumerate(SIZES):
         file = folder / f"{i}.png"
-        noise = np.random.default_rng(i).integers(0, 255, (height, width, 3), np.uint8)
-        Image.fromarray(noise).save(file)
+        picture(width, height, seed=i).save(file)
         box = {"bbox": [i, 2, i + 9, 20], "bbox_mode": 0, "category_id": i % 2}
         size = {"width": width, "height": height}
         dicts.append({"file_name": str(file), "image_id": i, "annotations": [box], **size})
@@ -37,7 +44,7 @@ def config(dataset, *options):
     cfg = get_cfg()
     cfg.DATASETS.TRAIN = (dataset,)
     cfg.INPUT.MIN_SIZE_TRAIN = (20, 24, 28, 32)
-    cfg.INPUT.CROP.ENABLED = True  # beside the random flip, which is detectron2's default
+    cfg.INPUT.CROP.ENABLED = True
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SEED = 3
@@ -46,9 +53,9 @@ def config(dataset, *options):
 
 
 def batches(cfg, count, start_iter=0):
-    """Of some iterations: [(image_id, image, boxes) of each image], and what the step draws."""
+    """Per iteration, (image_id, image, boxes) of each image and the random numbers of the step."""
     loader = TrainLoader(cfg, DatasetMapper(cfg, is_train=True))
-    iterator = iter(loader)  # release 0.5 does this before it knows where to start
+    iterator = iter(loader)  # detectron2 0.5 does this before start_iter is known
     loader.start_iter = start_iter
     return [
         (
@@ -66,19 +73,16 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("grouping", [True, False])
-def test_the_same_from_any_iteration_on_with_any_number_of_workers(dataset, grouping):
+def test_batches_do_not_depend_on_start_or_workers(dataset, grouping):
     cfg = config(dataset, "DATALOADER.ASPECT_RATIO_GROUPING", grouping)
-    all_of_them = batches(cfg, 12)
-    with_workers = config(
-        dataset, "DATALOADER.ASPECT_RATIO_GROUPING", grouping, "DATALOADER.NUM_WORKERS", 3
-    )
-    assert equal(batches(with_workers, 12), all_of_them)
-    assert equal(batches(cfg, 5, start_iter=7), all_of_them[7:])
-    assert equal(batches(with_workers, 5, start_iter=7), all_of_them[7:])
+    expected = batches(cfg, 12)
+    assert equal(batches(cfg, 5, start_iter=7), expected[7:])
+    cfg.DATALOADER.NUM_WORKERS = 3
+    assert equal(batches(cfg, 5, start_iter=7), expected[7:])
 
 
 @pytest.mark.parametrize("sampler", ["TrainingSampler", "RepeatFactorTrainingSampler"])
-def test_the_seed_decides(dataset, sampler):
+def test_batches_depend_on_the_seed(dataset, sampler):
     options = ["DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", 0.9]
     first = batches(config(dataset, *options), 4)
     assert equal(batches(config(dataset, *options), 4), first)
@@ -86,7 +90,7 @@ def test_the_seed_decides(dataset, sampler):
     assert not equal(batches(config(dataset, *options, "SEED", -1), 4), first)
 
 
-def test_an_image_is_augmented_otherwise_each_time(dataset):
+def test_augmentation_differs_between_epochs(dataset):
     images = {}
     for batch, _ in batches(config(dataset), 40):
         for image_id, image, _ in batch:
@@ -96,20 +100,17 @@ def test_an_image_is_augmented_otherwise_each_time(dataset):
         assert sum(not equal(seen[0], image) for image in seen[1:]) > len(seen) / 2
 
 
-def test_the_images_are_those_of_detectron2(dataset):
-    """In the same order, grouped alike: only what is drawn for an image is ours."""
+def test_images_and_their_order_are_those_of_detectron2(dataset):
     cfg = config(dataset)
-    np.random.seed(cfg.SEED)  # by which release 0.5 chooses the order
+    np.random.seed(cfg.SEED)  # detectron2 0.5 draws the seed of the order from NumPy
     theirs = build_detection_train_loader(cfg, mapper=lambda d: d)
-    ours = batches(cfg, 12)
-    assert [[d["image_id"] for d in batch] for batch in islice(theirs, 12)] == [
-        [image_id for image_id, *_ in batch] for batch, _ in ours
-    ]
-    for batch, _ in ours:
-        assert len({width > height for width, height in (SIZES[i] for i, *_ in batch)}) == 1
+    ours = [[image_id for image_id, *_ in batch] for batch, _ in batches(cfg, 12)]
+    assert [[d["image_id"] for d in batch] for batch in islice(theirs, 12)] == ours
+    for batch in ours:
+        assert len({width > height for width, height in (SIZES[i] for i in batch)}) == 1
 
 
-def test_processes_share_the_batch_of_one(dataset, monkeypatch):
+def test_processes_share_the_batch_of_one_process(dataset, monkeypatch):
     cfg = config(dataset, "DATALOADER.ASPECT_RATIO_GROUPING", False, "SOLVER.IMS_PER_BATCH", 4)
     alone = batches(cfg, 6)
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
@@ -119,6 +120,59 @@ def test_processes_share_the_batch_of_one(dataset, monkeypatch):
     for rank in range(2):
         monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
         shares.append(batches(cfg, 6))
-    for (images, _), (first, drawn), (second, otherwise) in zip(alone, *shares):
+    for (images, _), (first, drawn), (second, drawn_too) in zip(alone, *shares):
         assert equal([first[0], second[0], first[1], second[1]], images)
-        assert not equal(drawn, otherwise)
+        assert not equal(drawn, drawn_too)
+
+
+def save_truncated(path):
+    picture(96, 64).save(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+BAD = {
+    "truncated.jpg": (save_truncated, "image file is truncated"),
+    "zero_bytes.jpg": (lambda path: path.write_bytes(b""), "cannot identify image file"),
+    "missing.jpg": (lambda path: None, "No such file or directory"),
+    "folder.jpg": (lambda path: path.mkdir(), "Is a directory"),
+    "1x5000.jpg": (lambda path: picture(1, 5000).save(path), "height and width must be > 0"),
+    "another_size.jpg": (lambda path: picture(50, 50).save(path), r"got \(50, 50\), expect \(96"),
+}
+
+
+@pytest.mark.parametrize("name, workers", [*((name, 0) for name in BAD), ("folder.jpg", 1)])
+def test_error_names_the_image(tmp_path, name, workers):
+    path = tmp_path / name
+    save, reason = BAD[name]
+    save(path)
+    dataset_dict = {"file_name": str(path), "annotations": []}
+    if name == "another_size.jpg":
+        dataset_dict.update(width=96, height=64)
+    mapper = ErrorNamingMapper(DatasetMapper(get_cfg(), is_train=True))
+    loader = ImageLoader(mapper, [[dataset_dict]], num_workers=workers)
+    with pytest.raises(ImageError) as error:
+        next(iter(loader))
+    assert re.match(f"{path} cannot be used .*{reason}", str(error.value)), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_train_loader_raises_the_error_of_a_worker(dataset):
+    def fail(dataset_dict):
+        raise ValueError("broken\nimage")
+
+    cfg = config(dataset, "DATALOADER.NUM_WORKERS", 1)
+    with pytest.raises(ImageError, match=r"\d.png cannot be used \(ValueError: broken image\)"):
+        next(iter(TrainLoader(cfg, ErrorNamingMapper(fail))))
+
+
+def worker_pid(item):
+    return {"pid": os.getpid()}
+
+
+def test_workers_ignore_signals_of_other_processes():
+    loader = ImageLoader(worker_pid, [[0]] * 20, num_workers=1)
+    iterator = iter(loader)
+    pid = next(iterator)[0]["pid"]
+    for name in ("INT", "TERM"):
+        subprocess.run(["kill", f"-{name}", str(pid)], check=True)
+    assert [image["pid"] for (image,) in iterator] == [pid] * 19
