@@ -21,7 +21,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
-from nl_benchmark.competitors import Competitors, blocks, detectors, operations
+from nl_benchmark.competitors import blocks, detectors, operations
 from nl_benchmark.report import save, table, write_tables
 from nl_benchmark.timing import check_agreement, measure
 from tqdm import tqdm
@@ -57,10 +57,8 @@ def argument_parser() -> ArgumentParser:
     return parser
 
 
-def comparisons(
-    args: Namespace, dtype: torch.dtype, device: str, *, small: bool = False
-) -> Iterator[tuple[dict, Competitors]]:
-    """Yield facts for the table and competitors; with ``small``, of small inputs."""
+def comparisons(args: Namespace, dtype: torch.dtype, device: str, small: bool = False) -> Iterator:
+    """Yield (facts for the table, competitors); with ``small``, of small inputs."""
     if args.bench == "model":
         shape = (1, 64, 96) if small else (args.batch, *args.image_size)
         facts = {"backbone": args.backbone, "images": " x ".join(map(str, shape))}

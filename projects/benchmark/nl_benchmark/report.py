@@ -31,8 +31,7 @@ def write_tables(readme: Path, folder: Path) -> None:
         results = json.loads(path.read_text("utf-8"))
         where = "{machine}, {threads} threads, {dtype}, torch {torch}, commit {commit}"
         where = where.format(**results, **results["environment"])
-        command = f"`python {results['command']}`"
-        parts += [f"### {path.stem}", command, where, table(results["rows"])]
+        parts += [f"`python {results['command']}`", where, table(results["rows"])]
     with write_atomically(str(readme), "w") as file:
         file.write("\n\n".join([before + BEGIN.strip(), *parts, END + after]))
 

@@ -64,8 +64,7 @@ def measure(competitors: Competitors, rounds: int, device: str) -> list[dict[str
                     if round_number == 0:
                         call()
                         row["peak_bytes"] = peak_bytes(call, device)
-                        once = seconds_per_call(call, 1, device)
-                        repeats[name] = math.ceil(MIN_SECONDS / once)
+                        repeats[name] = math.ceil(MIN_SECONDS / seconds_per_call(call, 1, device))
                     else:
                         seconds = seconds_per_call(call, repeats[name], device)
                         row["seconds"].append(float(f"{seconds:.4g}"))
