@@ -27,6 +27,7 @@ from nl_benchmark.timing import check_agreement, measure
 from tqdm import tqdm
 
 from nl_detectron.engine import environment
+from nl_detectron.errors import exit_on_user_error
 from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
 
 PROJECT = Path(__file__).resolve().parent
@@ -89,8 +90,7 @@ def main(arguments: list[str]) -> None:
     command = shlex.join(["projects/benchmark/benchmark.py", *arguments])
     results = {"command": command, "dtype": args.dtype, "machine": machine}
     versions = {d.name: d.version for d in distributions() if d.name in ("mmcv-lite", "timm")}
-    versions.update(environment())
-    results.update(threads=torch.get_num_threads(), environment=versions, rows=[])
+    results.update(threads=torch.get_num_threads(), environment=environment() | versions, rows=[])
     for facts, competitors in tqdm(comparisons(args, getattr(torch, args.dtype), args.device)):
         rows = measure(competitors, args.rounds, args.device)
         results["rows"] += [{"facts": facts, **row} for row in rows]
@@ -103,4 +103,5 @@ if __name__ == "__main__":
     # An allocation beyond this raises an error, where the system would end the process.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * memory), resource.RLIM_INFINITY))
-    main(sys.argv[1:])
+    with exit_on_user_error():
+        main(sys.argv[1:])

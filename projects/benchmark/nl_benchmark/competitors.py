@@ -89,9 +89,8 @@ def timm_block(block: NonLocalBlock) -> nn.Module:
     other = NonLocalAttn(block.in_channels, rd_channels=block.bottleneck_channels)
     other.scale = block.scale
     layers = nn.ModuleList([block.theta, block.phi, block.g])
-    bias = torch.zeros(block.in_channels)  # ours has none before the norm
-    weights = [*layers.parameters(), block.out.weight, bias, *block.out.norm.parameters()]
-    return _with_weights(other, weights)
+    out = [block.out.weight, torch.zeros(block.in_channels), *block.out.norm.parameters()]
+    return _with_weights(other, [*layers.parameters(), *out])  # ours has no bias before the norm
 
 
 @torch.no_grad()
