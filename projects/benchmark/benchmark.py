@@ -1,136 +1,107 @@
 #!/usr/bin/env python3
-"""Measure time and memory of the non-local operation, the block and whole models.
+"""Measure time and memory of the non-local operation, the block and Mask R-CNN.
 
-op:     the operation alone, each exact form against its N x M matrix
-block:  the block against mmcv's NonLocal2d, timm's NonLocalAttn and the matrix form
-model:  Mask R-CNN, baseline against blocks and ways of sub-sampling, training and inference
-report: docs/PERFORMANCE.md from what the others wrote
+op:     each pairwise function against its N x M matrix
+block:  our block against itself with the matrix, mmcv's NonLocal2d and timm's NonLocalAttn
+model:  Mask R-CNN with non-local blocks against the same without
+report: write the tables of all results into README.md
 
-examples:
-  tools/benchmark.py op --output docs/performance/op_cpu
-  tools/benchmark.py block --sizes 1024x18x30 1024x26x40 1024x36x58 --device cuda --dtype float16
-  tools/benchmark.py model --models R_50 --blocks 1 --subsamples pool_conv --batch 2
-  tools/benchmark.py report docs/performance > docs/PERFORMANCE.md
-
-"op", "block" and "model" need pip install -e .[bench].
+Sizes and locations can be repeated. By default the maps are res4 and res3 of an 800 x 1344 image,
+and the locations are the paper's for 1, 5 and 10 blocks in R_50.
 """
 
-import argparse
+import os
+import re
+import resource
 import shlex
 import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
-from nl_detectron.analysis.benchmark.block import block_cases
-from nl_detectron.analysis.benchmark.model import PLACES, model_cases, model_config
-from nl_detectron.analysis.benchmark.operation import operation_cases
-from nl_detectron.analysis.benchmark.page import performance_page
-from nl_detectron.analysis.benchmark.run import run
-from nl_detectron.analysis.benchmark.sizes import SMALL, parse_size
+from nl_benchmark.competitors import blocks, detectors, operations
+from nl_benchmark.report import save, table, write_tables
+from nl_benchmark.timing import check_agreement, measure
+from tqdm import tqdm
 
-from nl_detectron.engine import UserError, exit_on_user_error
-from nl_detectron.layers import SUBSAMPLES
+from nl_detectron.engine import environment
+from nl_detectron.errors import exit_on_user_error
+from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
+
+PROJECT = Path(__file__).resolve().parent
+STAGES = [(1024, 50, 84), (512, 100, 168)]
+PAPER = [["res4.-2"], ["res3.1::2", "res4.1::2"], ["res3.*", "res4.*"]]
 
 
-def parser() -> argparse.ArgumentParser:
-    main = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    benches = main.add_subparsers(dest="bench", required=True)
-
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    common.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    common.add_argument("--batch", type=positive, default=1)
-    common.add_argument("--rounds", type=positive, default=15, help="default: %(default)s")
-    common.add_argument(
-        "--output", type=Path, metavar="PATH", help="write PATH.md, .csv, .json, and perhaps .png"
-    )
-    for name in ("op", "block"):
-        bench = benches.add_parser(name, parents=[common])
-        bench.add_argument(
-            "--sizes",
-            nargs="+",
-            default=["res4", "res3"],
-            metavar="SIZE",
-            help="res4 or res3 of an 800x1344 image, or CxHxW; a plot is drawn of 3 or more "
-            "that have the same C (default: res4 res3)",
-        )
-    bench.add_argument("--subsample", choices=SUBSAMPLES, default="none", help="default: none")
-    bench = benches.add_parser("model", parents=[common])
-    bench.add_argument("--models", nargs="+", choices=PLACES, default=list(PLACES))
-    bench.add_argument("--blocks", nargs="+", type=int, choices=[1, 5, 10], default=[1, 5, 10])
-    bench.add_argument(
-        "--subsamples", nargs="+", choices=SUBSAMPLES, default=["pool_conv", "conv_pool", "none"]
-    )
-    bench.add_argument(
-        "--image-size", nargs=2, type=positive, default=[800, 1344], metavar=("HEIGHT", "WIDTH")
-    )
+def argument_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    benches = parser.add_subparsers(dest="bench", required=True)
     report = benches.add_parser("report")
-    report.add_argument("folder", type=Path, help="that the others wrote into")
-    return main
+    report.add_argument("--readme", type=Path, default=PROJECT / "README.md")
+    for name in ("op", "block", "model"):
+        bench = benches.add_parser(name)
+        bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+        bench.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+        bench.add_argument("--batch", type=int, default=1)
+        bench.add_argument("--rounds", type=int, default=15)
+        bench.add_argument("--output", type=Path, help="JSON file to write")
+        if name != "model":
+            bench.add_argument("--size", nargs=3, type=int, action="append", metavar=tuple("CHW"))
+        if name == "block":
+            bench.add_argument("--subsample", choices=SUBSAMPLES, default="none")
+    bench.add_argument("--backbone", choices=["R_50", "R_101", "X_152_32x8d"], default="R_50")
+    bench.add_argument("--locations", nargs="+", action="append")
+    bench.add_argument("--subsamples", nargs="+", choices=SUBSAMPLES, default=SUBSAMPLES)
+    bench.add_argument("--image-size", type=int, nargs=2, default=[800, 1344])
+    return parser
 
 
-def positive(text: str) -> int:
-    """
-    Raises:
-        argparse.ArgumentTypeError: it is not a whole number of at least 1.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def comparisons(args: argparse.Namespace) -> tuple[list, list]:
-    """What is to be timed, and the same in float64 and small, to be compared before."""
-    dtype = getattr(torch, args.dtype)
+def comparisons(args: Namespace, dtype: torch.dtype, device: str, small: bool = False) -> Iterator:
+    """Yield (facts for the table, competitors); with ``small``, of small inputs."""
     if args.bench == "model":
-        height, width = args.image_size
-        todo = [
-            model_cases(
-                model,
-                model_config(model, args.device),
-                dtype,
-                blocks=args.blocks,
-                subsamples=args.subsamples,
-                batch=args.batch,
-                height=height,
-                width=width,
-            )
-            for model in args.models
-        ]
-        return todo, []  # a new block is the identity: the timed outputs are equal
-    sizes = [parse_size(text, args.batch) for text in args.sizes]
-    options = {"subsample": args.subsample} if args.bench == "block" else {}
-    cases = {"op": operation_cases, "block": block_cases}[args.bench]
-    todo = [of for size in sizes for of in cases(size, dtype, args.device, **options)]
-    return todo, cases(SMALL, torch.float64, "cpu", **options)
+        shape = (1, 64, 96) if small else (args.batch, *args.image_size)
+        facts = {"backbone": args.backbone, "images": " x ".join(map(str, shape))}
+        locations = args.locations or PAPER
+        yield facts, detectors(args.backbone, locations, args.subsamples, shape, dtype, device)
+        return
+    for size in [(32, 6, 8)] if small else args.size or STAGES:
+        shape = (args.batch, *size)
+        for function in INSTANTIATIONS:
+            facts = {"function": function, "B x C x H x W": " x ".join(map(str, shape))}
+            if args.bench == "op":
+                yield facts, operations(function, shape, dtype, device)
+                continue
+            for norm in ["", "BN"] if function == "embedded_gaussian" else [""]:
+                competitors = blocks(function, norm, args.subsample, shape, dtype, device)
+                yield {**facts, "norm": norm}, competitors
 
 
-def main() -> None:
-    args = parser().parse_args()
-    command = shlex.join(["tools/benchmark.py", *sys.argv[1:]])
-    with exit_on_user_error():
-        try:
-            if args.bench == "report":
-                print(performance_page(args.folder, f"{command} > docs/PERFORMANCE.md"), end="")
-                return
-            if args.device == "cuda" and not torch.cuda.is_available():
-                raise ValueError("--device cuda: torch finds no GPU here")
-            todo, small = comparisons(args)
-        except (FileNotFoundError, ValueError) as error:
-            raise UserError(str(error)) from error
-        run(
-            args.bench,
-            todo,
-            small,
-            command=command,
-            device=args.device,
-            dtype=args.dtype,
-            rounds=args.rounds,
-            output=args.output,
-        )
+def main(arguments: list[str]) -> None:
+    args = argument_parser().parse_args(arguments)
+    if args.bench == "report":
+        write_tables(args.readme, PROJECT / "results")
+        return
+    for _, competitors in comparisons(args, torch.float64, "cpu", small=True):
+        check_agreement(competitors)
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    machine = cpu if args.device == "cpu" else torch.cuda.get_device_name()
+    command = shlex.join(["projects/benchmark/benchmark.py", *arguments])
+    results = {"command": command, "dtype": args.dtype, "machine": machine}
+    versions = {d.name: d.version for d in distributions() if d.name in ("mmcv-lite", "timm")}
+    results.update(threads=torch.get_num_threads(), environment=environment() | versions, rows=[])
+    for facts, competitors in tqdm(comparisons(args, getattr(torch, args.dtype), args.device)):
+        rows = measure(competitors, args.rounds, args.device)
+        results["rows"] += [{"facts": facts, **row} for row in rows]
+        if args.output:
+            save(results, args.output)
+    print(table(results["rows"]))
 
 
 if __name__ == "__main__":
-    main()
+    # An allocation beyond this raises an error, where the system would end the process.
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * memory), resource.RLIM_INFINITY))
+    with exit_on_user_error():
+        main(sys.argv[1:])

@@ -1,89 +1,183 @@
-"""Non-local blocks of other libraries, with the weights of ours, where they are the same function.
+"""What is compared: operations and blocks that compute the same function, and detectors."""
 
-The libraries are imported when they are asked for.
-"""
+import copy
+from collections.abc import Callable
+from functools import partial
 
 import torch
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone.resnet import BottleneckBlock
+from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ...layers import NonLocalBlock
+from nl_detectron import NonLocalBlock, get_config_file, insert_nonlocal, layers
+from nl_detectron.engine import load_config
+
+CONFIG = "COCO-InstanceSegmentation/mask_rcnn_{}_FPN_1x.yaml"
+OBJECTS = 10  # per training image; COCO has 7 on average
+
+# For each pass, such as "forward", a call to time. It returns what all competitors must agree on.
+Passes = dict[str, Callable[[], list[Tensor]]]
+Competitors = dict[str, Passes]  # by name; the first is the reference of the others
 
 
-class MatrixBlock(nn.Module):
-    """A block of ours that builds the N x M matrix."""
+def operations(function: str, shape: tuple, dtype: torch.dtype, device: str) -> Competitors:
+    """Return a pairwise function of given theta, phi and g: with its N x N matrix, and ours."""
+    batch, channels, height, width = shape
+    keys = channels if function == "gaussian" else channels // 2  # the Gaussian's theta is x
+    scale = {"scale": keys**-0.5} if function in ("gaussian", "embedded_gaussian") else {}
+    ours, affinity = getattr(layers, function), getattr(layers, f"{function}_affinity")
 
-    def __init__(self, block: NonLocalBlock):
-        super().__init__()
-        self.block = block
+    def matrix(theta, phi, g, *w_f, **scale):
+        return affinity(theta, phi, *w_f, **scale).to(g.dtype) @ g
+
+    torch.manual_seed(0)
+    shapes = [(batch, height * width, c) for c in (keys, keys, channels // 2)]
+    if function == "concatenation":
+        shapes.append((2 * keys,))  # w_f
+    inputs = [torch.randn(shape).to(device, dtype).requires_grad_() for shape in shapes]
+    forms = {"matrix": partial(matrix, **scale), "nl_detectron": partial(ours, **scale)}
+    return {name: _passes(form, inputs) for name, form in forms.items()}
+
+
+def blocks(
+    function: str, norm: str, subsample: str, shape: tuple, dtype: torch.dtype, device: str
+) -> Competitors:
+    """Return our block with its N x M matrix, ours, and mmcv's or timm's if it has the options."""
+    torch.manual_seed(0)
+    options = {"instantiation": function, "subsample": subsample, "norm": norm}
+    options["scale"] = function != "gaussian"  # as in mmcv
+    block, matrix = NonLocalBlock(shape[1], **options), MatrixBlock(shape[1], **options)
+    nn.init.kaiming_normal_(block.out.weight)  # not zero, which makes the block the identity
+    if norm:
+        nn.init.ones_(block.out.norm.weight)
+    matrix.load_state_dict(block.state_dict())
+    modules = {"matrix": matrix, "nl_detectron": block}
+    if not norm and subsample != "pool_conv":
+        modules["mmcv"] = mmcv_block(block)
+    elif (function, norm, subsample) == ("embedded_gaussian", "BN", "none"):
+        modules["timm"] = timm_block(block)
+    x = torch.randn(shape).to(device, dtype).requires_grad_()
+    return {name: _passes(module.to(device, dtype), [x]) for name, module in modules.items()}
+
+
+class MatrixBlock(NonLocalBlock):
+    """A block that builds the N x M matrix."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
-        g = self.block.values(x)
-        y = self.block.affinity_matrix(x).to(g.dtype) @ g
-        return x + self.block.out(y.transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
+        g = self.values(x)
+        y = self.affinity_matrix(x).to(g.dtype) @ g
+        return x + self.out(y.transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
 
 
 def mmcv_block(block: NonLocalBlock) -> nn.Module:
-    """mmcv's ``NonLocal2d`` with the weights of ours, which has no norm.
-
-    It scales inside the softmax of the embedded Gaussian alone, so ours has to have ``scale`` False
-    in the Gaussian. It pools after the convolutions, and drops the last row or column of odd sides.
-
-    Raises:
-        ValueError: it does not have the function of that block.
-    """
+    """Return mmcv's block with the same weights; its pooling drops the last row of odd sides."""
     from mmcv.cnn.bricks import NonLocal2d
 
-    if block.subsample == "pool_conv" or block.out.norm is not None:
-        raise ValueError("mmcv's NonLocal2d has no pooling before phi and g, and no norm is copied")
-    other = NonLocal2d(
-        block.in_channels,
-        reduction=block.in_channels // block.bottleneck_channels,
-        use_scale=block.scale != 1,
-        mode=block.instantiation,
-        sub_sample=block.subsample == "conv_pool",
-    )
-    pairs = [(other.g, block.g), (other.conv_out, block.out)]
-    if block.instantiation != "gaussian":
-        pairs += [(other.theta, block.theta), (other.phi, block.phi)]
-    for layer, ours in pairs:
-        layer = layer[0] if isinstance(layer, nn.Sequential) else layer  # the pooling comes after
-        layer.conv.load_state_dict(ours.state_dict())
-    if block.w_f is not None:
-        weight = other.concat_project.conv.weight
-        weight.data.copy_(block.w_f.view_as(weight))
-    return other
+    pool = block.subsample == "conv_pool"
+    other = NonLocal2d(block.in_channels, mode=block.instantiation, sub_sample=pool)
+    layers = [block.g, block.out, block.theta, block.phi]
+    weights = [*nn.ModuleList(layers).parameters(), block.w_f]
+    return _with_weights(other, [weight for weight in weights if weight is not None])
 
 
 def timm_block(block: NonLocalBlock) -> nn.Module:
-    """timm's ``NonLocalAttn`` with the weights of ours: embedded Gaussian, no pooling, norm "BN".
-
-    It divides the inner product by the square root of the block's input channels, in place of the
-    inner product's own length; here that is set right.
-
-    Raises:
-        ValueError: it does not have the function of that block.
-    """
+    """Return timm's block with the same weights and scale; its own is 1 / sqrt(C) by mistake."""
     from timm.layers import NonLocalAttn
 
-    options = (block.instantiation, block.subsample)
-    if options != ("embedded_gaussian", "none") or not isinstance(block.out.norm, nn.BatchNorm2d):
-        raise ValueError("timm's NonLocalAttn is embedded_gaussian, without pooling, with BN")
     other = NonLocalAttn(block.in_channels, rd_channels=block.bottleneck_channels)
     other.scale = block.scale
-    for name, layer in {"t": block.theta, "p": block.phi, "g": block.g}.items():
-        getattr(other, name).load_state_dict(layer.state_dict())
-    # Ours has no bias before the norm, which would take it away again.
-    other.z.weight.data.copy_(block.out.weight)
-    nn.init.zeros_(other.z.bias)
-    other.norm.load_state_dict(block.out.norm.state_dict())
-    return other
+    layers = nn.ModuleList([block.theta, block.phi, block.g])
+    out = [block.out.weight, torch.zeros(block.in_channels), *block.out.norm.parameters()]
+    return _with_weights(other, [*layers.parameters(), *out])  # ours has no bias before the norm
 
 
-def wake(block: NonLocalBlock) -> NonLocalBlock:
-    """Give W_z, which starts at zero, weights, so that the block does something; in place."""
-    with torch.no_grad():
-        nn.init.kaiming_normal_(block.out.weight)
-        if block.out.norm is not None:
-            nn.init.ones_(block.out.norm.weight)
-    return block
+@torch.no_grad()
+def _with_weights(module: nn.Module, weights: list[Tensor]) -> nn.Module:
+    for parameter, weight in zip(module.parameters(), weights, strict=True):
+        parameter.copy_(weight.view_as(parameter))
+    return module
+
+
+def _passes(function: Callable, inputs: list[Tensor]) -> Passes:
+    inference, weights = function, []
+    if isinstance(function, nn.Module):
+        inference, weights = copy.deepcopy(function).eval(), list(function.parameters())
+
+    def forward() -> list[Tensor]:
+        with torch.no_grad():
+            return [inference(*inputs)]
+
+    def forward_backward() -> list[Tensor]:
+        y = function(*inputs)
+        gradients = torch.autograd.grad(y, [*inputs, *weights], torch.ones_like(y))
+        return [y.detach(), *gradients[: len(inputs)]]
+
+    return {"forward": forward, "forward+backward": forward_backward}
+
+
+def detectors(
+    backbone: str, locations: list, subsamples: list, shape: tuple, dtype: torch.dtype, device: str
+) -> Competitors:
+    """Return a baseline Mask R-CNN, and copies of it with blocks, which share its weights.
+
+    New blocks are the identity and stay so, since the learning rate is 0. All models therefore
+    find the same boxes and do the same work outside the blocks. ``shape`` is the number of images,
+    their height and width; a ``dtype`` of 16 bits means automatic mixed precision.
+    """
+    cfg = load_config(get_config_file(CONFIG.format(backbone)), ["MODEL.DEVICE", device])
+    torch.manual_seed(0)
+    images = [_random_image(*shape[1:], device) for _ in range(shape[0])]
+    baseline = build_model(cfg)
+    # Frozen batch norm does not normalize the values of random weights, which would overflow.
+    nn.init.constant_(baseline.backbone.bottom_up.stem.conv1.norm.weight, 0.01)
+    for module in baseline.modules():
+        if isinstance(module, BottleneckBlock):
+            nn.init.constant_(module.conv3.norm.weight, 0.1)
+    # Every box gets a score above the threshold, and so a mask.
+    baseline.roi_heads.box_predictor.cls_score.bias.data[0] = 5.0
+    shared = {id(tensor): tensor for tensor in [*baseline.parameters(), *baseline.buffers()]}
+    models = {"baseline": baseline}
+    for subsample in subsamples:
+        for location in locations:
+            model = copy.deepcopy(baseline, dict(shared))
+            names = insert_nonlocal(model, location, subsample=subsample)
+            models[f"+{len(names)} NL, {subsample}"] = model
+    return {name: _model_passes(model, images, dtype, device) for name, model in models.items()}
+
+
+def _random_image(height: int, width: int, device: str) -> dict:
+    """Return an image of noise; its objects are rectangles, 1/8 to 1/2 as long as its sides."""
+    sides = torch.tensor([width, height])
+    box_sides = sides * (1 / 8 + 3 / 8 * torch.rand(OBJECTS, 2))
+    corners = (sides - box_sides) * torch.rand(OBJECTS, 2)
+    boxes = torch.cat([corners, corners + box_sides], dim=1)
+    polygons = [[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()]
+    objects = Instances((height, width), gt_boxes=Boxes(boxes), gt_masks=PolygonMasks(polygons))
+    objects.gt_classes = torch.randint(80, (OBJECTS,))
+    image = torch.randint(256, (3, height, width), dtype=torch.uint8)
+    return {"image": image.to(device), "instances": objects.to(device)}
+
+
+def _model_passes(model: nn.Module, images: list[dict], dtype: torch.dtype, device: str) -> Passes:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9)
+    autocast = torch.autocast(device, dtype, enabled=dtype.itemsize == 2)
+
+    def inference() -> list[Tensor]:
+        model.eval()
+        with torch.no_grad(), autocast:
+            return [output["instances"].pred_boxes.tensor for output in model(images)]
+
+    def training_step() -> list[Tensor]:
+        model.train()
+        torch.manual_seed(0)  # all models sample the same boxes
+        with EventStorage(), autocast:
+            loss = sum(model(images).values())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return [loss.detach()]
+
+    return {"inference": inference, "training step": training_step}
