@@ -49,9 +49,13 @@ def read_results(
             files = " and ".join(map(str, paths))
             raise UserError(f"{files} have none of {', '.join(JUDGED.values())} in common")
     for task in tasks:
-        _check_annotations(annotations, coco, task)
-        for path, detections in zip(paths, runs):
-            _check_detections(path, detections, coco, task)
+        for annotation in coco.dataset["annotations"]:
+            if problem := _annotation_problem(annotation, task):
+                raise UserError(f"{annotations}: annotation {annotation['id']} {problem}")
+        for path, run in zip(paths, runs):
+            for number, detection in enumerate(run):
+                if problem := _detection_problem(detection, coco, task):
+                    raise UserError(f"{path}: detection {number} {problem}")
     return coco, runs, list(tasks)
 
 
@@ -61,24 +65,16 @@ def read_annotations(path: Union[str, Path]) -> COCO:
     Raises:
         UserError: if it is missing or malformed.
     """
-    dataset = _read_json(path)
-    keys = {
-        "images": {"id"},
-        "categories": {"id"},
-        "annotations": {"id", "image_id", "category_id"},
-    }
-    for name, needed in keys.items():
-        entries = dataset.get(name) if isinstance(dataset, dict) else None
-        if not isinstance(entries, list) or (name != "annotations" and not entries):
-            raise UserError(f"{path} is not a COCO annotation file: it has no list of {name}")
-        for number, entry in enumerate(entries):
-            if not isinstance(entry, dict) or not needed <= entry.keys():
-                needed = ", ".join(sorted(needed))
-                raise UserError(f"{path}: {name}[{number}] is not an object with {needed}")
     coco = COCO()
-    coco.dataset = dataset
-    with redirect_stdout(io.StringIO()):
-        coco.createIndex()
+    coco.dataset = _read_json(path)
+    for name in ("images", "categories", "annotations"):
+        if not isinstance(coco.dataset, dict) or not isinstance(coco.dataset.get(name), list):
+            raise UserError(f"{path} is not a COCO annotation file: it has no list of {name}")
+    try:
+        with redirect_stdout(io.StringIO()):
+            coco.createIndex()
+    except (KeyError, TypeError) as error:  # TypeError: an entry is not an object
+        raise UserError(f"{path}: an entry is not an object or has no {error}") from error
     return coco
 
 
@@ -95,7 +91,7 @@ def read_detections(path: Union[str, Path], annotations: COCO) -> list[dict]:
     if not detections:
         raise UserError(f"{path} has no detections")
     for number, detection in enumerate(detections):
-        if not isinstance(detection, dict) or not _is_number(detection.get("score")):
+        if not isinstance(detection, dict) or not _are_finite([detection.get("score")]):
             raise UserError(f"{path}: detection {number} is not an object with a finite score")
         for key, ids in (("image_id", annotations.imgs), ("category_id", annotations.cats)):
             value = detection.get(key)
@@ -108,38 +104,30 @@ def read_detections(path: Union[str, Path], annotations: COCO) -> list[dict]:
     return detections
 
 
-def _check_annotations(path: Union[str, Path], annotations: COCO, task: str) -> None:
-    for annotation in annotations.dataset["annotations"]:
-        name = f"{path}: annotation {annotation['id']}"
-        for key in NEEDED[task]:
-            if key not in annotation:
-                raise UserError(f"{name} has no {key}, which {task} needs")
-        if task == "keypoints" and len(annotation["keypoints"]) != 3 * KEYPOINTS:
-            count = len(annotation["keypoints"])
-            raise UserError(f"{name}: keypoints has {count} numbers instead of {3 * KEYPOINTS}")
+def _annotation_problem(annotation: dict, task: str) -> Optional[str]:
+    for key in NEEDED[task]:
+        if key not in annotation:
+            return f"has no {key}, which {task} needs"
+    if task == "keypoints" and len(annotation["keypoints"]) != 3 * KEYPOINTS:
+        return f"has {len(annotation['keypoints'])} numbers in keypoints, not {3 * KEYPOINTS}"
+    return None
 
 
-def _check_detections(
-    path: Union[str, Path], detections: Sequence[dict], annotations: COCO, task: str
-) -> None:
+def _detection_problem(detection: dict, annotations: COCO, task: str) -> Optional[str]:
     key = JUDGED[task]
-    for number, detection in enumerate(detections):
-        name = f"{path}: detection {number}"
-        if key not in detection:
-            raise UserError(f"{name} has no {key}, which {task} needs")
-        value = detection[key]
-        if task == "segm":
-            image = annotations.imgs[detection["image_id"]]
-            size = [image.get("height"), image.get("width")]
-            valid = isinstance(value, dict) and value.get("size") == size and "counts" in value
-            expected = f"a run-length encoding with counts and the image's size, {size}"
-        else:
-            length = 4 if task == "bbox" else 3 * KEYPOINTS
-            valid = isinstance(value, list) and len(value) == length
-            valid = valid and all(map(_is_number, value))
-            expected = f"a list of {length} finite numbers"
-        if not valid:
-            raise UserError(f"{name}: {key} must be {expected}")
+    value = detection.get(key)
+    if value is None:
+        return f"has no {key}, which {task} needs"
+    if task == "segm":
+        image = annotations.imgs[detection["image_id"]]
+        size = [image.get("height"), image.get("width")]
+        if isinstance(value, dict) and value.get("size") == size and "counts" in value:
+            return None
+        return f"needs a run-length encoding with counts and the image's size, {size}"
+    length = 4 if task == "bbox" else 3 * KEYPOINTS
+    if isinstance(value, list) and len(value) == length and _are_finite(value):
+        return None
+    return f"needs {length} finite numbers in {key}"
 
 
 def _read_json(path: Union[str, Path]) -> Any:
@@ -148,9 +136,9 @@ def _read_json(path: Union[str, Path]) -> Any:
         raise UserError(f"no file {path.absolute()}")
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:  # including bytes that are not text
+    except ValueError as error:  # also raised for bytes that are not text
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _are_finite(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)

@@ -1,8 +1,8 @@
 """Compare the AP of two runs on the same images by a paired bootstrap over images.
 
-See Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13. Detections are
-matched with objects once, by pycocotools. A resample draws as many images as there are, with
-replacement. It is a weight for each image, the same for both runs.
+pycocotools matches detections with objects once. A resample draws as many images as there are, with
+replacement: it is a weight for each image, the same for both runs. See Efron and Tibshirani, An
+Introduction to the Bootstrap, 1993, chapters 6 and 13.
 """
 
 import io
@@ -39,34 +39,23 @@ BATCH = 100  # resamples that are computed at once
 class Matches:
     """Matches of one category and range of object sizes.
 
-    D detections by falling score, G objects, T IoU thresholds. Detections that count as neither hit
-    nor miss (they match a crowd, or are outside the range of sizes) at any threshold are left out.
-
-    Attributes:
-        images: (D,) index of each detection's image in the sorted image ids.
-        hits: (T, D) bool, true positives.
-        misses: (T, D) bool, false positives.
-        objects: (G,) index of each object's image.
+    D detections by falling score, G objects, T IoU thresholds. A detection is neither a hit nor a
+    miss if it matches a crowd or is outside the range of sizes.
     """
 
-    images: np.ndarray
-    hits: np.ndarray
-    misses: np.ndarray
-    objects: np.ndarray
+    images: np.ndarray  # (D,) index of each detection's image in the sorted image ids
+    hits: np.ndarray  # (T, D) bool, true positives
+    misses: np.ndarray  # (T, D) bool, false positives
+    objects: np.ndarray  # (G,) index of each object's image
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of two runs, from 0 to 1; nan if no object has the metric's size.
-
-    Attributes:
-        a, b: the metric of each run on all images.
-        low, high: ends of the confidence interval of b - a.
-    """
+    """One metric of two runs, from 0 to 1; nan if no object has the metric's size."""
 
     a: float
     b: float
-    low: float
+    low: float  # ends of the confidence interval of b - a
     high: float
 
 
@@ -87,50 +76,38 @@ def compare(
         seed: seed of the bootstrap.
 
     Returns:
-        Metric -> difference, with a percentile interval. Keypoints have no APs.
+        Metric -> difference, with a percentile interval over those resamples that have an object of
+        the metric's size. Keypoints have no APs.
     """
     if resamples < MIN_RESAMPLES:
         raise OptionError("resamples", f"{resamples} is too few; the minimum is {MIN_RESAMPLES}")
     if seed < 0:
         raise OptionError("seed", f"{seed} is negative")
-    matches_a, matches_b = (match(annotations, run, task) for run in (a, b))
-    return bootstrap(matches_a, matches_b, len(annotations.imgs), resamples, seed)
-
-
-def bootstrap(
-    a: dict[str, list[Matches]],
-    b: dict[str, list[Matches]],
-    images: int,
-    resamples: int,
-    seed: int,
-) -> dict[str, Difference]:
-    """Compute the metrics of two runs from their matches; see :func:`compare`.
-
-    A resample without an object of a metric's size is left out of that metric's interval.
-    """
-    generator = np.random.default_rng(seed)
-    once = np.ones((images, 1), dtype=np.int32)
-    metrics_a, metrics_b = average_precisions(a, once), average_precisions(b, once)
-    drawn = {metric: [] for metric in metrics_a}
-    with tqdm(total=resamples, desc="resampling", unit="resample") as progress:
-        while progress.n < resamples:
-            count = min(BATCH, resamples - progress.n)
-            weights = generator.multinomial(images, np.full(images, 1 / images), size=count)
-            weights = weights.T.astype(np.int32)
-            drawn_a, drawn_b = average_precisions(a, weights), average_precisions(b, weights)
-            for metric, differences in drawn.items():
-                differences.append(drawn_b[metric] - drawn_a[metric])
-            progress.update(count)
+    images = len(annotations.imgs)
+    draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
+    weights = np.concatenate([np.ones((1, images), int), draws]).astype(np.int32).T
+    metrics_a, metrics_b = (
+        _resampled_metrics(match(annotations, detections, task), weights) for detections in (a, b)
+    )
     result = {}
-    for metric, differences in drawn.items():
-        differences = np.concatenate(differences)
+    for metric, values_a in metrics_a.items():
+        values_b = metrics_b[metric]
+        differences = (values_b - values_a)[1:]
         differences = differences[~np.isnan(differences)]
         low = high = np.nan
         if differences.size:
             low, high = np.quantile(differences, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        ends = (metrics_a[metric][0], metrics_b[metric][0], low, high)
-        result[metric] = Difference(*map(float, ends))
+        result[metric] = Difference(*map(float, (values_a[0], values_b[0], low, high)))
     return result
+
+
+def _resampled_metrics(
+    matches: dict[str, list[Matches]], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Call `average_precisions` in batches, to save memory and to show progress."""
+    batches = np.split(weights, range(BATCH, weights.shape[1], BATCH), axis=1)
+    parts = [average_precisions(matches, batch) for batch in tqdm(batches, desc="resampling")]
+    return {metric: np.concatenate([part[metric] for part in parts]) for metric in parts[0]}
 
 
 def match(annotations: COCO, detections: Sequence[dict], task: str) -> dict[str, list[Matches]]:

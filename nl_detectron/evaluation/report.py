@@ -65,12 +65,12 @@ def _finished_runs(folder: Path) -> dict[int, Run]:
 
 def _section(table: Table, runs: Runs) -> str:
     section = f"## {table.title}\n\n{_overview(table, runs)}"
-    if any(runs.values()):
-        section += (
-            "\n\nMeasured: mean ± standard deviation over seeds; in brackets the gain over the "
-            f"baseline of the same seed.\n\n{_measured(table, runs)}"
-        )
-    return section
+    if not any(runs.values()):
+        return section
+    return (
+        f"{section}\n\nMeasured: mean ± standard deviation over seeds; in brackets the gain over "
+        f"the baseline of the same seed.\n\n{_measured(table, runs)}"
+    )
 
 
 def _overview(table: Table, runs: Runs) -> str:

@@ -17,22 +17,13 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training run.
-
-    Attributes:
-        cfg: its config.
-        metrics: the final evaluation, in percent, with the keys of metrics.json: "bbox/AP",
-            "segm/AP50", "bbox/AP-person" and so on.
-        seconds_per_iteration: the median over the whole run.
-        max_memory: the largest value in metrics.json, in MiB.
-        environment: contents of environment.json: device, commit and versions.
-    """
+    """A finished training run."""
 
     cfg: CfgNode
-    metrics: dict[str, float]
-    seconds_per_iteration: float
-    max_memory: float
-    environment: dict[str, Any]
+    metrics: dict[str, float]  # the final evaluation: "bbox/AP", "segm/AP50", "bbox/AP-person", ...
+    seconds_per_iteration: float  # median over the run
+    max_memory: float  # MiB, the maximum over the run
+    environment: dict[str, Any]  # contents of environment.json: device, commit, versions, ...
 
     def mean_ap(self, task: str, classes: list[str]) -> float:
         """Return the mean AP of some classes in percent; ``task`` is "bbox" or "segm"."""

@@ -96,18 +96,13 @@ TABLES = {
         "COCO-InstanceSegmentation/mask_rcnn_{}.yaml",
         BOX_AND_MASK,
         [
-            Row("R_50_FPN_1x"),
-            Row("R_50_FPN_NL_1x", "R_50_FPN_1x"),
-            Row("R_101_FPN_1x"),
-            Row("R_101_FPN_NL_1x", "R_101_FPN_1x"),
-            Row("X_152_32x8d_FPN_1x"),
-            Row("X_152_32x8d_FPN_NL_1x", "X_152_32x8d_FPN_1x"),
-            Row("R_50_FPN_3x"),
-            Row("R_50_FPN_NL_3x", "R_50_FPN_3x"),
-            Row("R_101_FPN_3x"),
-            Row("R_101_FPN_NL_3x", "R_101_FPN_3x"),
-            Row("X_152_32x8d_FPN_3x"),
-            Row("X_152_32x8d_FPN_NL_3x", "X_152_32x8d_FPN_3x"),
+            row
+            for schedule in ("1x", "3x")
+            for model in ("R_50_FPN", "R_101_FPN", "X_152_32x8d_FPN")
+            for row in (
+                Row(f"{model}_{schedule}"),
+                Row(f"{model}_NL_{schedule}", f"{model}_{schedule}"),
+            )
         ],
     ),
     "table6": Table(

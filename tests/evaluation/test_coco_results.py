@@ -28,12 +28,12 @@ def error_of(capsys, *arguments):
         ("bbox", [BOX | {"image_id": 999}], "image_id 999, which is not in the annotations; valid"),
         ("bbox", [BOX | {"image_id": [1]}], "image_id [1], which is not in the annotations"),
         ("bbox", [BOX | {"category_id": 0}], "category_id 0, which is not in the annotations; val"),
-        ("bbox", [BOX | {"bbox": [1, 2, 3]}], "detection 0: bbox must be a list of 4 finite"),
+        ("bbox", [BOX | {"bbox": [1, 2, 3]}], "detection 0 needs 4 finite numbers in bbox"),
         ("segm", [BOX], "b.json: detection 0 has no segmentation, which segm needs"),
-        ("segm", [BOX | {"segmentation": [[1, 2, 3, 4, 5, 6]]}], "must be a run-length encoding"),
+        ("segm", [BOX | {"segmentation": [[1, 2, 3, 4, 5, 6]]}], "needs a run-length encoding"),
         ("segm", [BOX | {"segmentation": {"size": [9, 9], "counts": "a"}}], "[240, 240]"),
         ("keypoints", [BOX], "b.json: detection 0 has no keypoints, which keypoints needs"),
-        ("keypoints", [BOX | {"keypoints": [1, 2, 3]}], "must be a list of 51 finite numbers"),
+        ("keypoints", [BOX | {"keypoints": [1, 2, 3]}], "needs 51 finite numbers in keypoints"),
     ],
 )
 def test_bad_results(dataset, runs, write, capsys, task, content, message):
@@ -46,8 +46,8 @@ def test_bad_results(dataset, runs, write, capsys, task, content, message):
     "task, change, message",
     [
         ("bbox", {"images": None}, "gt.json is not a COCO annotation file: it has no list of imag"),
-        ("bbox", {"categories": []}, "it has no list of categories"),
-        ("bbox", {"annotations": [{"id": 1}]}, "annotations[0] is not an object with category_id"),
+        ("bbox", {"annotations": [{"id": 1}]}, "an entry is not an object or has no 'image_id'"),
+        ("bbox", {"annotations": [3]}, "gt.json: an entry is not an object"),
         ("bbox", {"annotations": [ANNOTATION]}, "annotation 1 has no iscrowd, which bbox needs"),
         (
             "keypoints",
@@ -57,7 +57,7 @@ def test_bad_results(dataset, runs, write, capsys, task, content, message):
         (
             "keypoints",
             {"annotations": [ANNOTATION | {"iscrowd": 0, "keypoints": [1], "num_keypoints": 1}]},
-            "annotation 1: keypoints has 1 numbers instead of 51",
+            "annotation 1 has 1 numbers in keypoints, not 51",
         ),
     ],
 )

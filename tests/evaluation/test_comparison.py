@@ -17,7 +17,6 @@ from nl_detectron.evaluation.coco_results import JUDGED
 from nl_detectron.evaluation.comparison import (
     Matches,
     average_precisions,
-    bootstrap,
     compare,
     difference_table,
     image_scores,
@@ -114,8 +113,8 @@ def test_a_run_does_not_differ_from_itself(dataset, runs):
 
 
 def test_the_interval_depends_on_the_seed_only(dataset, runs):
-    matches = [match(to_coco(dataset), detections, "bbox") for detections in runs]
-    found = [bootstrap(*matches, len(dataset["images"]), 100, seed)["AP"] for seed in (1, 1, 2)]
+    coco = to_coco(dataset)
+    found = [compare(coco, *runs, "bbox", resamples=100, seed=seed)["AP"] for seed in (1, 1, 2)]
     intervals = [(difference.low, difference.high) for difference in found]
     assert intervals[0] == intervals[1] != intervals[2]
 
@@ -127,8 +126,10 @@ def test_the_interval_covers_the_truth(monkeypatch):
     score higher than misses, so AP is the share of the recalls 0, 0.01, ..., 1 that is reached.
     """
     monkeypatch.setattr(comparison, "METRICS", {"AP": ("all", slice(None))})
+    monkeypatch.setattr(comparison, "match", lambda annotations, matches, task: matches)
     images, categories, samples = 80, 4, 250
     truth = 0.1 * 100 / 101
+    coco = to_coco({"images": [{"id": i} for i in range(images)]})
     generator = np.random.default_rng(0)
     covered = 0
     for sample in range(samples):
@@ -136,7 +137,7 @@ def test_the_interval_covers_the_truth(monkeypatch):
         better = easy + generator.uniform(0, 0.2, (images, 1))
         luck = generator.random((images, categories))
         matches = ({"all": [one_each(column) for column in (luck < p).T]} for p in (easy, better))
-        ap = bootstrap(*matches, images, 200, sample)["AP"]
+        ap = compare(coco, *matches, "bbox", resamples=200, seed=sample)["AP"]
         covered += ap.low <= truth <= ap.high
     assert abs(covered / samples - 0.95) < 3.3 * np.sqrt(0.95 * 0.05 / samples)
 
