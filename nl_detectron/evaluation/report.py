@@ -24,13 +24,13 @@ def report(tables: Sequence[Table], output: Path) -> str:
         output: folder of all runs.
     """
     runs = [{row.name: _finished_runs(output / t.folder(row)) for row in t.rows} for t in tables]
-    paper = (
-        "AP is the paper's (percent, COCO val2017), with the gain over the baseline in brackets. "
-        f"GMAC are 10^9 multiply-adds, with {PROPOSALS} proposals and {DETECTIONS} detections."
+    notes = (
+        "AP on COCO val2017 is the paper's, in percent, with the gain over the baseline in brackets. "
+        f"GMAC: 10^9 multiply-adds, with {PROPOSALS} proposals and {DETECTIONS} detections."
     )
-    if not any(seeds for rows in runs for seeds in rows.values()):
-        paper += " None of these configs has been trained on COCO yet."
-    return "\n\n".join([paper, *map(_section, tables, runs)])
+    if not any(finished for rows in runs for finished in rows.values()):
+        notes += " None of these configs has been trained on COCO yet."
+    return "\n\n".join([notes, *map(_section, tables, runs)])
 
 
 def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, list[str]]) -> str:
