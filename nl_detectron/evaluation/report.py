@@ -25,8 +25,8 @@ def report(tables: Sequence[Table], output: Path) -> str:
     """
     runs = [{row.name: _finished_runs(output / t.folder(row)) for row in t.rows} for t in tables]
     notes = (
-        "AP on COCO val2017 is the paper's, in percent, with the gain over the baseline in brackets. "
-        f"GMAC: 10^9 multiply-adds, with {PROPOSALS} proposals and {DETECTIONS} detections."
+        "AP is the paper's (percent, COCO val2017), with the gain over the baseline in brackets. "
+        f"GMAC are 10^9 multiply-adds, with {PROPOSALS} proposals and {DETECTIONS} detections."
     )
     if not any(finished for rows in runs for finished in rows.values()):
         notes += " None of these configs has been trained on COCO yet."

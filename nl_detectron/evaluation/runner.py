@@ -74,7 +74,7 @@ class Job:
     def progress(self) -> str:
         """Describe how far training has come, such as "iteration 40 of 400, ETA 0:03:20"."""
         lines = read_metrics(self.folder)
-        if not lines:
+        if not lines or not (self.folder / "environment.json").is_file():
             return "starting"
         iteration = int(lines[-1]["iteration"]) + 1
         iterations = read_environment(self.folder)["iterations"]

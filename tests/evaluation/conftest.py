@@ -1,6 +1,5 @@
 """COCO annotations, detections and folders of runs that several tests share."""
 
-import copy
 import json
 
 import numpy as np
@@ -14,24 +13,18 @@ SIZE = 240  # height and width of the images: large enough for an object of the 
 IMAGES = 57
 
 
-def rectangle(box):
-    """Return the run-length encoding of a box."""
+def make_object(image, category, box, points):
+    """Return the keys that annotations and detections have in common."""
     x, y, w, h = (round(v) for v in box)
     pixels = np.zeros((SIZE, SIZE), dtype=np.uint8, order="F")
     pixels[y : y + max(h, 1), x : x + max(w, 1)] = 1
     encoded = mask.encode(pixels)
-    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
-
-
-def entry(image, category, box, generator):
-    """Return the keys that annotations and detections have in common."""
-    x, y, w, h = box
-    points = np.column_stack([generator.uniform([x, y], [x + w, y + h], (17, 2)), np.full(17, 2)])
+    points = np.column_stack([points, np.full(17, 2)])  # 2: labelled and visible
     return {
         "image_id": image,
         "category_id": category,
         "bbox": [float(v) for v in box],
-        "segmentation": rectangle(box),
+        "segmentation": {"size": encoded["size"], "counts": encoded["counts"].decode()},
         "keypoints": points.ravel().tolist(),
     }
 
@@ -49,13 +42,12 @@ def dataset():
             w, h = np.exp(generator.uniform(np.log(8), np.log(200), 2))
             x, y = generator.uniform(0, SIZE - w), generator.uniform(0, SIZE - h)
             category = 5 if image == 3 else int(generator.choice([1, 2, 7]))
-            annotation = entry(image, category, (x, y, w, h), generator)
-            annotation["id"] = len(annotations) + 1
-            annotation["area"] = float(mask.area(annotation["segmentation"]))
+            points = generator.uniform([x, y], [x + w, y + h], (17, 2))
+            annotation = make_object(image, category, (x, y, w, h), points)
+            annotation |= {"id": len(annotations) + 1, "area": w * h, "num_keypoints": 17}
             annotation["iscrowd"] = int(generator.random() < 0.1)
-            annotation["num_keypoints"] = 17 if generator.random() < 0.8 else 0
-            if not annotation["num_keypoints"]:
-                annotation["keypoints"] = [0] * 51
+            if generator.random() < 0.2:
+                annotation |= {"keypoints": [0] * 51, "num_keypoints": 0}
             annotations.append(annotation)
     return {
         "info": {},
@@ -70,43 +62,29 @@ def make_run(dataset, seed):
     generator = np.random.default_rng(seed)
     detections = []
     for image in range(1, IMAGES + 1):
-        scores = iter(generator.permutation(300) / 300)
+        found = []
         for annotation in dataset["annotations"]:
             if annotation["image_id"] == image:
                 for _ in range(generator.integers(0, 3)):
-                    found = copy.deepcopy(annotation)
-                    box = np.array(found["bbox"])
+                    box = np.array(annotation["bbox"])
                     box += generator.normal(0, generator.choice([0.01, 0.1]), 4) * box[[2, 3, 2, 3]]
                     box = np.concatenate([box[:2].clip(0, SIZE - 2), box[2:].clip(1, SIZE)])
-                    points = np.array(found["keypoints"], dtype=float).reshape(17, 3)
-                    points[:, :2] += generator.normal(0, 0.03, (17, 2)) * box[2:]
-                    detection = entry(image, found["category_id"], box, generator)
-                    detection["keypoints"] = points.ravel().tolist()
-                    detections.append(detection | {"score": next(scores)})
+                    points = np.array(annotation["keypoints"]).reshape(17, 3)[:, :2]
+                    points = points + generator.normal(0, 0.03, (17, 2)) * box[2:]
+                    found.append(make_object(image, annotation["category_id"], box, points))
         for _ in range(140 if image == 1 else 4):  # 140: more than pycocotools evaluates
             x, y, w, h = generator.uniform(1, SIZE / 2, 4)
             category = 1 if image == 1 else int(generator.choice([1, 2, 5, 7, 9]))
-            detection = entry(image, category, (x, y, w, h), generator)
-            detections.append(detection | {"score": next(scores)})
+            points = generator.uniform([x, y], [x + w, y + h], (17, 2))
+            found.append(make_object(image, category, (x, y, w, h), points))
+        scores = generator.permutation(300) / 300
+        detections += [detection | {"score": score} for detection, score in zip(found, scores)]
     return detections
 
 
 @pytest.fixture(scope="session")
 def runs(dataset):
     return [make_run(dataset, seed) for seed in (1, 2)]
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Write each content to a JSON file; return the paths by name."""
-
-    def write(**contents):
-        paths = {name: tmp_path / f"{name}.json" for name in contents}
-        for name, content in contents.items():
-            paths[name].write_text(json.dumps(content))
-        return paths
-
-    return write
 
 
 @pytest.fixture
