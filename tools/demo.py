@@ -15,6 +15,7 @@ from nl_detectron.data.synthetic import KEYS, LOCKS
 from nl_detectron.errors import exit_on_user_error
 from nl_detectron.evaluation import TABLES, comparison_table, read_run
 from nl_detectron.evaluation.runner import Settings, jobs, run_jobs
+from nl_detectron.files import write_atomically
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -33,7 +34,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     groups = {"keys": KEYS, "locks": LOCKS}
     table = comparison_table(baseline, nonlocal_, name="+1 NL", groups=groups)
     path = args.output / "table.md"
-    path.write_text(table + "\n")
+    with exit_on_user_error(), write_atomically(str(path), "w") as file:
+        print(table, file=file)
     print(f"\n{table}\n\nwritten to {path}; see also metrics.json of each run in {args.output}")
 
 

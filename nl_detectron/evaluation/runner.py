@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from ..config import config_hash, get_config_file
 from ..engine import forward_signals, load_config
+from ..errors import UserError
 from .runs import final_metrics, read_environment, read_metrics
 from .tables import Row, Table
 
@@ -139,7 +140,10 @@ def run_jobs(todo: Sequence[Job], settings: Settings) -> list[str]:
 
 def _run_job(job: Job, settings: Settings, line: "_ProgressLine") -> str:
     """Run one job; return why it failed, or an empty string."""
-    job.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: {error}") from error
     log = job.folder / "output.log"
     print(f"{line.title}: full output in {log}", file=sys.stderr)
     command = job.command(settings)

@@ -175,6 +175,14 @@ def test_bad_arguments(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_an_output_that_is_not_a_folder(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as exit_info:
+        tool.main(["run", "synthetic", "--output", str(tmp_path / "file")])
+    assert exit_info.value.code == 2
+    assert "error: --output: [Errno 20] Not a directory" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match="no run in .*: config.yaml is missing"):
         read_run(tmp_path)
