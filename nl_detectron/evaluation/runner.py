@@ -74,7 +74,7 @@ class Job:
 
     def progress(self) -> str:
         """Describe how far training has come, such as "iteration 40 of 400, ETA 0:03:20"."""
-        lines = read_metrics(self.folder)
+        lines = read_metrics(self.folder, tail=2)
         if not lines or not (self.folder / "environment.json").is_file():
             return "starting"
         iteration = int(lines[-1]["iteration"]) + 1
@@ -106,7 +106,7 @@ def plan(todo: Sequence[Job], settings: Settings) -> str:
     """Format the state and the command of each run as a text table."""
     rows = []
     for job in todo:
-        lines = read_metrics(job.folder)
+        lines = read_metrics(job.folder, tail=2)
         state = f"at iteration {lines[-1]['iteration'] + 1:.0f}" if lines else "not begun"
         state = "finished" if job.is_finished() else state
         rows.append([job.row.name, job.seed, state, shlex.join(job.command(settings))])

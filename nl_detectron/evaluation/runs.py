@@ -56,11 +56,14 @@ def read_environment(folder: Union[str, Path]) -> dict[str, Any]:
     return json.loads(_existing(folder, "environment.json").read_text())
 
 
-def read_metrics(folder: Union[str, Path]) -> list[dict[str, float]]:
-    """Read the lines of metrics.json, without any that a crash cut off; empty if no such file."""
+def read_metrics(folder: Union[str, Path], tail: int = 0) -> list[dict[str, float]]:
+    """Read the lines of metrics.json, or only the last ``tail`` of them; empty if no such file.
+
+    Lines that a crash cut off are left out.
+    """
     path = Path(folder, "metrics.json")
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text().splitlines()[-tail:] if path.exists() else []:
         with suppress(json.JSONDecodeError):
             lines.append(json.loads(line))
     return lines
