@@ -59,7 +59,7 @@ def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, lis
 
 
 def _finished_runs(folder: Path) -> dict[int, Run]:
-    seeds = {int(path.name.removeprefix("seed")): path for path in folder.glob("seed*")}
+    seeds = {int(path.name.removeprefix("seed")): path for path in folder.glob("seed[0-9]*")}
     return {seed: read_run(seeds[seed]) for seed in sorted(seeds) if final_metrics(seeds[seed])}
 
 
