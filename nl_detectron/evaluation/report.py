@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from tabulate import tabulate
+from torch import nn
 
 from ..analysis import detector_multiply_adds, meta_model
 from ..analysis.multiply_adds import DETECTIONS, PROPOSALS
@@ -39,15 +40,16 @@ def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, lis
     Args:
         baseline, other: the runs.
         name: title of the second row.
-        groups: title -> class names, for more columns with the mean box AP of some classes.
+        groups: title -> class names; adds a column with the mean box AP of these classes.
     """
     headers = ["", "box AP", "AP50", "AP75", "mask AP", "AP50", "AP75"]
     headers += [f"box AP, {title}" for title in groups] + ["s/iter", "parameters"]
     rows = []
     for run in (baseline, other):
         ap = [run.metrics[key] for key in BOX_AND_MASK]
-        ap += [run.mean_ap("bbox", classes) for classes in groups.values()]
-        rows.append([*ap, run.seconds_per_iteration, run.parameters])
+        for classes in groups.values():
+            ap.append(mean(run.metrics[f"bbox/AP-{label}"] for label in classes))
+        rows.append([*ap, run.seconds_per_iteration, _parameters(meta_model(run.cfg))])
     rows.append([b - a for a, b in zip(*rows)])
 
     formats = [".1f"] * (len(headers) - 3) + [".3f", ",d"]
@@ -81,13 +83,12 @@ def _overview(table: Table, runs: Runs) -> str:
         finished = list(runs[row.name].values())
         cfg = finished[0].cfg if finished else load_config(get_config_file(table.config(row)))
         model = meta_model(cfg)
-        parameters = sum(p.numel() for p in model.parameters())
         multiply_adds = sum(detector_multiply_adds(model, *table.image_size).values())
         rows.append(
             [
                 f"[{row.name}](../configs/{table.config(row)})",
                 *(_paper_cells(table, row) if has_paper else []),
-                f"{parameters:,}",
+                f"{_parameters(model):,}",
                 f"{multiply_adds / 1e9:.2f}",
             ]
         )
@@ -125,6 +126,10 @@ def _measured(table: Table, runs: Runs) -> str:
         rows.append([row.name, len(seeds), *cells])
     headers = ["row", "seeds", *_titles(table), "s/iter", "MiB", "commit", "torch", "device"]
     return _markdown(rows, headers)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _mean_and_deviation(numbers: Sequence[float], sign: str = "") -> str:

@@ -3,14 +3,12 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any, Optional, Union
 
 from detectron2.config import CfgNode, get_cfg
 
-from ..analysis import meta_model
 from ..config import add_nonlocal_config
 from ..errors import UserError
 
@@ -24,15 +22,6 @@ class Run:
     seconds_per_iteration: float  # median over the run
     max_memory: float  # MiB, the maximum over the run
     environment: dict[str, Any]  # contents of environment.json: device, commit, versions, ...
-
-    def mean_ap(self, task: str, classes: list[str]) -> float:
-        """Return the mean AP of some classes in percent; ``task`` is "bbox" or "segm"."""
-        return mean(self.metrics[f"{task}/AP-{name}"] for name in classes)
-
-    @cached_property
-    def parameters(self) -> int:
-        """The number of parameters of the model."""
-        return sum(p.numel() for p in meta_model(self.cfg).parameters())
 
 
 def load_run_config(folder: Union[str, Path]) -> CfgNode:
