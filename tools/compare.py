@@ -2,48 +2,40 @@
 """Compare the detections of two runs, A and B, on the same images.
 
 Prints AP, AP50, AP75, APs, APm and APl of both in percent, the difference B - A, and its 95%
-confidence interval by a paired bootstrap over the images. The interval tells what other images
-would do to the difference. It knows nothing of other seeds in training: for that, train again.
+confidence interval by a paired bootstrap over the images. The interval covers the choice of test
+images. It does not cover other seeds in training: for these, train again.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
-from nl_detectron.errors import UserError, exit_on_user_error
+from nl_detectron.errors import exit_on_user_error
 from nl_detectron.evaluation.coco_results import JUDGED, read_results
-from nl_detectron.evaluation.comparison import MIN_RESAMPLES, compare, difference_table
+from nl_detectron.evaluation.comparison import compare, difference_table
 
 
-def main() -> None:
+def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    for run in "ab":
-        help = "COCO results, such as OUTPUT_DIR/inference/coco_instances_results.json"
-        parser.add_argument(run, type=Path, metavar=f"{run.upper()}.json", help=help)
-    parser.add_argument(
-        "--annotations", type=Path, required=True, metavar="GT.json", help="COCO annotations"
-    )
-    parser.add_argument(
-        "--tasks", nargs="+", choices=JUDGED, help="by default those that both files have"
-    )
-    parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    args = parser.parse_args()
-    if args.resamples < MIN_RESAMPLES:
-        parser.error(f"--resamples {args.resamples}: {MIN_RESAMPLES} are the least")
-    if args.seed < 0:
-        parser.error(f"--seed {args.seed}: takes 0 or more")
+    help = "COCO results, such as OUTPUT_DIR/inference/coco_instances_results.json"
+    parser.add_argument("a", type=Path, metavar="A.json", help=help)
+    parser.add_argument("b", type=Path, metavar="B.json", help=help)
+    parser.add_argument("--annotations", type=Path, required=True, metavar="GT.json")
+    help = "default: those for which both files have detections"
+    parser.add_argument("--tasks", nargs="+", choices=JUDGED, help=help)
+    help = "bootstrap resamples (default: %(default)s)"
+    parser.add_argument("--resamples", type=int, default=1000, help=help)
+    help = "seed of the bootstrap (default: %(default)s)"
+    parser.add_argument("--seed", type=int, default=0, help=help)
+    args = parser.parse_args(arguments)
 
     with exit_on_user_error():
-        try:
-            annotations, (a, b), tasks = read_results(
-                args.annotations, [args.a, args.b], args.tasks
-            )
-        except (FileNotFoundError, ValueError) as error:
-            raise UserError(error) from error
-    differences = {
-        task: compare(annotations, a, b, task, resamples=args.resamples, seed=args.seed)
-        for task in tasks
-    }
+        annotations, (a, b), tasks = read_results(args.annotations, [args.a, args.b], args.tasks)
+        differences = {
+            task: compare(annotations, a, b, task, resamples=args.resamples, seed=args.seed)
+            for task in tasks
+        }
     print(f"A: {args.a}\nB: {args.b}\n\n{difference_table(differences)}\n")
     print(f"{len(annotations.imgs)} images, {args.resamples} resamples, seed {args.seed}")
 

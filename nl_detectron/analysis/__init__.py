@@ -1,6 +1,6 @@
 """Parameters and multiply-adds of models with non-local blocks."""
 
-from .cost import BlockCost, ModelCost, analyze_cost
+from .cost import BlockCost, ModelCost, analyze_cost, cost_tables
 from .multiply_adds import FLOP_HANDLES, count_multiply_adds, detector_multiply_adds, meta_model
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "BlockCost",
     "ModelCost",
     "analyze_cost",
+    "cost_tables",
     "count_multiply_adds",
     "detector_multiply_adds",
     "meta_model",

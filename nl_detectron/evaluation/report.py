@@ -1,189 +1,147 @@
-"""The paper's numbers beside those of the runs on disk."""
+"""Format the paper's numbers, the cost of the models, and measured numbers as Markdown tables."""
 
-import csv
-import io
-import json
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Dict, List, Optional, Sequence
 
 from tabulate import tabulate
+from torch import nn
 
 from ..analysis import detector_multiply_adds, meta_model
-from ..config import config_hash
-from .runner import Settings, jobs
-from .runs import Run, read_run
+from ..analysis.multiply_adds import DETECTIONS, PROPOSALS
+from ..config import get_config_file
+from ..engine import load_config
+from .runs import Run, final_metrics, read_run
 from .tables import BOX_AND_MASK, Row, Table
 
-NOT_RUN = "not run"
+Runs = dict[str, dict[int, Run]]  # name of the row -> seed -> finished run
 
 
-def report(table: Table, settings: Settings) -> List[Dict[str, Any]]:
-    """One record per row of a table, whether it was run or not.
+def report(tables: Sequence[Table], output: Path) -> str:
+    """Report several tables. Measured numbers appear for rows that have finished runs.
 
-    Of each metric: ``paper``, ``measured`` (mean over seeds), ``std`` (over seeds, from two on),
-    ``difference`` (measured - paper), and over the row's baseline ``paper_gain``, ``gain`` (mean
-    over the seeds that both have) and ``gain_std``. What is not known is None.
+    Args:
+        tables: such as the values of ``TABLES``.
+        output: folder of all runs.
     """
-    runs = {row.name: {} for row in table.rows}
-    configs = {}
-    for job in jobs(table, [], settings):
-        configs.setdefault(job.row.name, job.config(settings))
-        if job.is_finished():
-            runs[job.row.name][job.seed] = read_run(job.folder)
-    return [_record(table, row, runs, configs[row.name]) for row in table.rows]
+    runs = [{row.name: _finished_runs(output / t.folder(row)) for row in t.rows} for t in tables]
+    notes = (
+        "AP is the paper's (percent, COCO val2017), with the gain over the baseline in brackets. "
+        f"GMAC are 10^9 multiply-adds, with {PROPOSALS} proposals and {DETECTIONS} detections."
+    )
+    if not any(finished for rows in runs for finished in rows.values()):
+        notes += " None of these configs has been trained on COCO yet."
+    return "\n\n".join([notes, *map(_section, tables, runs)])
 
 
-def _record(table: Table, row: Row, runs: Dict[str, Dict[int, Run]], cfg) -> Dict[str, Any]:
-    own, baseline = runs[row.name], runs.get(row.baseline, {})
-    if own:
-        cfg = next(iter(own.values())).cfg
-    model = meta_model(cfg)
-    record = {
-        "row": row.name,
-        "baseline": row.baseline,
-        "config": table.config(row),
-        "config_hash": config_hash(cfg),
-        "seeds": sorted(own),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "multiply_adds": sum(detector_multiply_adds(model, *table.image_size).values()),
-        "seconds_per_iteration": _mean([run.seconds_per_iteration for run in own.values()]),
-        "max_memory_mib": max((run.max_memory for run in own.values()), default=None),
-    }
-    for key in ("device", "commit", "torch", "detectron2"):
-        values = sorted({str(run.environment[key]) for run in own.values()})
-        record[key] = ", ".join(values) or None
-
-    paper_baseline = table.row(row.baseline).paper if row.baseline else ()
-    for i, metric in enumerate(table.metrics):
-        values = [run.metrics[metric] for run in own.values()]
-        gains = [own[s].metrics[metric] - baseline[s].metrics[metric] for s in own if s in baseline]
-        paper = row.paper[i] if row.paper else None
-        measured = _mean(values)
-        known = paper is not None and measured is not None
-        record[metric] = {
-            "paper": paper,
-            "measured": measured,
-            "std": _std(values),
-            "difference": measured - paper if known else None,
-            "paper_gain": round(paper - paper_baseline[i], 1) if paper_baseline else None,
-            "gain": _mean(gains),
-            "gain_std": _std(gains),
-        }
-    return record
-
-
-def markdown(table: Table, records: Sequence[Dict[str, Any]], command: str) -> str:
-    """Results, gains and cost as three Markdown tables, under the command that wrote them."""
-    titles = [metric.replace("bbox", "box").replace("segm", "mask") for metric in table.metrics]
-    titles = [title.replace("/", " ") for title in titles]
-    results, gains, costs = [], [], []
-    for record in records:
-        cells = [record[metric] for metric in table.metrics]
-        seeds = len(record["seeds"]) or NOT_RUN
-        results.append([record["row"], seeds, *(_result(cell) for cell in cells)])
-        if record["baseline"]:
-            gains.append([record["row"], record["baseline"], *(_gain(cell) for cell in cells)])
-        costs.append(_cost(record))
-    height, width = table.image_size
-    sections = [
-        "paper / measured / difference; ± is the standard deviation over seeds.",
-        _tabulate(results, ["row", "seeds", *titles]),
-        "Gain over the row's own baseline, paper / measured, seed by seed.",
-        _tabulate(gains, ["row", "baseline", *titles]),
-        f"Cost; multiply-adds (GMAC) at {height}x{width}.",
-        _tabulate(
-            costs,
-            ["row", "parameters", "GMAC", "s/iter", "MiB", "config", "commit", "torch"]
-            + ["detectron2", "device"],
-        ),
-    ]
-    return "\n\n".join([f"## {table.title}", f"Written by `{command}`.", *sections])
-
-
-def as_json(records: Sequence[Dict[str, Any]]) -> str:
-    return json.dumps(records, indent=1)
-
-
-def as_csv(records: Sequence[Dict[str, Any]]) -> str:
-    """One line per row; the values of a metric are columns such as ``bbox/AP measured``."""
-    lines = []
-    for record in records:
-        line = {}
-        for key, value in record.items():
-            if isinstance(value, dict):
-                line.update({f"{key} {name}": number for name, number in value.items()})
-            else:
-                line[key] = " ".join(map(str, value)) if isinstance(value, list) else value
-        lines.append(line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, lines[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue().rstrip("\n")
-
-
-def _tabulate(rows: List[list], headers: List[str]) -> str:
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
-
-
-def _result(cell: Dict[str, Optional[float]]) -> str:
-    parts = [] if cell["paper"] is None else [f"{cell['paper']:.1f}"]
-    parts.append(_number(cell["measured"], "", cell["std"]))
-    if cell["difference"] is not None:
-        parts.append(_number(cell["difference"], "+"))
-    return " / ".join(parts)
-
-
-def _gain(cell: Dict[str, Optional[float]]) -> str:
-    measured = _number(cell["gain"], "+", cell["gain_std"])
-    return measured if cell["paper_gain"] is None else f"{cell['paper_gain']:+.1f} / {measured}"
-
-
-def _cost(record: Dict[str, Any]) -> List[str]:
-    measured = [
-        NOT_RUN if record[key] is None else format(record[key], f)
-        for key, f in (("seconds_per_iteration", ".3f"), ("max_memory_mib", ",.0f"))
-    ]
-    facts = [record["config_hash"]]
-    facts += [record[key] or NOT_RUN for key in ("commit", "torch", "detectron2", "device")]
-    size = [f"{record['parameters']:,}", f"{record['multiply_adds'] / 1e9:.2f}"]
-    return [record["row"], *size, *measured, *facts]
-
-
-def _number(value: Optional[float], sign: str = "", std: Optional[float] = None) -> str:
-    if value is None:
-        return NOT_RUN
-    return format(value, f"{sign}.1f") + ("" if std is None else f" ± {std:.1f}")
-
-
-def _mean(values: Sequence[float]) -> Optional[float]:
-    return mean(values) if values else None
-
-
-def _std(values: Sequence[float]) -> Optional[float]:
-    return stdev(values) if len(values) > 1 else None
-
-
-def comparison_table(baseline: Run, other: Run, name: str, groups: Dict[str, List[str]]) -> str:
-    """Two runs and their difference in the last row, as a Markdown table.
+def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, list[str]]) -> str:
+    """Format two runs and their difference as a Markdown table.
 
     Args:
         baseline, other: the runs.
-        name: of the second row.
-        groups: further columns, the mean box AP of some classes: title -> class names.
+        name: title of the second row.
+        groups: title -> class names; adds a column with the mean box AP of these classes.
     """
     headers = ["", "box AP", "AP50", "AP75", "mask AP", "AP50", "AP75"]
     headers += [f"box AP, {title}" for title in groups] + ["s/iter", "parameters"]
-    values = []
-    for run in (baseline, other):
-        aps = [run.metrics[key] for key in BOX_AND_MASK]
-        aps += [run.mean_ap("bbox", classes) for classes in groups.values()]
-        values.append([*aps, run.seconds_per_iteration, run.parameters])
-    values.append([b - a for a, b in zip(*values)])
-
-    formats = [*[".1f"] * (len(headers) - 3), ".3f", ",d"]
     rows = []
-    for title, row in zip(["baseline", name, "difference"], values):
+    for run in (baseline, other):
+        ap = [run.metrics[key] for key in BOX_AND_MASK]
+        for classes in groups.values():
+            ap.append(mean(run.metrics[f"bbox/AP-{label}"] for label in classes))
+        rows.append([*ap, run.seconds_per_iteration, _parameters(meta_model(run.cfg))])
+    rows.append([b - a for a, b in zip(*rows)])
+
+    formats = [".1f"] * (len(headers) - 3) + [".3f", ",d"]
+    cells = []
+    for title, row in zip(["baseline", name, "difference"], rows):
         sign = "+" if title == "difference" else ""
-        rows.append([title, *(format(value, sign + f) for value, f in zip(row, formats))])
+        cells.append([title, *(format(number, sign + f) for number, f in zip(row, formats))])
+    return _markdown(cells, headers)
+
+
+def _finished_runs(folder: Path) -> dict[int, Run]:
+    seeds = {int(path.name.removeprefix("seed")): path for path in folder.glob("seed[0-9]*")}
+    return {seed: read_run(seeds[seed]) for seed in sorted(seeds) if final_metrics(seeds[seed])}
+
+
+def _section(table: Table, runs: Runs) -> str:
+    section = f"## {table.title}\n\n{_overview(table, runs)}"
+    if not any(runs.values()):
+        return section
+    return (
+        f"{section}\n\nMeasured: mean ± standard deviation over seeds; in brackets the gain over "
+        f"the baseline of the same seed.\n\n{_measured(table, runs)}"
+    )
+
+
+def _overview(table: Table, runs: Runs) -> str:
+    """Format config links, the paper's numbers, parameters and multiply-adds."""
+    has_paper = any(row.paper for row in table.rows)
+    rows = []
+    for row in table.rows:
+        finished = list(runs[row.name].values())
+        cfg = finished[0].cfg if finished else load_config(get_config_file(table.config(row)))
+        model = meta_model(cfg)
+        multiply_adds = sum(detector_multiply_adds(model, *table.image_size).values())
+        rows.append(
+            [
+                f"[{row.name}](../configs/{table.config(row)})",
+                *(_paper_cells(table, row) if has_paper else []),
+                f"{_parameters(model):,}",
+                f"{multiply_adds / 1e9:.2f}",
+            ]
+        )
+    height, width = table.image_size
+    metrics = _titles(table) if has_paper else []
+    return _markdown(rows, ["config", *metrics, "parameters", f"GMAC at {height}x{width}"])
+
+
+def _paper_cells(table: Table, row: Row) -> list[str]:
+    if row.baseline is None:
+        return [f"{ap:.1f}" for ap in row.paper]
+    baseline = table.row(row.baseline).paper
+    return [f"{ap:.1f} ({ap - other:+.1f})" for ap, other in zip(row.paper, baseline)]
+
+
+def _measured(table: Table, runs: Runs) -> str:
+    rows = []
+    for row in table.rows:
+        seeds, baseline = runs[row.name], runs.get(row.baseline, {})
+        if not seeds:
+            continue
+        cells = []
+        for metric in table.metrics:
+            gains = [
+                seeds[seed].metrics[metric] - baseline[seed].metrics[metric]
+                for seed in seeds
+                if seed in baseline
+            ]
+            cell = _mean_and_deviation([run.metrics[metric] for run in seeds.values()])
+            cells.append(f"{cell} ({_mean_and_deviation(gains, '+')})" if gains else cell)
+        cells.append(f"{mean(run.seconds_per_iteration for run in seeds.values()):.3f}")
+        cells.append(f"{max(run.max_memory for run in seeds.values()):,.0f}")
+        for key in ("commit", "torch", "device"):
+            cells.append(", ".join(sorted({str(run.environment[key]) for run in seeds.values()})))
+        rows.append([row.name, len(seeds), *cells])
+    headers = ["row", "seeds", *_titles(table), "s/iter", "MiB", "commit", "torch", "device"]
+    return _markdown(rows, headers)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _mean_and_deviation(numbers: Sequence[float], sign: str = "") -> str:
+    text = format(mean(numbers), f"{sign}.1f")
+    return f"{text} ± {stdev(numbers):.1f}" if len(numbers) > 1 else text
+
+
+def _titles(table: Table) -> list[str]:
+    """Return the metrics as column titles, such as "box AP50"."""
+    titles = (metric.replace("bbox", "box").replace("segm", "mask") for metric in table.metrics)
+    return [title.replace("/", " ") for title in titles]
+
+
+def _markdown(rows: list[list], headers: list[str]) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)

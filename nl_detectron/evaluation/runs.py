@@ -1,108 +1,96 @@
-"""What a training run left in its output folder."""
+"""Read the output folder of a training run."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from statistics import mean, median
-from typing import Any, Dict, List, Sequence, Union
+from statistics import median
+from typing import Any, Optional, Union
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer
 
-from ..analysis import meta_model
 from ..config import add_nonlocal_config
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished training run.
-
-    Attributes:
-        cfg: its config.
-        metrics: the last evaluation, as in metrics.json: "bbox/AP", "segm/AP50", "bbox/AP-person"
-            and so on, in percent.
-        seconds_per_iteration: the median over the whole run.
-        max_memory: MiB; the largest of metrics.json.
-        environment: what :class:`nl_detectron.engine.RunRecord` wrote of machine and versions.
-    """
+    """A finished training run."""
 
     cfg: CfgNode
-    metrics: Dict[str, float]
-    seconds_per_iteration: float
-    max_memory: float
-    environment: Dict[str, Any]
-
-    def mean_ap(self, task: str, classes: Sequence[str]) -> float:
-        """The mean AP, in percent, of some classes; ``task`` is "bbox" or "segm"."""
-        return mean(self.metrics[f"{task}/AP-{name}"] for name in classes)
-
-    @cached_property
-    def parameters(self) -> int:
-        """Parameters of the model."""
-        return sum(p.numel() for p in meta_model(self.cfg).parameters())
+    metrics: dict[str, float]  # the final evaluation: "bbox/AP", "segm/AP50", "bbox/AP-person", ...
+    seconds_per_iteration: float  # median over the run
+    max_memory: float  # MiB, the maximum over the run
+    environment: dict[str, Any]  # contents of environment.json: device, commit, versions, ...
 
 
 def load_run_config(folder: Union[str, Path]) -> CfgNode:
-    """The config of a run, finished or not.
+    """Read the config of a run, finished or not.
 
     Raises:
-        FileNotFoundError: there is no config.yaml in the folder.
+        UserError: if the folder has no config.yaml.
     """
-    path = Path(folder, "config.yaml")
-    if not path.is_file():
-        raise FileNotFoundError(f"no run in {folder}: {path.name} is not there")
     cfg = get_cfg()
     add_nonlocal_config(cfg)
-    cfg.merge_from_file(str(path))
+    cfg.merge_from_file(str(_existing(folder, "config.yaml")))
     return cfg
 
 
-def scaled(cfg: CfgNode, processes: int) -> CfgNode:
-    """The config as the trainer scales it to a number of processes, one per GPU."""
-    return DefaultTrainer.auto_scale_workers(cfg, processes)
-
-
-def read_environment(folder: Union[str, Path]) -> Dict[str, Any]:
-    """What the run wrote, whole or not at all, when its training began.
+def read_environment(folder: Union[str, Path]) -> dict[str, Any]:
+    """Read environment.json, which the trainer writes when training starts.
 
     Raises:
-        FileNotFoundError: it has not begun.
+        UserError: if the folder has no environment.json.
     """
-    return json.loads(Path(folder, "environment.json").read_text())
+    return json.loads(_existing(folder, "environment.json").read_text())
 
 
-def read_metrics(folder: Union[str, Path]) -> List[Dict[str, float]]:
-    """The lines of metrics.json; empty if there is none. A line cut by a crash is left out."""
+def read_metrics(folder: Union[str, Path], tail: int = 0) -> list[dict[str, float]]:
+    """Read the lines of metrics.json, or only the last ``tail`` of them; empty if no such file.
+
+    Lines that a crash cut off are left out.
+    """
     path = Path(folder, "metrics.json")
     lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+    for line in path.read_text().splitlines()[-tail:] if path.exists() else []:
+        with suppress(json.JSONDecodeError):
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return lines
 
 
+def final_metrics(folder: Union[str, Path]) -> Optional[dict[str, float]]:
+    """Return the evaluation after the last iteration, or None if the run is not finished."""
+    if not Path(folder, "environment.json").is_file():
+        return None
+    last = read_environment(folder)["iterations"] - 1
+    for line in reversed(read_metrics(folder)):
+        if line["iteration"] >= last and any(key.endswith("/AP") for key in line):
+            return line
+    return None
+
+
 def read_run(folder: Union[str, Path]) -> Run:
-    """Read a finished run back.
+    """Read a finished run.
 
     Raises:
-        FileNotFoundError: the folder has no config.yaml or environment.json.
-        ValueError: metrics.json has no evaluation of the last iteration.
+        UserError: if the folder has no run, or the run is not finished.
     """
-    environment = read_environment(folder)
-    last = environment["iterations"] - 1
+    cfg, environment = load_run_config(folder), read_environment(folder)
+    metrics = final_metrics(folder)
+    if metrics is None:
+        raise UserError(f"{Path(folder, 'metrics.json')} has no final evaluation: not finished")
     lines = read_metrics(folder)
-    finals = [
-        line for line in lines if line["iteration"] >= last and any(k.endswith("/AP") for k in line)
-    ]
-    if not finals:
-        raise ValueError(f"{Path(folder, 'metrics.json')} has no final evaluation: not finished")
     return Run(
-        cfg=load_run_config(folder),
-        metrics=finals[-1],
+        cfg=cfg,
+        metrics=metrics,
         seconds_per_iteration=median(line["time"] for line in lines if "time" in line),
         max_memory=max(line["max_memory"] for line in lines if "max_memory" in line),
         environment=environment,
     )
+
+
+def _existing(folder: Union[str, Path], name: str) -> Path:
+    path = Path(folder, name)
+    if not path.is_file():
+        raise UserError(f"no run in {folder}: {name} is missing")
+    return path

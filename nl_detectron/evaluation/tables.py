@@ -1,12 +1,14 @@
-"""The paper's detection tables, and the configs that reproduce them.
+"""The detection tables of the paper and the configs that reproduce them.
 
-Source of every number: Wang, Girshick, Gupta, He, "Non-local Neural Networks", CVPR 2018
-(https://arxiv.org/abs/1711.07971), Tables 5 and 6; COCO val2017, in percent.
+All numbers are from Tables 5 and 6 of Wang, Girshick, Gupta, He, "Non-local Neural Networks",
+CVPR 2018 (https://arxiv.org/abs/1711.07971): percent, on COCO val2017.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Optional
+
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -14,19 +16,14 @@ class Row:
     """One row of a table.
 
     Attributes:
-        name: unique in its table, and the end of its config's name.
-        baseline: name of the row that its gain is over; None for a baseline.
-        paper: the paper's values of the table's metrics; empty where it has none.
-        opts: ``KEY VALUE ...`` after the config, where rows share one.
-        start: name of the row whose final weights, of the same seed, it begins with; None for those
-            of the config.
+        name: part of the config's name, unique in the table.
+        baseline: name of the row to compare with; None for a baseline.
+        paper: the paper's values of the table's metrics; empty if the paper has none.
     """
 
     name: str
     baseline: Optional[str] = None
-    paper: Tuple[float, ...] = ()
-    opts: Tuple[str, ...] = ()
-    start: Optional[str] = None
+    paper: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,36 +31,41 @@ class Table:
     """Rows that are reported together.
 
     Attributes:
-        title: what the table is about, as its heading says it.
-        configs: pattern of the shipped configs' names; ``{}`` stands for the row's.
-        metrics: what the rows are compared in, as metrics.json names it.
-        image_size: height and width, in pixels, for which multiply-adds are given.
+        title: heading of the table.
+        configs: pattern of the config names, with ``{}`` in place of the row's name.
+        metrics: keys of metrics.json.
+        rows: baselines come before the rows that are compared with them.
+        image_size: height and width in pixels for which multiply-adds are counted.
     """
 
     title: str
     configs: str
-    metrics: Tuple[str, ...]
-    rows: List[Row]
-    image_size: Tuple[int, int] = (800, 1344)
+    metrics: tuple[str, ...]
+    rows: list[Row]
+    image_size: tuple[int, int] = (800, 1344)
 
     def config(self, row: Row) -> str:
+        """Return the name of a row's config, as ``get_config_file`` takes it."""
         return self.configs.format(row.name)
 
     def folder(self, row: Row) -> Path:
-        """Of the row's runs, below that of all: its config's, so tables share the runs of one."""
-        path = Path(self.config(row)).with_suffix("")
-        return path / row.name if row.opts else path
+        """Return the folder of a row's runs, relative to that of all runs.
+
+        It depends on the config alone, so tables with a config in common share its runs.
+        """
+        return Path(self.config(row)).with_suffix("")
 
     def row(self, name: str) -> Row:
-        """
+        """Return the row of that name.
+
         Raises:
-            ValueError: there is no row of that name; the message lists those that there are.
+            UserError: if there is none; the message lists all names.
         """
         for row in self.rows:
             if row.name == name:
                 return row
         names = ", ".join(row.name for row in self.rows)
-        raise ValueError(f"no row {name!r}; there are: {names}")
+        raise UserError(f"--rows: {self.title!r} has no row {name!r}; its rows are: {names}")
 
 
 BOX_AND_MASK = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
@@ -94,18 +96,13 @@ TABLES = {
         "COCO-InstanceSegmentation/mask_rcnn_{}.yaml",
         BOX_AND_MASK,
         [
-            Row("R_50_FPN_1x"),
-            Row("R_50_FPN_NL_1x", "R_50_FPN_1x"),
-            Row("R_101_FPN_1x"),
-            Row("R_101_FPN_NL_1x", "R_101_FPN_1x"),
-            Row("X_152_32x8d_FPN_1x"),
-            Row("X_152_32x8d_FPN_NL_1x", "X_152_32x8d_FPN_1x"),
-            Row("R_50_FPN_3x"),
-            Row("R_50_FPN_NL_3x", "R_50_FPN_3x"),
-            Row("R_101_FPN_3x"),
-            Row("R_101_FPN_NL_3x", "R_101_FPN_3x"),
-            Row("X_152_32x8d_FPN_3x"),
-            Row("X_152_32x8d_FPN_NL_3x", "X_152_32x8d_FPN_3x"),
+            row
+            for schedule in ("1x", "3x")
+            for model in ("R_50_FPN", "R_101_FPN", "X_152_32x8d_FPN")
+            for row in (
+                Row(f"{model}_{schedule}"),
+                Row(f"{model}_NL_{schedule}", f"{model}_{schedule}"),
+            )
         ],
     ),
     "table6": Table(

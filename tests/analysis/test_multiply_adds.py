@@ -1,13 +1,25 @@
-"""Multiply-adds, against counts by hand."""
+"""Multiply-adds, by torch's counter and by fvcore with our handles, against counts by hand."""
+
+import math
+from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone
+from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from nl_detectron import NonLocalBlock, add_nonlocal_config, get_config_file
-from nl_detectron.analysis import count_multiply_adds, detector_multiply_adds, meta_model
-from nl_detectron.layers import INSTANTIATIONS
+from nl_detectron import NonLocalBlock, get_config_file, insert_nonlocal
+from nl_detectron.analysis import (
+    FLOP_HANDLES,
+    count_multiply_adds,
+    detector_multiply_adds,
+    meta_model,
+)
+from nl_detectron.engine import load_config
+from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
+
+TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
 
 
 def test_layers_by_hand():
@@ -16,7 +28,7 @@ def test_layers_by_hand():
     assert count_multiply_adds(conv, torch.zeros(1, 4, 8, 10)) == 4 * 5 * 6 * 2 * 9
 
 
-@pytest.mark.parametrize("subsample", ["none", "conv_pool", "pool_conv"])
+@pytest.mark.parametrize("subsample", SUBSAMPLES)
 @pytest.mark.parametrize("instantiation", INSTANTIATIONS)
 def test_block(instantiation, subsample):
     block = NonLocalBlock(16, instantiation=instantiation, subsample=subsample)
@@ -25,29 +37,96 @@ def test_block(instantiation, subsample):
     assert count_multiply_adds(block.to("meta"), x.to("meta")) == block.multiply_adds(5, 7)
 
 
+def fvcore_multiply_adds(module, x):
+    """Count with fvcore, without norm and up-sampling."""
+    analysis = FlopCountAnalysis(module, x).set_op_handle(**FLOP_HANDLES)
+    analysis.set_op_handle("aten::batch_norm", None)
+    analysis.set_op_handle("aten::upsample_nearest2d", None)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return analysis.total()
+
+
+def by_hand(instantiation, subsample, c, d, n, m):
+    """N positions, M of them after sub-sampling, C channels, D inner channels; as traced.
+
+    Untraced, the Gaussian values are not padded to the width of the keys, and the dot product takes
+    the order of its products that is cheaper for N and M.
+    """
+    source = m if subsample == "pool_conv" else n
+    g_and_out = source * c * d + n * d * c
+    theta_and_phi = n * c * d + source * c * d
+    if instantiation == "gaussian":
+        return g_and_out + n * m * (c + c)
+    if instantiation == "embedded_gaussian":
+        return g_and_out + theta_and_phi + n * m * (d + d)
+    if instantiation == "dot_product":
+        return g_and_out + theta_and_phi + m * d * d + n * d * d
+    return g_and_out + theta_and_phi + (n * d + m * d) + (n * d + m * d)
+
+
+@pytest.mark.parametrize("space, pooled", [((1, 9), 5), ((12, 16), 48), ((3, 5, 4), 18)], ids=str)
+@pytest.mark.parametrize("subsample", SUBSAMPLES)
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+def test_fvcore_counts_a_block(instantiation, subsample, space, pooled):
+    block = NonLocalBlock(24, instantiation=instantiation, subsample=subsample, reduction=3)
+    n = math.prod(space)
+    m = n if subsample == "none" else pooled
+    count = by_hand(instantiation, subsample, 24, 8, n, m)
+    assert fvcore_multiply_adds(block, torch.randn(2, 24, *space)) == 2 * count
+    small = instantiation == "dot_product" and 2 * n * m < (n + m) * 8
+    if instantiation != "gaussian" and not small:
+        assert block.multiply_adds(*space) == count
+
+
+def test_fvcore_counts_a_backbone_with_blocks():
+    x = torch.randn(1, 3, 96, 160)
+    cfg = load_config(TINY, ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"])
+    backbone = build_backbone(cfg).eval()
+    plain = fvcore_multiply_adds(backbone, x)
+    insert_nonlocal(backbone, ["res3.1::2", "res4.1::2"])
+    blocks = 2 * NonLocalBlock(32).multiply_adds(12, 20)
+    blocks += 3 * NonLocalBlock(64).multiply_adds(6, 10)
+    assert fvcore_multiply_adds(backbone, x) == plain + blocks
+
+
 @pytest.mark.parametrize("cascade", [False, True])
 def test_detector(cascade):
-    """Only the backbone differs with a block, by what the block says; heads are counted by hand."""
+    """A block changes the backbone only; the heads are counted by hand."""
+    options = []
+    if cascade:
+        options = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"]
+        options += ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
     parts = []
     for name in ("mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_NL_1x"):
-        cfg = get_cfg()
-        add_nonlocal_config(cfg)
-        cfg.merge_from_file(get_config_file(f"COCO-InstanceSegmentation/{name}.yaml"))
-        if cascade:
-            cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
-            cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
-        parts.append(detector_multiply_adds(meta_model(cfg), 800, 1333))  # 1344 with padding
+        cfg = load_config(get_config_file(f"COCO-InstanceSegmentation/{name}.yaml"), options)
+        parts.append(detector_multiply_adds(meta_model(cfg), 800, 1333))  # padded to 1344
     baseline, with_block = parts
     extra = with_block.pop("backbone") - baseline.pop("backbone")
     assert extra == NonLocalBlock(1024).multiply_adds(50, 84)
     assert with_block == baseline
 
-    positions = sum(
-        -(-800 // stride) * -(-1344 // stride) for stride in (4, 8, 16, 32, 64)
-    )  # of p2 to p6
+    strides = (4, 8, 16, 32, 64)  # of p2 to p6
+    positions = sum(math.ceil(800 / stride) * math.ceil(1344 / stride) for stride in strides)
     assert baseline["rpn"] == positions * 256 * (9 * 256 + 3 * (1 + 4))
     regressed = 4 if cascade else 4 * 80
     box_head = 1000 * (256 * 49 * 1024 + 1024 * 1024 + 1024 * (81 + regressed))
     assert baseline["box_head"] == box_head * (3 if cascade else 1)
     mask_head = 14 * 14 * 256 * 256 * (4 * 9 + 2 * 2) + 28 * 28 * 256 * 80
     assert baseline["mask_head"] == 100 * mask_head
+
+
+def test_c4_heads_share_res5():
+    cfg = load_config(TINY).clone()
+    cfg.defrost()
+    cfg.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+    cfg.MODEL.RPN.IN_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4"]
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32]]
+    cfg.MODEL.ROI_HEADS.NAME = "Res5ROIHeads"
+    model = meta_model(cfg)
+    parts = detector_multiply_adds(model, 64, 96)
+    region = torch.zeros(1, 64, 7, 7, device="meta")
+    res5 = count_multiply_adds(model.roi_heads.res5, region)
+    assert parts["box_head"] == 1000 * (res5 + 128 * (7 + 4 * 6))
+    mask_layers = 4 * 4 * (9 * 128 * 16 + 4 * 16 * 16) + 8 * 8 * 16 * 6
+    assert parts["mask_head"] == 100 * (res5 + mask_layers)
