@@ -1,38 +1,36 @@
-"""The page that shows what blocks look at: its numbers, its size, and its behaviour in Chromium."""
+"""The attention page: its numbers, its size, and its behaviour in Chromium."""
 
 import base64
 import importlib.util
 import json
 import re
 import shutil
-import sys
 import zlib
 from collections import OrderedDict
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import visualize_attention
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
 from nl_detectron.layers import NonLocalBlock
-from nl_detectron.visualization import Attention, AttentionRecorder, ImageGeometry
-from nl_detectron.visualization.page import LEVELS, STRONGEST, attention_page
+from nl_detectron.visualization import Attention, AttentionRecorder
+from nl_detectron.visualization.attention import ImageGeometry
+from nl_detectron.visualization.attention_page import LEVELS, STRONGEST, attention_page
 
-TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 IMAGE_SIZE, RESIZED_SIZE, PADDED_SIZE = (97, 333), (146, 501), (160, 512)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None or importlib.util.find_spec("playwright") is None,
-    reason="needs Chromium, from the system's packages, and playwright, from the package index",
+    reason="needs Chromium and playwright",
 )
 
 
 def attention_of(image, padded_size, resized_size, blocks):
-    """A backbone of nothing but blocks, {stage: (stride, options)}, that has seen random pixels."""
+    """Run a backbone of blocks, {stage: (stride, options)}, on random pixels."""
     generator = torch.Generator().manual_seed(0)
     stages, channels, stride = OrderedDict(), 3, 1
     for stage, (stage_stride, options) in blocks.items():
@@ -50,15 +48,15 @@ def attention_of(image, padded_size, resized_size, blocks):
     with AttentionRecorder(backbone) as recorder, torch.no_grad():
         backbone(pixels.double())
     geometry = {
-        name: ImageGeometry.of(recorder, name, image.shape[:2], resized_size)
-        for name in recorder.names
+        name: ImageGeometry.from_recorder(recorder, name, image.shape[:2], resized_size)
+        for name in recorder.blocks
     }
     return Attention(image, {}, recorder, geometry)
 
 
 @pytest.fixture(scope="module")
 def attention():
-    """Of two blocks: res3.1 with 5 x 16 keys for its 10 x 32 positions, res4.1 with signs."""
+    """Two blocks: res3.1 with 10 x 32 queries and 5 x 16 targets, and res4.1 with signs."""
     noise = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), dtype=np.uint8)
     blocks = {
         "res3": (16, {}),
@@ -81,11 +79,11 @@ def data_of(page):
 
 
 def unpack(block):
-    """The arrays of a block: strongest keys and weights, share of padding, levels."""
+    """Return the arrays of a block: indices and weights of targets, share of padding, levels."""
     queries = len(block["queries"]["x"]) * len(block["queries"]["y"])
-    keys = len(block["keys"]["x"]) * len(block["keys"]["y"])
+    targets = len(block["targets"]["x"]) * len(block["targets"]["y"])
     buffer, arrays = zlib.decompress(base64.b64decode(block["data"])), []
-    widths = block["strongest"], block["strongest"], 1, keys
+    widths = block["strongest"], block["strongest"], 1, targets
     for dtype, width in zip(("<i4", "<f4", "<f4", "i1"), widths):
         array = np.frombuffer(buffer, dtype, queries * width)
         arrays.append(array.reshape(queries, width))
@@ -108,12 +106,12 @@ def test_holds_every_query_of_every_block(attention, instances):
         stride = {"res3.1": 16, "res4.1": 32}[name]
         assert len(queries) == -(-RESIZED_SIZE[0] // stride) * -(-RESIZED_SIZE[1] // stride)
         rows = attention.rows(name, queries)
-        keys = points_of(block["keys"])
+        targets = points_of(block["targets"])
         index, weights, padding, levels = unpack(block)
         assert padding.ravel().tolist() == geometry.padding_share(rows).float().tolist()
         for i, row in enumerate(rows):
             strongest = geometry.strongest(row, STRONGEST)
-            assert [keys[key] for key in index[i]] == [(x, y) for x, y, _ in strongest]
+            assert [targets[n] for n in index[i]] == [(x, y) for x, y, _ in strongest]
             assert weights[i].tolist() == [float(np.float32(weight)) for *_, weight in strongest]
             exact = row[geometry.in_image()].double().numpy()
             root = np.sqrt(np.abs(exact) / np.abs(exact).max())
@@ -128,57 +126,19 @@ def test_detections_are_shown_with_their_classes(attention, instances):
     assert data_of(attention_page(attention, "noise.png"))["start"] == [333 / 2, 97 / 2]
 
 
-@pytest.mark.parametrize("subsample, every", [("pool_conv", 1), ("none", 2)])
-def test_is_below_10_MB_for_an_image_of_800_x_1344(subsample, every):
+@pytest.mark.parametrize("subsample, step", [("pool_conv", 1), ("none", 2)])
+def test_is_below_10_MB_for_an_image_of_800_x_1344(subsample, step):
     noise = np.random.default_rng(0).integers(0, 256, (800, 1344, 3), dtype=np.uint8)
     blocks = {"res4": (16, {"subsample": subsample})}
     attention = attention_of(noise, (800, 1344), (800, 1344), blocks)
     page = attention_page(attention, "noise.png")
     assert len(page.encode()) < 10e6
     (block,) = data_of(page)["blocks"]
-    assert (len(block["queries"]["y"]), len(block["queries"]["x"])) == (50 // every, 84 // every)
-    assert block["queries"]["cell"] == [16 * every, 16 * every]
-    assert ("too large" in block["about"]) == (every > 1)
-    # Of 2 x 2 positions the last: its middle, in pixels, as one of all positions.
-    assert block["queries"]["x"][0] == 16 * (every - 0.5)
-
-
-def test_weights_that_are_not_finite_are_an_error(attention):
-    blocks = {"res4": (32, {})}
-    broken = attention_of(attention.image, PADDED_SIZE, RESIZED_SIZE, blocks)
-    broken.recorder.inputs["res4.1"][0, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="res4.1 has weights that are not finite"):
-        attention_page(broken, "noise.png")
-
-
-def test_command(tmp_path, monkeypatch, capsys):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 320, 3), dtype=np.uint8))
-    image.save(tmp_path / "noise.png")
-
-    def run(*inputs, html="page.html", threshold=0):
-        command = ["visualize_attention.py", "--config-file", TINY, "--input", *inputs]
-        options = ["--html", html, "--confidence-threshold", str(threshold)]
-        monkeypatch.setattr(sys, "argv", [*command, *options])
-        visualize_attention.main()
-
-    monkeypatch.chdir(tmp_path)
-    run("noise.png")
-    assert capsys.readouterr().out == "page.html\n"
-    data = data_of(Path("page.html").read_text("utf-8"))
-    assert data["image"]["name"] == "noise.png"
-    assert [block["name"] for block in data["blocks"]] == ["res4.4"]
-    assert data["detections"]
-    run("noise.png", threshold=1.1)
-    assert data_of(Path("page.html").read_text("utf-8"))["detections"] == []
-    capsys.readouterr()
-    for inputs, html, message in [
-        (["noise.png", "noise.png"], "page.html", "a page has one image, not 2"),
-        (["noise.png"], "no/page.html", "there is no folder no"),
-    ]:
-        with pytest.raises(SystemExit) as ended:
-            run(*inputs, html=html)
-        assert ended.value.code == 2
-        assert message in capsys.readouterr().err
+    assert (len(block["queries"]["y"]), len(block["queries"]["x"])) == (50 // step, 84 // step)
+    assert block["queries"]["cell"] == [16 * step, 16 * step]
+    assert ("limit the file size" in block["about"]) == (step > 1)
+    # The last of 2 x 2 positions stands for all; its centre is 24.
+    assert block["queries"]["x"][0] == 16 * (step - 0.5)
 
 
 # ---- in Chromium ----
@@ -203,7 +163,7 @@ def page_file(attention, instances, tmp_path_factory):
 
 @pytest.fixture
 def open_page(chromium, page_file):
-    """Opens the page; in the end it must have fetched nothing and written no error."""
+    """Open the page. At the end, it must have loaded nothing and logged no error."""
     contexts, messages, requests = [], [], []
 
     def open_in(*, script="", width=1280, **options):
@@ -238,27 +198,24 @@ READOUT = re.compile(
 
 
 def readout(page):
-    """x and y of the query, weight, x and y of the strongest position, percents of padding."""
+    """Return x and y of the query; weight, x and y of the strongest target; percent in padding."""
     text = page.inner_text("#readout").replace("\N{MINUS SIGN}", "-")
     return tuple(map(float, READOUT.match(text).groups()))
 
 
 def expected(attention, name, point):
-    """What the readout should say, from the matrix's row itself."""
+    """Return what the readout should be, computed from the row of the matrix."""
     geometry = attention.geometry[name]
     (row,) = attention.rows(name, [point])
-    position = geometry.positions([point])[0]
-    keys = ImageGeometry(
-        geometry.image_size, geometry.resized_size, geometry.stride, (99, 99), geometry.stride
-    )
-    query = keys.points(position[None])[0].tolist()
+    positions = geometry.query_positions([point])
+    query = replace(geometry, target_stride=geometry.stride).target_points(positions)[0].tolist()
     ((x, y, weight),) = geometry.strongest(row, 1)
     padding = 100 * geometry.padding_share(row[None]).item()
     return (*query, float(f"{weight:.3g}"), x, y, padding)
 
 
 def on_screen(page, x, y):
-    """Where a point of the image is in the window."""
+    """Return the position of a point of the image in the window."""
     box = page.locator("#stage").bounding_box()
     scale = box["width"] / IMAGE_SIZE[1]
     return box["x"] + x * scale, box["y"] + y * scale
@@ -272,7 +229,7 @@ POINTS = [(4.0, 5.0), (100.5, 40.0), (331.0, 95.0), (250.0, 1.0), (166.0, 60.0)]
 
 
 @needs_chromium
-def test_strongest_position_of_where_the_pointer_is(open_page, attention):
+def test_readout_follows_the_pointer(open_page, attention):
     page = open_page()
     assert_shows(page, attention, "res3.1", (230.0, 40.0))  # the centre of the first detection
     for name in ("res3.1", "res4.1", "res3.1"):
@@ -290,7 +247,7 @@ def test_strongest_position_of_where_the_pointer_is(open_page, attention):
 
 @needs_chromium
 @pytest.mark.parametrize("name", ["res3.1", "res4.1"])
-def test_map_lies_where_the_keys_are(open_page, attention, name):
+def test_map_covers_the_targets(open_page, attention, name):
     page = open_page()
     choose(page, name)
     page.mouse.move(*on_screen(page, 100.5, 40.0))
@@ -304,15 +261,15 @@ def test_map_lies_where_the_keys_are(open_page, attention, name):
     levels = (LEVELS * (weights.abs() / weights.abs().max()).sqrt()).round()
     pixels = torch.tensor(pixels).reshape(rows, columns, 4)
     assert torch.equal(pixels[..., 3], (255 * levels / LEVELS + 0.5).floor().long())
-    strong = levels > 30  # below, premultiplied colours are too coarse
+    strong = levels > 30  # colours of low opacity are too coarse
     red, blue = pixels[..., 0], pixels[..., 2]
     assert torch.equal((red > blue)[strong], (weights > 0)[strong])
 
     stage, heat = (page.locator(id).bounding_box() for id in ("#stage", "#heat"))
     assert (heat["x"], heat["y"]) == (stage["x"], stage["y"])
-    side = attention.geometry[name].key_stride * stage["width"] / RESIZED_SIZE[1]
+    side = attention.geometry[name].target_stride * stage["width"] / RESIZED_SIZE[1]
     assert heat["width"] == pytest.approx(side * columns, abs=0.1)
-    down = attention.geometry[name].key_stride * stage["height"] / RESIZED_SIZE[0]
+    down = attention.geometry[name].target_stride * stage["height"] / RESIZED_SIZE[0]
     assert heat["height"] == pytest.approx(down * rows, abs=0.1)
 
 
@@ -334,7 +291,7 @@ def test_keyboard(open_page, attention):
         x, y = x + right * side, y + down * side
         assert_shows(page, attention, "res3.1", (x, y))
     for _ in range(3):
-        page.keyboard.press("Shift+ArrowDown")  # no further than the edge
+        page.keyboard.press("Shift+ArrowDown")  # stops at the edge
     assert_shows(page, attention, "res3.1", (x, 96.9))
     assert page.evaluate("scrollY") == 0
     order = []
@@ -360,7 +317,7 @@ def test_touch_and_no_overflow_on_a_phone(open_page, attention, tmp_path):
 
 
 @needs_chromium
-def test_a_click_holds_the_query(open_page, attention):
+def test_click_holds_the_query(open_page, attention):
     page = open_page()
     page.mouse.move(*on_screen(page, *POINTS[0]))
     page.mouse.click(*on_screen(page, *POINTS[1]))
@@ -386,7 +343,7 @@ def test_controls(open_page):
 
 
 @needs_chromium
-def test_no_arrow_to_what_is_nothing_beside_the_strongest(open_page):
+def test_no_arrows_to_weak_targets(open_page):
     page = open_page()
     for share, count in [(0.009, 15), (0.011, STRONGEST)]:
         page.evaluate(
@@ -413,6 +370,6 @@ def test_light_and_dark(open_page):
 
 
 @needs_chromium
-def test_a_browser_that_is_too_old_is_told(open_page):
+def test_message_in_an_old_browser(open_page):
     page = open_page(script="delete window.DecompressionStream")
     assert "This browser cannot unpack the maps" in page.inner_text("#readout")
