@@ -23,15 +23,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="output folder of train_net.py")
     add("--output", type=Path, default=Path("curves.png"), metavar="FILE", help="png, svg or pdf")
-    help = "number of values in the moving average of the loss (default: %(default)s)"
-    add("--window", type=int, default=5, metavar="N", help=help)
     args = parser.parse_args(argv)
-    if args.window < 1:
-        parser.error(f"--window {args.window}: must be 1 or more")
     if args.output.suffix not in (".pdf", ".png", ".svg"):
         parser.error(f"--output {args.output}: must end in .png, .svg or .pdf")
     with exit_on_user_error():
-        plot_curves(read_curves(args.runs, args.window), args.output)
+        plot_curves(read_curves(args.runs), args.output)
     print(f"written to {args.output}")
 
 

@@ -79,9 +79,9 @@ def confident(attention: Attention, threshold: float) -> torch.Tensor:
 def draw(args: argparse.Namespace, path: Path, attention: Attention, metadata: Metadata) -> None:
     """Write one figure per block."""
     height, width = attention.image.shape[:2]
-    rows, columns = args.query_grid or (0, 1)
     points, pictures = args.query, []
     if args.query_grid:
+        rows, columns = args.query_grid
         centres = torch.cartesian_prod(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5)
         points = [(x * width / columns, y * height / rows) for y, x in centres.tolist()]
     if args.query_boxes:
@@ -92,9 +92,7 @@ def draw(args: argparse.Namespace, path: Path, attention: Attention, metadata: M
         points = boxes.get_centers().cpu().minimum(edge).tolist()
         pictures = [draw_detection(attention, i, metadata) for i in found.tolist()]
     for name in attention.geometry if points else ():
-        figure = draw_attention(
-            attention, name, points, arrows=args.arrows, columns=columns, pictures=pictures
-        )
+        figure = draw_attention(attention, name, points, arrows=args.arrows, pictures=pictures)
         args.output.mkdir(parents=True, exist_ok=True)
         file = args.output / f"{path.stem}_{name}.{args.format}"
         figure.savefig(file, dpi=110)

@@ -36,12 +36,11 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def read_curves(folders: Sequence[Path], window: int = 5) -> dict[str, Curves]:
+def read_curves(folders: Sequence[Path]) -> dict[str, Curves]:
     """Read runs, finished or not, and group those whose configs differ in the seed alone.
 
     Args:
         folders: output folders of ``train_net.py``.
-        window: number of values in the centred moving average of the loss.
 
     Returns:
         Name of the config -> curves, at the iterations for which all runs of the group have values.
@@ -57,7 +56,6 @@ def read_curves(folders: Sequence[Path], window: int = 5) -> dict[str, Curves]:
                 series[metric][line["iteration"]] = line[metric]
         if not series:
             raise UserError(f"{folder / 'metrics.json'} has none of {', '.join(PANELS)}")
-        series["total_loss"] = _smooth(series["total_loss"], window)
         key = config_hash(load_run_config(folder))
         groups[key].append(series)
         first_folders.setdefault(key, folder)
@@ -87,15 +85,6 @@ def plot_curves(groups: dict[str, Curves], path: Path) -> None:
         axes.grid(color="0.9")
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)
-
-
-def _smooth(series: dict[int, float], window: int) -> dict[int, float]:
-    """Return the centred moving average; at the ends, of the values that exist."""
-    if not series:
-        return {}
-    ones, values = np.ones(min(window, len(series))), list(series.values())
-    average = np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
-    return dict(zip(series, average))
 
 
 def _join(runs: Sequence[dict[str, dict[int, float]]]) -> Curves:

@@ -1,25 +1,25 @@
-"""Attention figures as in the paper's Fig. 3: arrows from a query to its strongest targets."""
+"""Attention figures as in the paper's Fig. 3, and drawings of objects."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from detectron2.data import Metadata
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import BoxMode
+from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from .attention import Attention, ImageGeometry
 
-WIDTH = 7  # inches per query
+WIDTH = 7  # inches
 STACK_ASPECT = 1.6  # the map of an image with a larger aspect ratio is below the image, not beside
 MIN_RELATIVE_WEIGHT = 0.01  # of the largest; weaker targets get no arrow
-MAX_LABELS = 3  # arrows whose weights are written
+MIN_SIDE = 640  # pixels; smaller images are enlarged before labels are drawn
 POSITIVE, NEGATIVE, QUERY = "#ffb000", "#4aa3ff", "#e6004c"
-OUTLINE = [withStroke(linewidth=2.5, foreground="black")]
 
 
 def draw_attention(
@@ -28,7 +28,6 @@ def draw_attention(
     points: Sequence[tuple[float, float]],
     *,
     arrows: int = 20,
-    columns: int = 1,
     pictures: Sequence[np.ndarray] = (),
 ) -> Figure:
     """For each query, draw arrows to the strongest targets, and the map of all weights.
@@ -42,33 +41,24 @@ def draw_attention(
         name: name of a block.
         points: (x, y) of each query in pixels of the image.
         arrows: maximum number of arrows per query; the paper draws 20.
-        columns: number of queries side by side.
         pictures: for each query, an RGB image of any size to draw the arrows on, instead of the
             input image.
     """
     weights = attention.rows(name, points)
-    geometry, instantiation = (
-        attention.geometry[name],
-        attention.recorder.blocks[name].instantiation,
-    )
-    signed = instantiation == "dot_product"
+    geometry, block = attention.geometry[name], attention.recorder.blocks[name]
+    signed = block.instantiation == "dot_product"
     image = attention.image[:, :, ::-1]
     height, width = image.shape[:2]
     # The map is drawn on a pale image, so that its colours stand out.
     pale = (0.4 * image + 0.6 * image.mean(2, keepdims=True)).astype(np.uint8)
 
-    rows, stacked = math.ceil(len(points) / columns), width > STACK_ASPECT * height
+    stacked, queries = width > STACK_ASPECT * height, len(points)
     panel_width = 0.93 * WIDTH / (1 if stacked else 2)  # the rest is for the colour bar
     row_height = (2 if stacked else 1) * panel_width * height / width + 0.5
-    figure = Figure(figsize=(WIDTH * columns, row_height * rows + 0.3), layout="constrained")
-    figure.suptitle(f"{name}, {instantiation}", fontsize=10)
-    if stacked:
-        pairs = figure.subplots(rows * 2, columns).reshape(rows, 2, columns).swapaxes(1, 2)
-    else:
-        pairs = figure.subplots(rows, columns * 2)
-    pairs = pairs.reshape(-1, 2)
-    for axes in pairs[len(points) :].flat:
-        axes.remove()
+    figure = Figure(figsize=(WIDTH, row_height * queries + 0.3), layout="constrained")
+    figure.suptitle(f"{name}, {block.instantiation}", fontsize=10)
+    rows, columns = (2 * queries, 1) if stacked else (queries, 2)
+    pairs = figure.subplots(rows, columns, squeeze=False).reshape(queries, 2)
 
     for i, ((left, right), point, row) in enumerate(zip(pairs, points, weights)):
         left.imshow(pictures[i] if pictures else image, extent=(0, width, height, 0))
@@ -95,11 +85,59 @@ def draw_attention(
 
 
 def draw_detection(attention: Attention, index: int, metadata: Metadata) -> np.ndarray:
-    """Draw one detection on the image, enlarged to at least 1000 pixels: (h, w, 3), uint8, RGB."""
-    image = attention.image[:, :, ::-1]
+    """Draw one detection on the image: (h, w, 3), uint8, RGB."""
     instances = attention.predictions["instances"][[index]].to("cpu")
-    visualizer = Visualizer(image, metadata, scale=max(1.0, 1000 / max(image.shape[:2])))
-    return visualizer.draw_instance_predictions(instances).get_image()
+    class_names = dict(enumerate(metadata.get("thing_classes", ())))
+    objects = instances_to_coco_json(instances, img_id=0)
+    return draw_objects(attention.image[:, :, ::-1], objects, class_names, metadata)
+
+
+def draw_objects(
+    image: np.ndarray, objects: Sequence[dict], class_names: Mapping[int, str], metadata: Metadata
+) -> np.ndarray:
+    """Draw COCO annotations or detections on an RGB image, each class in one colour.
+
+    Args:
+        image: (H, W, 3), uint8, RGB.
+        objects: annotations or detections. Masks and keypoints are drawn if all objects have them.
+        class_names: category id -> name.
+        metadata: ``thing_colors`` and the keypoint names are used if they are set.
+
+    Returns:
+        The drawing, enlarged by :func:`legible_scale`.
+    """
+    palette = np.array(metadata.get("thing_colors", ())) / 255
+    if not len(palette) or len(palette) != len(class_names):
+        palette = colormap(rgb=True, maximum=1)
+    numbers = {category_id: number for number, category_id in enumerate(sorted(class_names))}
+    boxes, labels, colors = [], [], []
+    for instance in objects:
+        boxes.append(BoxMode.convert(instance["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
+        category_id = instance["category_id"]
+        colors.append(tuple(palette[numbers.get(category_id, category_id) % len(palette)]))
+        label = class_names.get(category_id, f"class {category_id}")
+        label += f" {instance['score']:.0%}" if "score" in instance else ""
+        labels.append(label + (" (crowd)" if instance.get("iscrowd") else ""))
+    masks = keypoints = None
+    if all("segmentation" in instance for instance in objects):
+        masks = [instance["segmentation"] for instance in objects]
+    if all("keypoints" in instance for instance in objects):
+        keypoints = [np.reshape(instance["keypoints"], (-1, 3)) for instance in objects]
+    visualizer = Visualizer(image, metadata, scale=legible_scale(image))
+    drawn = visualizer.overlay_instances(
+        boxes=np.reshape(boxes, (-1, 4)),
+        masks=masks,
+        keypoints=keypoints,
+        labels=labels,
+        assigned_colors=colors,
+        alpha=0.4,
+    )
+    return drawn.get_image()
+
+
+def legible_scale(image: np.ndarray) -> float:
+    """Return the scale by which to enlarge a small image, so that labels on it are legible."""
+    return max(1.0, MIN_SIDE / max(image.shape[:2]))
 
 
 def _draw_arrows(
@@ -123,17 +161,6 @@ def _draw_arrows(
             alpha=0.2 + 0.8 * share,
         )
         axes.add_patch(arrow)
-    height, width = geometry.image_size
-    labelled = []
-    for x, y, weight in strongest:
-        has_room = all(math.dist((x, y), other) > width / 8 for other in labelled)
-        if has_room and len(labelled) < MAX_LABELS:
-            right, low = x > width / 2, y > height / 2  # labels point towards the middle
-            offset = -3 if right else 3, 3 if low else -3
-            text = axes.annotate(f"{weight:.2g}", (x, y), offset, textcoords="offset points")
-            text.set(ha="right" if right else "left", va="bottom" if low else "top")
-            text.set(color="white", fontsize=7, path_effects=OUTLINE, clip_on=True)
-            labelled.append((x, y))
     share = sum(abs(weight) for _, _, weight in strongest) / (row.abs().sum().item() or 1.0)
     return (
         f"query ({query[0]:.4g}, {query[1]:.4g}): arrows to {len(strongest)} of {row.numel()} "

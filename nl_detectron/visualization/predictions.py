@@ -15,12 +15,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
+from .figure import legible_scale
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 OUTPUT_IMAGES = {".jpeg", ".jpg", ".png"}  # other images are written as .png
 CODEC, FPS = "mp4v", 25.0  # every opencv has this codec; FPS is for videos that do not state theirs
-MIN_SIDE = 640  # pixels; images are enlarged to this size, so that labels are legible
 
 
 class InputError(UserError):
@@ -34,11 +34,6 @@ def read_image(path: Path, format: str = "BGR") -> np.ndarray:
     except Exception as error:  # decoders raise many types of errors on broken files
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{path} cannot be read ({problem})") from error
-
-
-def legible_scale(image: np.ndarray) -> float:
-    """Return the scale by which to enlarge an image before labels are drawn on it."""
-    return max(1.0, MIN_SIDE / max(image.shape[:2]))
 
 
 def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:

@@ -1,21 +1,19 @@
 """The detections of two runs side by side, ranked by how much they differ."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.structures import BoxMode
-from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from ..evaluation.comparison import image_scores
-from .predictions import legible_scale, read_image
+from .figure import draw_objects
+from .predictions import read_image
 
 PAGE = """<!DOCTYPE html>
 <meta charset="utf-8">
@@ -45,37 +43,6 @@ def summarize(ranked: Sequence[RankedImage], names: Sequence[str]) -> str:
     )
 
 
-def draw_objects(
-    image: np.ndarray, objects: Sequence[dict], categories: Mapping[int, dict], metadata: Metadata
-) -> np.ndarray:
-    """Draw COCO annotations or detections on an RGB image, each class in one colour.
-
-    Masks and keypoints are drawn if all objects have them. ``thing_colors`` and the keypoint names
-    of ``metadata`` are used if they are set.
-    """
-    palette = np.array(metadata.get("thing_colors", ())) / 255
-    if len(palette) != len(categories):
-        palette = colormap(rgb=True, maximum=1)
-    numbers = {category_id: number for number, category_id in enumerate(sorted(categories))}
-    colors = [tuple(palette[numbers[o["category_id"]] % len(palette)]) for o in objects]
-    boxes = [BoxMode.convert(o["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for o in objects]
-    masks = keypoints = None
-    if all("segmentation" in o for o in objects):
-        masks = [o["segmentation"] for o in objects]
-    if all("keypoints" in o for o in objects):
-        keypoints = [np.reshape(o["keypoints"], (-1, 3)) for o in objects]
-    visualizer = Visualizer(image, metadata, scale=legible_scale(image))
-    drawn = visualizer.overlay_instances(
-        boxes=np.reshape(boxes, (-1, 4)),
-        masks=masks,
-        keypoints=keypoints,
-        labels=[_label(o, categories) for o in objects],
-        assigned_colors=colors,
-        alpha=0.4,
-    )
-    return drawn.get_image()
-
-
 def write_results(
     ranked: Sequence[RankedImage],
     annotations: COCO,
@@ -97,6 +64,7 @@ def write_results(
         count: maximum number of images.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    class_names = {key: category["name"] for key, category in annotations.cats.items()}
     items = []
     for number, (image, *scores) in enumerate(tqdm(ranked[:count], desc="drawing"), start=1):
         pixels = read_image(image_root / image["file_name"], "RGB")
@@ -105,7 +73,7 @@ def write_results(
             found = [d for d in detections if d["image_id"] == image["id"]]
             panels[f"{name}, F1 {score:.2f}"] = found
         for title, objects in panels.items():
-            panels[title] = draw_objects(pixels, objects, annotations.cats, metadata)
+            panels[title] = draw_objects(pixels, objects, class_names, metadata)
         file = f"{number:0{len(str(count))}}_{Path(image['file_name']).stem}.png"
         _arrange(panels).savefig(folder / file)
         title = escape(f"{number}. {image['file_name']}: F1 {scores[1] - scores[0]:+.2f}")
@@ -113,13 +81,6 @@ def write_results(
     title, summary = escape(" and ".join(runs)), escape(summarize(ranked, list(runs)))
     page = PAGE.format(title=title, summary=summary, images="\n".join(items))
     (folder / "index.html").write_text(page, "utf-8")
-
-
-def _label(instance: dict, categories: Mapping[int, dict]) -> str:
-    name = categories[instance["category_id"]].get("name", str(instance["category_id"]))
-    if "score" in instance:
-        return f"{name} {instance['score']:.0%}"
-    return f"{name} (crowd)" if instance.get("iscrowd") else name
 
 
 def _arrange(panels: dict[str, np.ndarray]) -> Figure:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
-from PIL import Image
 from torch import nn
 
 from nl_detectron.layers import NonLocalBlock
@@ -251,80 +250,59 @@ def test_map_covers_the_targets(open_page, attention, name):
     page = open_page()
     choose(page, name)
     page.mouse.move(*on_screen(page, 100.5, 40.0))
-    in_image = attention.geometry[name].in_image()
-    rows, columns = int(in_image.any(1).sum()), int(in_image.any(0).sum())
+    geometry = attention.geometry[name]
+    rows, columns = geometry.in_image().nonzero().amax(0).add(1).tolist()
     pixels = page.evaluate(
         "() => [...heat.getContext('2d').getImageData(0, 0, heat.width, heat.height).data]"
     )
-    (row,) = attention.rows(name, [(100.5, 40.0)])
-    weights = row[:rows, :columns].double()
-    levels = (LEVELS * (weights.abs() / weights.abs().max()).sqrt()).round()
-    pixels = torch.tensor(pixels).reshape(rows, columns, 4)
-    assert torch.equal(pixels[..., 3], (255 * levels / LEVELS + 0.5).floor().long())
-    strong = levels > 30  # colours of low opacity are too coarse
-    red, blue = pixels[..., 0], pixels[..., 2]
-    assert torch.equal((red > blue)[strong], (weights > 0)[strong])
-
+    weights = attention.rows(name, [(100.5, 40.0)])[0, :rows, :columns].abs()
+    levels = (LEVELS * (weights / weights.max()).sqrt()).round()
+    alpha = torch.tensor(pixels).reshape(rows, columns, 4)[..., 3]
+    assert torch.equal(alpha, (255 * levels / LEVELS + 0.5).floor().long())
     stage, heat = (page.locator(id).bounding_box() for id in ("#stage", "#heat"))
     assert (heat["x"], heat["y"]) == (stage["x"], stage["y"])
-    side = attention.geometry[name].target_stride * stage["width"] / RESIZED_SIZE[1]
-    assert heat["width"] == pytest.approx(side * columns, abs=0.1)
-    down = attention.geometry[name].target_stride * stage["height"] / RESIZED_SIZE[0]
-    assert heat["height"] == pytest.approx(down * rows, abs=0.1)
+    for key, count, resized in (("width", columns, 501), ("height", rows, 146)):
+        side = geometry.target_stride * stage[key] / resized
+        assert heat[key] == pytest.approx(side * count, abs=0.1)
 
 
 @needs_chromium
 def test_keyboard(open_page, attention):
     page = open_page()
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "stage"
-    assert page.evaluate("getComputedStyle(stage).outlineStyle") == "solid"
-    x, y = 230.0, 40.0
-    side = 16 * 333 / 501
-    for keys, right, down in [
+    x, y, side = 230.0, 40.0, 16 * 333 / 501
+    for key, right, down in [
         ("ArrowRight", 1, 0),
         ("ArrowUp", 0, -1),
         ("Shift+ArrowLeft", -5, 0),
         ("ArrowDown", 0, 1),
     ]:
-        page.keyboard.press(keys)
+        page.keyboard.press(key)
         x, y = x + right * side, y + down * side
         assert_shows(page, attention, "res3.1", (x, y))
     for _ in range(3):
         page.keyboard.press("Shift+ArrowDown")  # stops at the edge
     assert_shows(page, attention, "res3.1", (x, 96.9))
     assert page.evaluate("scrollY") == 0
-    order = []
-    for _ in range(4):
-        page.keyboard.press("Tab")
-        order.append(page.evaluate("document.activeElement.id"))
-    assert order == ["block", "opacity", "arrows", "detections"]
-    controls = "[...document.querySelectorAll('input, select')]"
-    assert page.evaluate(f"{controls}.map((control) => control.labels.length)") == [1, 1, 1, 1]
 
 
 @needs_chromium
-def test_touch_and_no_overflow_on_a_phone(open_page, attention, tmp_path):
+def test_touch_on_a_phone(open_page, attention):
     page = open_page(width=375, has_touch=True, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
     page.locator("#stage").scroll_into_view_if_needed()
     for point in POINTS[1:3]:
         page.touchscreen.tap(*on_screen(page, *point))
         assert_shows(page, attention, "res3.1", point)
-        assert "Held" not in page.inner_text("#readout")
-    page.screenshot(path=tmp_path / "phone.png", full_page=True)
-    assert Image.open(tmp_path / "phone.png").width == 375
 
 
 @needs_chromium
 def test_click_holds_the_query(open_page, attention):
     page = open_page()
-    page.mouse.move(*on_screen(page, *POINTS[0]))
     page.mouse.click(*on_screen(page, *POINTS[1]))
     page.mouse.move(*on_screen(page, *POINTS[2]))
     assert_shows(page, attention, "res3.1", POINTS[1])
     page.mouse.click(*on_screen(page, *POINTS[2]))
-    assert_shows(page, attention, "res3.1", POINTS[2])
     page.mouse.move(*on_screen(page, *POINTS[3]))
     assert_shows(page, attention, "res3.1", POINTS[3])
 
@@ -340,33 +318,6 @@ def test_controls(open_page):
     assert page.locator(".box text").all_text_contents() == ["class 1 99%", "class 0 50%"]
     page.locator("#opacity").fill("0.25")
     assert page.evaluate("getComputedStyle(heat).opacity") == "0.25"
-
-
-@needs_chromium
-def test_no_arrows_to_weak_targets(open_page):
-    page = open_page()
-    for share, count in [(0.009, 15), (0.011, STRONGEST)]:
-        page.evaluate(
-            """share => {
-                const number = query.row * block.queries.x.length + query.column;
-                const first = number * block.strongest;
-                weights.weight.fill(share * weights.weight[first], first + 15, first + 20);
-                show();
-            }""",
-            share,
-        )
-        assert page.locator(".arrow").count() == count
-        assert page.locator("#strongest tr").count() == STRONGEST
-
-
-@needs_chromium
-def test_light_and_dark(open_page):
-    grounds = [
-        page.evaluate("getComputedStyle(document.body).backgroundColor")
-        for page in (open_page(color_scheme="light"), open_page(color_scheme="dark"))
-    ]
-    light, dark = (sum(map(int, re.findall(r"\d+", ground))) for ground in grounds)
-    assert light > 3 * 200 and dark < 3 * 50
 
 
 @needs_chromium

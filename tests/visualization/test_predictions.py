@@ -10,19 +10,17 @@ import predict as tool
 import pytest
 import torch
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from nl_detectron.data import generate
 from nl_detectron.engine import build_predictor, load_config
 from nl_detectron.errors import UserError
-from nl_detectron.visualization.predictions import MIN_SIDE, find_inputs, predict
+from nl_detectron.visualization.predictions import find_inputs, predict, read_image
 
 TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 GREY = 90
-COLOURS = {"thing_classes": ["a", "b"], "stuff_classes": ["c", "d"]}
+CLASSES = {"thing_classes": ["a", "b"], "stuff_classes": ["c", "d"]}
 
 
 def write_image(path, size=(48, 64)):
@@ -31,28 +29,17 @@ def write_image(path, size=(48, 64)):
     return path
 
 
-def write_video(path, frames=4, size=(48, 64), fps=10.0):
-    height, width = size
-    # opencv's MJPG encoder also writes odd sizes.
+def write_video(path, frames, size=(48, 64)):
+    # MJPG takes odd sizes.
     api, codec = (cv2.CAP_OPENCV_MJPEG, "MJPG") if path.suffix == ".avi" else (cv2.CAP_ANY, "mp4v")
-    codec = cv2.VideoWriter_fourcc(*codec)
-    writer = cv2.VideoWriter(str(path), api, codec, fps, (width, height))
-    assert writer.isOpened()
+    writer = cv2.VideoWriter(str(path), api, cv2.VideoWriter_fourcc(*codec), 10.0, size[::-1])
     for _ in range(frames):
         writer.write(np.full((*size, 3), GREY, dtype=np.uint8))
     writer.release()
     return path
 
 
-def read_video(path):
-    video = cv2.VideoCapture(str(path))
-    frames = []
-    while (read := video.read())[0]:
-        frames.append(read[1])
-    return video.get(cv2.CAP_PROP_FPS), frames
-
-
-def found(image):
+def instances_of(image):
     """Predict one object, in the right half of the image."""
     height, width = image.shape[:2]
     masks = torch.zeros(1, height, width, dtype=torch.bool)
@@ -65,81 +52,63 @@ def found(image):
     return {"instances": instances}
 
 
-def sem_seg(image):
-    right = found(image)["instances"].pred_masks[0]
+def sem_seg_of(image):
+    right = instances_of(image)["instances"].pred_masks[0]
     return {"sem_seg": torch.stack([~right, right]).float()}
 
 
-def panoptic(image):
-    right = found(image)["instances"].pred_masks[0].int()
+def panoptic_of(image):
+    right = instances_of(image)["instances"].pred_masks[0].int()
     info = {"id": 1, "isthing": True, "category_id": 1, "score": 0.75, "area": right.sum().item()}
-    return {"panoptic_seg": (right, [info]), **found(image)}
+    return {"panoptic_seg": (right, [info]), **instances_of(image)}
 
 
-@pytest.mark.parametrize("predictor", [found, sem_seg, panoptic])
+@pytest.mark.parametrize("predictor", [instances_of, sem_seg_of, panoptic_of])
 def test_images_and_videos_are_drawn(tmp_path, predictor):
     size = (49, 67)
-    inputs = [
-        write_image(tmp_path / "image.png", size),
-        write_video(tmp_path / "clip.avi", 3, size),
-    ]
-    outputs = find_inputs(inputs, tmp_path / "drawn")
-    (tmp_path / "drawn").mkdir()
+    inputs = [write_image(tmp_path / "i.png", size), write_video(tmp_path / "v.avi", 3, size)]
+    (tmp_path / "out").mkdir()
     for generator in (random, np.random):
         generator.seed(0)  # detectron2 draws in random colours, some of which are close to GREY
-    results, failures = predict(outputs, predictor, Metadata(**COLOURS), {})
+    outputs = find_inputs(inputs, tmp_path / "out")
+    results, failures = predict(outputs, predictor, Metadata(**CLASSES), {})
     assert failures == []
+    assert len(results) == (0 if predictor is sem_seg_of else 4)
 
-    drawn = cv2.imread(str(tmp_path / "drawn" / "image.png"))
-    fps, frames = read_video(tmp_path / "drawn" / "clip.mp4")
-    assert (fps, len(frames)) == (10, 3)
-    assert drawn.shape == (468, MIN_SIDE, 3)
-    for picture in [drawn, *frames]:
-        assert picture is drawn or picture.shape == (48, 66, 3)  # mp4v has even sizes
-        changed = np.abs(picture.astype(int) - GREY).max(axis=2) > 24
-        rows, columns = (np.linspace(0, 20, side).astype(int) for side in changed.shape)
-        inner = (rows > 1) & (rows < 16)
-        left = changed[np.ix_(inner, (columns > 1) & (columns < 8))].mean()
-        right = changed[np.ix_(inner, (columns > 12) & (columns < 18))].mean()
-        assert right > 0.9
-        assert left < 0.1 or predictor is sem_seg  # which colours each pixel
-    assert len(results) == (0 if predictor is sem_seg else 4)
+    picture, video = (
+        cv2.imread(str(tmp_path / "out/i.png")),
+        cv2.VideoCapture(str(tmp_path / "out/v.mp4")),
+    )
+    assert picture.shape == (468, 640, 3) and video.get(cv2.CAP_PROP_FPS) == 10
+    frames = [video.read()[1] for _ in range(3)]
+    assert {frame.shape for frame in frames} == {(48, 66, 3)} and not video.read()[0]
+    for drawn in [picture, *frames]:
+        changed = np.abs(drawn.astype(int) - GREY).max(axis=2) > 24
+        height, width = changed.shape
+        rows, middle = slice(height // 10, 4 * height // 5), width // 2
+        assert changed[rows, middle + width // 10 : -width // 10].mean() > 0.9
+        left = changed[rows, width // 10 : middle - width // 10].mean()
+        assert left < 0.1 or predictor is sem_seg_of  # which colours each pixel
 
 
-def test_results(tmp_path):
-    """Image ids, frame ids and category ids, and boxes in COCO's format."""
+def test_ids_and_unreadable_inputs(tmp_path, capsys):
     folder = tmp_path / "in"
-    for name in ("000042.png", "b.png", "c.jpg"):
+    for name in ("000042.png", "b.png", "c.jpg", "cut.png"):
         write_image(folder / name)
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:60])
+    (folder / "bad.mp4").write_bytes(b"not a video")
     write_video(folder / "clip.mp4", frames=2)
-    outputs = find_inputs([folder], tmp_path)
-    assert list(outputs.values()) == [
-        tmp_path / name for name in ("000042.png", "b.png", "c.jpg", "clip.mp4")
-    ]
+    (tmp_path / "out").mkdir()
     metadata = Metadata(thing_dataset_id_to_contiguous_id={7: 0, 9: 1})
-    results, _ = predict(outputs, found, metadata, {"c.jpg": 5})
+    outputs = find_inputs([folder], tmp_path / "out")
+    results, failures = predict(outputs, instances_of, metadata, {"c.jpg": 5})
     assert [r["image_id"] for r in results] == [42, "b.png", 5, "clip.mp4/0", "clip.mp4/1"]
     for result in results:
         assert (result["category_id"], result["score"]) == (9, 0.75)
         assert result["bbox"] == [32, 0, 32, 48]
-        assert result["segmentation"]["size"] == [48, 64]
-    results, _ = predict(outputs, found, Metadata(), {})
-    assert {result["category_id"] for result in results} == {1}
-
-
-def test_unreadable_inputs_are_reported_and_skipped(tmp_path, capsys):
-    folder = tmp_path / "in"
-    write_image(folder / "a.png")
-    cut = (write_image(folder / "b.png")).read_bytes()
-    (folder / "b.png").write_bytes(cut[: len(cut) // 2])
-    (folder / "c.mp4").write_bytes(b"no video")
-    write_image(folder / "d.png")
-    (tmp_path / "out").mkdir()
-    results, failures = predict(find_inputs([folder], tmp_path / "out"), found, Metadata(), {})
-    assert [result["image_id"] for result in results] == ["a.png", "d.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "d.png"]
-    assert failures[0].startswith(f"{folder / 'b.png'} cannot be read (")
-    assert failures[1].startswith(f"{folder / 'c.mp4'} cannot be read (opencv")
+    assert [failure.split(" (")[0] for failure in failures] == [
+        f"{folder / name} cannot be read" for name in ("bad.mp4", "cut.png")
+    ]
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert errors == [f"error: {failure}" for failure in failures]
 
@@ -151,11 +120,8 @@ def test_inputs_and_outputs(tmp_path):
     (folder / "notes.txt").write_text("")
     other = write_image(tmp_path / "d.png")
     outputs = find_inputs([folder, other, folder / "a.bmp"], tmp_path / "out")
-    assert {i.name: o.name for i, o in outputs.items()} == {
-        "a.bmp": "a.png",
-        "b.JPG": "b.JPG",
-        "d.png": "d.png",
-    }
+    names = {path.name: output.name for path, output in outputs.items()}
+    assert names == {"a.bmp": "a.png", "b.JPG": "b.JPG", "d.png": "d.png"}
 
 
 @pytest.mark.parametrize(
@@ -180,35 +146,32 @@ def model_file(tmp_path_factory):
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("model") / "model.pth"
     torch.save({"model": build_model(load_config(TINY)).state_dict()}, file)
-    return file
-
-
-def run(*arguments):
-    return tool.main(["--config-file", TINY, *map(str, arguments)])
+    return str(file)
 
 
 def test_command(tmp_path, model_file, capsys):
-    """The results equal those of detectron2's predictor to the last bit."""
-    root = generate(tmp_path / "nl_synthetic", {"val": 3})
-    (root / "val" / "000002.jpg").write_bytes(b"")
-    arguments = ["--input", root / "val", "--output", tmp_path / "out"]
-    arguments += ["--confidence-threshold", "0.18", "--coco-json", tmp_path / "found.json"]
-    assert run(*arguments, "MODEL.WEIGHTS", model_file) == 1
-    assert "2 of 3 files drawn to" in capsys.readouterr().out
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["000001.jpg", "000003.jpg"]
+    """The results equal those of the predictor; ids and classes are those of --annotations."""
+    folder = tmp_path / "images"
+    write_image(folder / "x.png")
+    (folder / "y.png").write_bytes(b"")
+    annotations, found = tmp_path / "a.json", tmp_path / "found.json"
+    categories = [{"id": i, "name": f"n{i}"} for i in (9, 1, 5, 7, 3, 2)]
+    images = [{"id": 4, "file_name": "sub/x.png"}]
+    annotations.write_text(json.dumps({"images": images, "categories": categories}))
+    arguments = ["--config-file", TINY, "--input", folder, "--output", tmp_path / "out"]
+    arguments += ["--confidence-threshold", "0.1", "--coco-json", found]
+    arguments += ["--annotations", annotations, "MODEL.WEIGHTS", model_file]
+    assert tool.main([str(argument) for argument in arguments]) == 1
+    assert "1 of 2 files drawn to" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.png"]
 
-    options = ["MODEL.WEIGHTS", str(model_file), "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.18"]
-    predictor = build_predictor(load_config(TINY, options))
-    results = json.loads((tmp_path / "found.json").read_text())
-    assert len(results) > 0
-    for image_id in (1, 3):
-        image = read_image(str(root / "val" / f"{image_id:06d}.jpg"), "BGR")
-        instances = predictor(image)["instances"]
-        in_image = [result for result in results if result["image_id"] == image_id]
-        assert [result["score"] for result in in_image] == instances.scores.tolist()
-        classes = instances.pred_classes.tolist()  # category ids of the synthetic data start at 1
-        assert [result["category_id"] - 1 for result in in_image] == classes
+    options = ["MODEL.WEIGHTS", model_file, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.1"]
+    instances = build_predictor(load_config(TINY, options))(read_image(folder / "x.png"))
+    instances, results = instances["instances"], json.loads(found.read_text())
+    assert len(results) > 0 and {result["image_id"] for result in results} == {4}
+    assert [result["score"] for result in results] == instances.scores.tolist()
+    ids = [(1, 2, 3, 5, 7, 9)[number] for number in instances.pred_classes]
+    assert [result["category_id"] for result in results] == ids
 
 
 @pytest.mark.parametrize(
@@ -223,22 +186,11 @@ def test_command(tmp_path, model_file, capsys):
 )
 def test_bad_options(tmp_path, monkeypatch, model_file, capsys, options, message):
     monkeypatch.chdir(tmp_path)
-    arguments = ["--input", write_image(tmp_path / "a.png"), "--output", tmp_path / "out"]
+    write_image(tmp_path / "a.png")
     weights = [] if "WEIGHTS" in options else ["MODEL.WEIGHTS", model_file]
+    arguments = ["--config-file", TINY, "--input", "a.png", "--output", "out"]
     with pytest.raises(SystemExit) as end:
-        run(*arguments, *options.split(" "), *weights)
+        tool.main([*arguments, *options.split(" "), *weights])
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
-
-
-def test_names(tmp_path):
-    annotations = {
-        "images": [{"id": 4, "file_name": "sub/x.jpg"}],
-        "categories": [{"id": i, "name": f"n{i}"} for i in (9, 1, 5)],
-    }
-    (tmp_path / "a.json").write_text(json.dumps(annotations))
-    metadata, ids = tool.read_names(str(tmp_path / "a.json"), load_config(TINY))
-    assert metadata.thing_classes == ["n1", "n5", "n9"]
-    assert metadata.thing_dataset_id_to_contiguous_id == {1: 0, 5: 1, 9: 2}
-    assert ids == {"x.jpg": 4}
