@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import visualize_attention
 from PIL import Image
 
@@ -37,6 +38,7 @@ def test_point_and_format(tmp_path, image_file):
 
 
 def test_detections(tmp_path, image_file, capsys):
+    torch.manual_seed(0)
     options = ["--query-boxes", "--output", tmp_path, "--confidence-threshold"]
     run_tool(image_file, *options, "0", "--block", "res4.4")
     file = tmp_path / "a_res4.4.png"
