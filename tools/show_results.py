@@ -38,6 +38,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.dataset) == bool(args.annotations) or bool(args.images) != bool(args.annotations):
         parser.error("give either --dataset, or --annotations and --images")
+    if args.runs[0] == args.runs[1]:
+        parser.error("A and B are the same run")
     return args
 
 

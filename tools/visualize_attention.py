@@ -95,7 +95,8 @@ def draw(args: argparse.Namespace, path: Path, attention: Attention, metadata: M
         figure = draw_attention(attention, name, points, arrows=args.arrows, pictures=pictures)
         args.output.mkdir(parents=True, exist_ok=True)
         file = args.output / f"{path.stem}_{name}.{args.format}"
-        figure.savefig(file, dpi=110)
+        with write_atomically(str(file), "wb") as stream:
+            figure.savefig(stream, format=args.format, dpi=110)
         print(file)
 
 

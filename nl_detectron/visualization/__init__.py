@@ -1,7 +1,4 @@
-"""Attention of non-local blocks, predictions, training curves and side-by-side results.
-
-Importing this package does not import matplotlib.
-"""
+"""Attention of non-local blocks, predictions, training curves and side-by-side results."""
 
 from .attention import Attention, AttentionRecorder, attend
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ..config import config_hash
 from ..errors import UserError
 from ..evaluation.runs import load_run_config, read_metrics
+from ..files import write_atomically
 
 PANELS = {  # key in metrics.json -> title of the panel
     "total_loss": "training loss",
@@ -84,7 +85,8 @@ def plot_curves(groups: dict[str, Curves], path: Path) -> None:
         axes.set_xlim(left=0)
         axes.grid(color="0.9")
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=150)
+    with write_atomically(str(path), "wb") as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=150)
 
 
 def _join(runs: Sequence[dict[str, dict[int, float]]]) -> Curves:

@@ -64,7 +64,7 @@ def write_results(
         count: maximum number of images.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    class_names = {key: category["name"] for key, category in annotations.cats.items()}
+    class_names = {key: c.get("name", f"class {key}") for key, c in annotations.cats.items()}
     items = []
     for number, (image, *scores) in enumerate(tqdm(ranked[:count], desc="drawing"), start=1):
         pixels = read_image(image_root / image["file_name"], "RGB")

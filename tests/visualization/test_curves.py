@@ -89,6 +89,7 @@ def test_figure(tmp_path, monkeypatch):
         ("run no_config", "no_config"),
         ("run ./run", "a run is given twice"),
         ("run --output a.txt", "must end in .png, .svg or .pdf"),
+        ("run --output no/a.png", "no/a.png"),
     ],
 )
 def test_bad_arguments(tmp_path, monkeypatch, capsys, arguments, message):

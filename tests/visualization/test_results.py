@@ -132,6 +132,7 @@ def test_command(arguments, tmp_path, capsys):
         (lambda arguments: [*arguments[:2], "--dataset", "nowhere"], "'nowhere'"),
         (lambda arguments: [*arguments, "--images", "nowhere"], "nowhere/4.png cannot be read"),
         (lambda arguments: arguments[:4], "--annotations and --images"),
+        (lambda arguments: ["nl&.json", *arguments[1:]], "A and B are the same run"),
     ],
 )
 def test_bad_arguments(arguments, capsys, change, message):
