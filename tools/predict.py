@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
 """Run a trained model on images, folders and videos, and draw its predictions.
 
---coco-json also writes the detections as COCO results. The image id is that of the file name in
---annotations; by default it is the number that the file name is, as in COCO, or the file name.
-Frames of a video have the id "<file name>/<number>".
+With --coco-json, also write the detections as COCO results. The image id is that in --annotations,
+or else the file name, or its number as in COCO; for a video, it is "<file name>/<frame number>".
 
 Exit status: 0; 1 if an input could not be read (the others are done); 2 for a bad argument.
 """

@@ -23,7 +23,6 @@ from nl_detectron.visualization.figure import draw_attention, draw_detection
 from nl_detectron.visualization.predictions import read_image
 
 MAX_BOXES = 12
-FORMATS = ("png", "webp", "pdf", "svg")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -37,7 +36,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--block", metavar="NAME", help="for example res4.4; default: all blocks")
     add("--arrows", type=positive, default=20, metavar="N", help="per query; default: 20")
     add("--output", type=Path, default=Path("output/attention"), metavar="DIR")
-    add("--format", choices=FORMATS, default=FORMATS[0], help="default: png")
+    add("--format", choices=("png", "webp", "pdf", "svg"), default="png", help="default: png")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, such as MODEL.WEIGHTS FILE")
     add = parser.add_mutually_exclusive_group(required=True).add_argument
     add("--query", action="append", type=point, metavar="X,Y", help="in pixels; may be repeated")
@@ -51,13 +50,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def point(text: str) -> tuple[float, float]:
-    """Convert "120,80.5" to (120.0, 80.5)."""
     x, y = map(float, text.split(","))
     return x, y
 
 
 def grid(text: str) -> tuple[int, int]:
-    """Convert "2x5" to (2, 5)."""
     rows, columns = map(positive, text.split("x"))
     return rows, columns
 
@@ -100,16 +97,14 @@ def draw(args: argparse.Namespace, path: Path, attention: Attention, metadata: M
         print(file)
 
 
-def write_page(
-    args: argparse.Namespace, path: Path, attention: Attention, metadata: Metadata
-) -> None:
+def write_page(file: Path, name: str, attention: Attention, metadata: Metadata, threshold: float):
     instances = attention.predictions.get("instances")
     if instances is not None:
-        instances = instances[confident(attention, args.confidence_threshold)]
-    page = attention_page(attention, path.name, instances, metadata.get("thing_classes", ()))
-    with write_atomically(str(args.html), "w") as file:
-        file.write(page)
-    print(args.html)
+        instances = instances[confident(attention, threshold)]
+    page = attention_page(attention, name, instances, metadata.get("thing_classes", ()))
+    with write_atomically(str(file), "w") as stream:
+        stream.write(page)
+    print(file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -128,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path, image in images.items():
             attention = attend(predictor, image, blocks)
             if args.html:
-                write_page(args, path, attention, metadata)
+                write_page(args.html, path.name, attention, metadata, args.confidence_threshold)
             else:
                 draw(args, path, attention, metadata)
 

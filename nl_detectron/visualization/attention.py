@@ -91,9 +91,6 @@ class AttentionRecorder:
         Args:
             model: a detector or a backbone.
             blocks: names of the blocks to record, such as ``["res4.4"]``; all by default.
-
-        Raises:
-            UserError: the model has no block, or none with one of the names.
         """
         found = find_blocks(model)
         for name in blocks:
@@ -127,7 +124,7 @@ class AttentionRecorder:
 
     def target_size(self, name: str) -> tuple[int, int]:
         """Return the height and width of the map of target positions."""
-        ratio = _target_ratio(self.blocks[name])
+        ratio = 1 if self.blocks[name].subsample == "none" else 2
         return tuple(math.ceil(side / ratio) for side in self.map_size(name))
 
     def rows(self, name: str, positions: Tensor) -> Tensor:
@@ -168,19 +165,6 @@ class ImageGeometry:
     stride: int
     target_size: tuple[int, int]
     target_stride: int
-
-    @classmethod
-    def from_recorder(
-        cls,
-        recorder: AttentionRecorder,
-        name: str,
-        image_size: tuple[int, int],
-        resized_size: tuple[int, int],
-    ) -> "ImageGeometry":
-        """Return the geometry of a block after a forward pass."""
-        stride = find_stride(recorder.padded_size, recorder.map_size(name))
-        target_stride = stride * _target_ratio(recorder.blocks[name])
-        return cls(image_size, resized_size, stride, recorder.target_size(name), target_stride)
 
     def query_positions(self, points: Tensor | Sequence[tuple[float, float]]) -> Tensor:
         """Return the query positions, (K, 2), that contain the points, (K, 2)."""
@@ -280,9 +264,12 @@ def attend(predictor: DefaultPredictor, image: np.ndarray, blocks: Sequence[str]
     with AttentionRecorder(predictor.model, blocks) as recorder:
         predictions = predictor(image)
     resized = predictor.aug.get_transform(image).apply_image(image).shape[:2]
-    geometry = {
-        name: ImageGeometry.from_recorder(recorder, name, size, resized) for name in recorder.blocks
-    }
+    geometry = {}
+    for name, block in recorder.blocks.items():
+        stride = find_stride(recorder.padded_size, recorder.map_size(name))
+        target_stride = stride if block.subsample == "none" else 2 * stride
+        target_size = recorder.target_size(name)
+        geometry[name] = ImageGeometry(size, resized, stride, target_size, target_stride)
     return Attention(image, predictions, recorder, geometry)
 
 
@@ -292,8 +279,3 @@ def find_stride(padded_size: tuple[int, int], map_size: tuple[int, int]) -> int:
         if all(math.ceil(side / stride) == count for side, count in zip(padded_size, map_size)):
             return stride
     raise ValueError(f"the stride from {padded_size} to {map_size} is not a power of two")
-
-
-def _target_ratio(block: NonLocalBlock) -> int:
-    """Return the ratio of target stride to query stride."""
-    return 1 if block.subsample == "none" else 2

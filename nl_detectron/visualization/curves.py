@@ -38,10 +38,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 
 def read_curves(folders: Sequence[Path]) -> dict[str, Curves]:
-    """Read runs, finished or not, and group those whose configs differ in the seed alone.
-
-    Args:
-        folders: output folders of ``train_net.py``.
+    """Read the metrics of runs, finished or not, and group runs that differ in the seed alone.
 
     Returns:
         Name of the config -> curves, at the iterations for which all runs of the group have values.

@@ -97,14 +97,8 @@ def draw_objects(
 ) -> np.ndarray:
     """Draw COCO annotations or detections on an RGB image, each class in one colour.
 
-    Args:
-        image: (H, W, 3), uint8, RGB.
-        objects: annotations or detections. Masks and keypoints are drawn if all objects have them.
-        class_names: category id -> name.
-        metadata: ``thing_colors`` and the keypoint names are used if they are set.
-
-    Returns:
-        The drawing, enlarged by :func:`legible_scale`.
+    Masks and keypoints are drawn if all objects have them. ``class_names`` are by category id. The
+    ``thing_colors`` and the keypoint names of the metadata are used if they are set.
     """
     palette = np.array(metadata.get("thing_colors", ())) / 255
     if not len(palette) or len(palette) != len(class_names):

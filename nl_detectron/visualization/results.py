@@ -54,14 +54,7 @@ def write_results(
 ) -> None:
     """Write a PNG for each of the first ``count`` images, and index.html, which shows them.
 
-    Args:
-        ranked: all images, from :func:`rank`.
-        annotations: the ground truth.
-        image_root: folder of the images.
-        runs: name -> detections of both runs.
-        metadata: see :func:`draw_objects`.
-        folder: output folder.
-        count: maximum number of images.
+    ``ranked`` is the result of :func:`rank`; ``runs`` has the names and detections of both runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     class_names = {key: c.get("name", f"class {key}") for key, c in annotations.cats.items()}
