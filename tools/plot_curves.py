@@ -1,46 +1,33 @@
 #!/usr/bin/env python3
-"""Plot training and validation curves of several runs from their metrics.json.
+"""Plot the training and validation curves of several runs from their metrics.json.
 
-Runs that share a config, whatever their seeds, are one line: their mean, at the iterations for
-which all of them have a value, in a band of one standard deviation to either side.
+Runs whose configs differ in the seed alone become one line, their mean, in a band of one standard
+deviation on either side.
 
 example:
   tools/plot_curves.py output/demo/Synthetic/*/seed* --output curves.png
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from nl_detectron.errors import as_user_error, exit_on_user_error
-from nl_detectron.visualization.curves import WINDOW, plot, read_groups
+from nl_detectron.errors import exit_on_user_error
+from nl_detectron.visualization.curves import plot_curves, read_curves
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="output folders of train_net.py"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("curves.png"), metavar="FILE", help="to write"
-    )
-    parser.add_argument(
-        "--window",
-        type=int,
-        default=WINDOW,
-        metavar="N",
-        help="draw the loss as the mean of N values of metrics.json (default: %(default)s)",
-    )
-    args = parser.parse_args()
-    if args.window < 1:
-        parser.error(f"--window {args.window}: takes 1 or more")
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="output folder of train_net.py")
+    add("--output", type=Path, default=Path("curves.png"), metavar="FILE", help="png, svg or pdf")
+    args = parser.parse_args(argv)
     if args.output.suffix not in (".pdf", ".png", ".svg"):
-        parser.error(f"--output {args.output}: has to end in .png, .svg or .pdf")
-
-    with exit_on_user_error(), as_user_error(OSError), as_user_error(ValueError):
-        groups = read_groups(args.runs, args.window)
-        plot(groups, args.output, args.window)
+        parser.error(f"--output {args.output}: must end in .png, .svg or .pdf")
+    with exit_on_user_error():
+        plot_curves(read_curves(args.runs), args.output)
     print(f"written to {args.output}")
 
 

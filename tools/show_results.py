@@ -1,82 +1,63 @@
 #!/usr/bin/env python3
-"""Show what two runs, A and B, make of the same images, beside the ground truth.
+"""Show the detections of two runs, A and B, on the same images, beside the ground truth.
 
-Images stand in the order of how much A and B differ, in whichever direction. The score of an image
-is F1, 2 hits / (detections + objects), the mean over the IoU thresholds 0.50, 0.55, ..., 0.95. Only
-detections from --confidence-threshold on count and are drawn.
+Images are ordered by how much the F1 of A and B differs. Only detections above the confidence
+threshold are counted and drawn. The output folder gets a PNG per image and index.html.
 
-Written to the output folder are a PNG for each image, numbered in that order, and index.html, which
-has all of them inside.
-
-examples:
-  tools/show_results.py output/demo/Synthetic/mask_rcnn_R_18_FPN{,_NL}/seed1 \\
-      --dataset nl_synthetic_val
+example:
   tools/show_results.py A.json B.json --annotations val.json --images val/
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 
 from nl_detectron.data.coco import coco_files
-from nl_detectron.errors import UserError, as_user_error, exit_on_user_error
+from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.evaluation.coco_results import read_results
-from nl_detectron.visualization.names import run_names
-from nl_detectron.visualization.results import Painter, rank, show, summary
+from nl_detectron.visualization.curves import run_names
+from nl_detectron.visualization.results import rank, summarize, write_results
 
 RESULTS = Path("inference", "coco_instances_results.json")
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for run in "ab":
-        help = f"the output folder of a run, or COCO results such as its {RESULTS}"
-        parser.add_argument(run, type=Path, metavar=run.upper(), help=help)
-    truth = parser.add_mutually_exclusive_group(required=True)
-    truth.add_argument("--dataset", metavar="NAME", help="registered in detectron2, such as A's")
-    truth.add_argument("--annotations", type=Path, metavar="FILE", help="COCO annotations")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="of --annotations")
-    parser.add_argument(
-        "--count", type=int, default=20, metavar="N", help="of images (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, metavar="P", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/results"), metavar="DIR", help="to write to"
-    )
-    args = parser.parse_args()
-    if (args.annotations is None) != (args.images is None):
-        parser.error("--annotations and --images go together")
-    if args.count < 1:
-        parser.error(f"--count {args.count}: takes 1 or more")
+    add = parser.add_argument
+    add("runs", nargs=2, type=Path, metavar="RUN", help="output folder or COCO results of A, B")
+    add("--dataset", metavar="NAME", help="name of the dataset, such as nl_synthetic_val")
+    add("--annotations", type=Path, metavar="FILE", help="COCO annotations, instead of --dataset")
+    add("--images", type=Path, metavar="DIR", help="folder of the images of --annotations")
+    add("--count", type=int, default=20, metavar="N", help="number of images (default: 20)")
+    add("--confidence-threshold", type=float, default=0.5, metavar="P", help="default: 0.5")
+    add("--output", type=Path, default=Path("output/results"), metavar="DIR")
+    args = parser.parse_args(argv)
+    if bool(args.dataset) == bool(args.annotations) or bool(args.images) != bool(args.annotations):
+        parser.error("give either --dataset, or --annotations and --images")
+    if args.runs[0] == args.runs[1]:
+        parser.error("A and B are the same run")
     return args
 
 
-def main() -> None:
-    args = parse_args()
-    with exit_on_user_error(), as_user_error(OSError), as_user_error(ValueError):
-        metadata = MetadataCatalog.get(args.dataset) if args.dataset else None
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    with exit_on_user_error():
         files = coco_files(args.dataset) if args.dataset else (args.annotations, args.images)
-        if not Path(files[1]).is_dir():
-            raise UserError(f"--images: no folder {files[1]}")
-        paths = [path / RESULTS if path.is_dir() else path for path in (args.a, args.b)]
+        metadata = MetadataCatalog.get(args.dataset) if args.dataset else Metadata()
+        paths = [path / RESULTS if path.is_dir() else path for path in args.runs]
         annotations, runs, (task, *_) = read_results(files[0], paths)
         for path, run in zip(paths, runs):
             run[:] = [found for found in run if found["score"] >= args.confidence_threshold]
             if not run:
-                raise UserError(
-                    f"{path}: no score is {args.confidence_threshold:g} or more; give a lower "
-                    "--confidence-threshold"
-                )
-        names = run_names([args.a, args.b])
-        pairs = rank(annotations, *runs, task)
-        painter = Painter(annotations, Path(files[1]), metadata)
-        show(pairs, args.count, dict(zip(names, runs)), painter, args.output)
-    print(f"{summary(pairs, names)}\nwritten to {args.output}")
+                raise UserError(f"{path}: no score reaches --confidence-threshold")
+        ranked = rank(annotations, *runs, task)
+        runs = dict(zip(run_names(args.runs), runs))
+        write_results(ranked, annotations, Path(files[1]), runs, metadata, args.output, args.count)
+    print(f"{summarize(ranked, list(runs))}\nwritten to {args.output}")
 
 
 if __name__ == "__main__":

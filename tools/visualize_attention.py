@@ -1,88 +1,60 @@
 #!/usr/bin/env python3
-"""Draw what the non-local blocks of a model look at, as Fig. 3 of the paper does.
+"""Draw the attention of a model's non-local blocks, as in Fig. 3 of the paper.
 
-Each image and each block gives one picture, OUTPUT/<image>_<block>.png: for each query the image
-with arrows to the positions that have the largest weights, and a map of all weights. --html gives a
-page instead, on which the pointer is the query.
+For each image and each block, write OUTPUT/<image>_<block>.png: for each query, the image with
+arrows to the targets with the largest weights, and a map of all weights. With --html, write an
+interactive page instead, on which the query follows the pointer.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from detectron2.data import MetadataCatalog
+import torch
+from detectron2.data import Metadata, MetadataCatalog
 
-from nl_detectron.engine import load_config
-from nl_detectron.engine.predictor import build_predictor
-from nl_detectron.engine.setup import find_config_file
-from nl_detectron.errors import UserError, as_user_error, exit_on_user_error
+from nl_detectron.engine import build_predictor, find_config_file, load_config
+from nl_detectron.errors import UserError, exit_on_user_error
+from nl_detectron.files import write_atomically
 from nl_detectron.visualization import Attention, AttentionRecorder, attend
+from nl_detectron.visualization.attention_page import attention_page
 from nl_detectron.visualization.figure import draw_attention, draw_detection
-from nl_detectron.visualization.images import InputError, read
-from nl_detectron.visualization.page import attention_page
+from nl_detectron.visualization.predictions import read_image
 
 MAX_BOXES = 12
-FORMATS = ("png", "webp", "pdf", "svg")
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="as of train_net.py")
-    parser.add_argument("--input", required=True, nargs="+", type=Path, metavar="IMAGE")
-    queries = parser.add_mutually_exclusive_group(required=True)
-    queries.add_argument(
-        "--query",
-        action="append",
-        type=point,
-        metavar="X,Y",
-        help="in pixels of the image; can be given several times",
-    )
-    queries.add_argument(
-        "--query-boxes",
-        action="store_true",
-        help=f"the centre of each detection, of at most {MAX_BOXES}, drawn with it",
-    )
-    queries.add_argument(
-        "--query-grid", type=grid, metavar="RxC", help="the centres of R rows of C equal parts"
-    )
-    queries.add_argument(
-        "--html",
-        type=Path,
-        metavar="FILE",
-        help="not pictures but a page to write, for one image, where the pointer is the query",
-    )
-    parser.add_argument(
-        "--confidence-threshold",
-        type=float,
-        default=0.5,
-        help="of the detections of --query-boxes and --html; default: 0.5",
-    )
-    parser.add_argument("--block", metavar="NAME", help="such as res4.4; by default all of them")
-    parser.add_argument("--arrows", type=positive, default=20, metavar="N", help="default: 20")
-    parser.add_argument("--output", type=Path, default=Path("output/attention"), metavar="DIR")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="default: png")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, such as MODEL.WEIGHTS FILE"
-    )
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="same as for train_net.py")
+    add("--input", required=True, nargs="+", type=Path, metavar="IMAGE")
+    add("--confidence-threshold", type=float, default=0.5, metavar="P", help="default: 0.5")
+    add("--block", metavar="NAME", help="for example res4.4; default: all blocks")
+    add("--arrows", type=positive, default=20, metavar="N", help="per query; default: 20")
+    add("--output", type=Path, default=Path("output/attention"), metavar="DIR")
+    add("--format", choices=("png", "webp", "pdf", "svg"), default="png", help="default: png")
+    add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, such as MODEL.WEIGHTS FILE")
+    add = parser.add_mutually_exclusive_group(required=True).add_argument
+    add("--query", action="append", type=point, metavar="X,Y", help="in pixels; may be repeated")
+    add("--query-boxes", action="store_true", help=f"centres of up to {MAX_BOXES} detections")
+    add("--query-grid", type=grid, metavar="RxC", help="centres of the cells of an R x C grid")
+    add("--html", type=Path, metavar="FILE", help="write a page for one image instead")
+    args = parser.parse_args(argv)
     if args.html and len(args.input) > 1:
         parser.error(f"--html {args.html}: a page has one image, not {len(args.input)}")
-    if args.html and not args.html.parent.is_dir():
-        parser.error(f"--html {args.html}: there is no folder {args.html.parent}")
     return args
 
 
 def point(text: str) -> tuple[float, float]:
-    """ "120,80.5" -> (120.0, 80.5)."""
     x, y = map(float, text.split(","))
     return x, y
 
 
 def grid(text: str) -> tuple[int, int]:
-    """ "2x5" -> (2, 5)."""
     rows, columns = map(positive, text.split("x"))
     return rows, columns
 
@@ -93,97 +65,67 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def check_names(paths: list[Path], suffix: str) -> None:
-    """Whether each input has pictures of its own."""
-    by_stem = {}
-    for path in paths:
-        other = by_stem.setdefault(path.stem, path)
-        if other is not path:
-            raise UserError(
-                f"--input: {other} and {path} would both be drawn to {path.stem}_<block>.{suffix}"
-            )
-
-
-def check_points(points: list[tuple[float, float]], path: Path, image: np.ndarray) -> None:
-    height, width = image.shape[:2]
-    for x, y in points:
-        if not (0 <= x < width and 0 <= y < height):
-            raise UserError(
-                f"--query {x:g},{y:g} lies outside of {path}, which is {width} wide and {height} "
-                "high"
-            )
-
-
-def detections(attention: Attention, threshold: float) -> list[int]:
-    """Which detections, the most certain first."""
+def confident(attention: Attention, threshold: float) -> torch.Tensor:
+    """Return the indices of the detections above the threshold, by descending score."""
     if "instances" not in attention.predictions:
-        raise UserError("--query-boxes: this model detects no boxes; give --query X,Y")
+        raise UserError("--query-boxes: this model does not detect objects; use --query X,Y")
     scores = attention.predictions["instances"].scores
-    order = scores.argsort(descending=True)
-    return [i for i in order.tolist() if scores[i] >= threshold]
+    return scores.argsort(descending=True)[: (scores >= threshold).sum()]
 
 
-def draw(args: argparse.Namespace, path: Path, attention: Attention, metadata) -> None:
-    """All pictures of one image."""
-    columns, pictures, points = 1, [], args.query
+def draw(args: argparse.Namespace, path: Path, attention: Attention, metadata: Metadata) -> None:
+    """Write one figure per block."""
     height, width = attention.image.shape[:2]
+    points, pictures = args.query, []
     if args.query_grid:
         rows, columns = args.query_grid
-        points = [
-            ((j + 0.5) * width / columns, (i + 0.5) * height / rows)
-            for i in range(rows)
-            for j in range(columns)
-        ]
+        centres = torch.cartesian_prod(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5)
+        points = [(x * width / columns, y * height / rows) for y, x in centres.tolist()]
     if args.query_boxes:
-        found = detections(attention, args.confidence_threshold)
-        print(f"{path}: {len(found)} detections, {min(len(found), MAX_BOXES)} drawn")
-        found = found[:MAX_BOXES]
-        centres = attention.predictions["instances"].pred_boxes.get_centers()[found].tolist()
-        points = [(min(x, width - 0.01), min(y, height - 0.01)) for x, y in centres]
-        pictures = [draw_detection(attention, i, metadata) for i in found]
-    for name in attention.names if points else []:
-        with as_user_error(ValueError):  # weights that are not finite
-            figure = draw_attention(
-                attention, name, points, arrows=args.arrows, columns=columns, pictures=pictures
-            )
+        found = confident(attention, args.confidence_threshold)[:MAX_BOXES]
+        boxes = attention.predictions["instances"].pred_boxes[found]
+        print(f"{path}: {len(found)} detections")
+        edge = torch.tensor([width, height]) - 0.01
+        points = boxes.get_centers().cpu().minimum(edge).tolist()
+        pictures = [draw_detection(attention, i, metadata) for i in found.tolist()]
+    for name in attention.geometry if points else ():
+        figure = draw_attention(attention, name, points, arrows=args.arrows, pictures=pictures)
+        args.output.mkdir(parents=True, exist_ok=True)
         file = args.output / f"{path.stem}_{name}.{args.format}"
-        figure.savefig(file, dpi=110)
+        with write_atomically(str(file), "wb") as stream:
+            figure.savefig(stream, format=args.format, dpi=110)
         print(file)
 
 
-def write_page(args: argparse.Namespace, attention: Attention, metadata) -> None:
+def write_page(file: Path, name: str, attention: Attention, metadata: Metadata, threshold: float):
     instances = attention.predictions.get("instances")
     if instances is not None:
-        instances = instances[detections(attention, args.confidence_threshold)]
-    names = metadata.get("thing_classes", ())
-    with as_user_error(ValueError):  # weights that are not finite
-        page = attention_page(attention, args.input[0].name, instances, names)
-    args.html.write_text(page, "utf-8")
-    print(args.html)
+        instances = instances[confident(attention, threshold)]
+    page = attention_page(attention, name, instances, metadata.get("thing_classes", ()))
+    with write_atomically(str(file), "w") as stream:
+        stream.write(page)
+    print(file)
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     with exit_on_user_error():
-        check_names(args.input, args.format)
-        with as_user_error(InputError):
-            images = {path: read(path, "BGR") for path in args.input}
-        for path, image in images.items():
-            check_points(args.query or [], path, image)
+        stems = [path.stem for path in args.input]
+        if len(set(stems)) < len(stems):
+            raise UserError(f"--input: two images have the same name: {', '.join(sorted(stems))}")
+        images = {path: read_image(path) for path in args.input}
         cfg = load_config(find_config_file(args.config_file), args.opts)
         predictor = build_predictor(cfg)
         if not cfg.MODEL.WEIGHTS:
-            print("note: MODEL.WEIGHTS is empty, so the weights are random", file=sys.stderr)
-        with as_user_error(ValueError):
-            blocks = AttentionRecorder(predictor.model, [args.block] if args.block else []).names
+            print("note: MODEL.WEIGHTS is empty; the weights are random", file=sys.stderr)
+        blocks = list(AttentionRecorder(predictor.model, [args.block] if args.block else []).blocks)
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
-        if args.html:
-            write_page(args, attend(predictor, images[args.input[0]], blocks), metadata)
-            return
-        with as_user_error(OSError):
-            args.output.mkdir(parents=True, exist_ok=True)
         for path, image in images.items():
-            draw(args, path, attend(predictor, image, blocks), metadata)
+            attention = attend(predictor, image, blocks)
+            if args.html:
+                write_page(args.html, path.name, attention, metadata, args.confidence_threshold)
+            else:
+                draw(args, path, attention, metadata)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,5 @@
-"""Pictures of what blocks look at.
+"""Attention of non-local blocks, predictions, training curves and side-by-side results."""
 
-Nothing here imports matplotlib until something is drawn.
-"""
+from .attention import Attention, AttentionRecorder, attend
 
-from .attention import (
-    Attention,
-    AttentionRecorder,
-    ImageGeometry,
-    affinity_rows,
-    attend,
-    find_blocks,
-)
-
-__all__ = [
-    "Attention",
-    "AttentionRecorder",
-    "ImageGeometry",
-    "affinity_rows",
-    "attend",
-    "find_blocks",
-]
+__all__ = ["Attention", "AttentionRecorder", "attend"]

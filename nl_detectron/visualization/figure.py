@@ -1,28 +1,25 @@
-"""Attention as the paper's Fig. 3 draws it: arrows from a query to what it looks at most."""
+"""Attention figures as in the paper's Fig. 3, and drawings of objects."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from detectron2.data import Metadata
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import BoxMode
+from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
-from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from .attention import Attention, ImageGeometry
-from .names import detection_labels
 
-WIDTH = 7  # inches, of the pictures of one query
-WIDE = 1.6  # an image wider than so many times its height stands above its map, not beside it
-LEAST = 0.01  # of the largest weight; a smaller one is nothing beside it, and has no arrow
-LABELS = 3  # how many arrows, at most, have their weight written to them
-POSITIVE, NEGATIVE = "#ffb000", "#4aa3ff"
-DETECTION = "#4dd0e1"  # of classes without a colour
-OUTLINE = [withStroke(linewidth=2.5, foreground="black")]
+WIDTH = 7  # inches
+STACK_ASPECT = 1.6  # the map of an image with a larger aspect ratio is below the image, not beside
+MIN_RELATIVE_WEIGHT = 0.01  # of the largest; weaker targets get no arrow
+MIN_SIDE = 640  # pixels; smaller images are enlarged before labels are drawn
+POSITIVE, NEGATIVE, QUERY = "#ffb000", "#4aa3ff", "#e6004c"
 
 
 def draw_attention(
@@ -31,53 +28,37 @@ def draw_attention(
     points: Sequence[tuple[float, float]],
     *,
     arrows: int = 20,
-    columns: int = 1,
     pictures: Sequence[np.ndarray] = (),
 ) -> Figure:
-    """For every query: the image with arrows to the strongest keys, and the map of all weights.
+    """For each query, draw arrows to the strongest targets, and the map of all weights.
 
-    An arrow is the wider and the more opaque the larger the magnitude of its weight is; one below
-    a hundredth of the largest is left out. Above them stands how much of all weight, by magnitude,
-    they have together, and how much lies in padding, where no arrow goes. Weights of any sign (dot
-    product) have two colours.
+    The width and opacity of an arrow grow with the absolute weight. The title gives the share of
+    the total absolute weight that the arrows have, and the share in the padding. Negative weights,
+    which only the dot product has, get another colour.
 
     Args:
-        attention: as :func:`attend` returns it.
-        name: of a block.
-        points: (x, y) of each query.
-        arrows: to how many keys at most; the paper draws 20.
-        columns: queries side by side.
-        pictures: (H, W, 3), uint8, RGB, what to draw each query's arrows on; by default the image.
-            They may have any size.
-
-    Returns:
-        A matplotlib figure, for ``savefig``.
-
-    Raises:
-        ValueError: a point lies outside of the image, or weights are not finite.
+        attention: returned by :func:`attend`.
+        name: name of a block.
+        points: (x, y) of each query in pixels of the image.
+        arrows: maximum number of arrows per query; the paper draws 20.
+        pictures: for each query, an RGB image of any size to draw the arrows on, instead of the
+            input image.
     """
     weights = attention.rows(name, points)
-    if not weights.isfinite().all():
-        raise ValueError(f"{name} has weights that are not finite")
+    geometry, block = attention.geometry[name], attention.recorder.blocks[name]
+    signed = block.instantiation == "dot_product"
     image = attention.image[:, :, ::-1]
     height, width = image.shape[:2]
-    above = width > WIDE * height
-    rows = math.ceil(len(points) / columns)
-    panel = 0.93 * WIDTH / (1 if above else 2)  # the rest is for the scale beside the map
-    cell = (2 if above else 1) * panel * height / width + 0.5
-    figure = Figure(figsize=(WIDTH * columns, cell * rows + 0.3), layout="constrained")
-    instantiation = attention.recorder.blocks[name].instantiation
-    figure.suptitle(f"{name}, {instantiation}", fontsize=10)
-    signed = instantiation == "dot_product"
-    geometry = attention.geometry[name]
-    pairs = figure.subplots(rows * 2, columns) if above else figure.subplots(rows, columns * 2)
-    if above:
-        pairs = pairs.reshape(rows, 2, columns).swapaxes(1, 2)
-    pairs = pairs.reshape(-1, 2)
-    for axes in pairs[len(points) :].flat:
-        axes.remove()
-    # The colours of the map are seen best on something greyer than most images.
+    # The map is drawn on a pale image, so that its colours stand out.
     pale = (0.4 * image + 0.6 * image.mean(2, keepdims=True)).astype(np.uint8)
+
+    stacked, queries = width > STACK_ASPECT * height, len(points)
+    panel_width = 0.93 * WIDTH / (1 if stacked else 2)  # the rest is for the colour bar
+    row_height = (2 if stacked else 1) * panel_width * height / width + 0.5
+    figure = Figure(figsize=(WIDTH, row_height * queries + 0.3), layout="constrained")
+    figure.suptitle(f"{name}, {block.instantiation}", fontsize=10)
+    rows, columns = (2 * queries, 1) if stacked else (queries, 2)
+    pairs = figure.subplots(rows, columns, squeeze=False).reshape(queries, 2)
 
     for i, ((left, right), point, row) in enumerate(zip(pairs, points, weights)):
         left.imshow(pictures[i] if pictures else image, extent=(0, width, height, 0))
@@ -85,7 +66,7 @@ def draw_attention(
         right.imshow(pale, extent=(0, width, height, 0))
         largest = row.abs().max().item() or 1.0
         heat = geometry.heat_maps(row[None])[0].numpy()
-        shown = right.imshow(
+        heat_image = right.imshow(
             heat,
             extent=(0, width, height, 0),
             cmap="RdBu_r" if signed else "inferno",
@@ -93,79 +74,90 @@ def draw_attention(
             vmax=largest,
             alpha=np.clip(0.4 + 0.45 * np.abs(heat) / largest, 0, 1),
         )
-        bar = figure.colorbar(shown, cax=right.inset_axes([1.01, 0, 0.02, 1]))
+        bar = figure.colorbar(heat_image, cax=right.inset_axes([1.01, 0, 0.02, 1]))
         bar.ax.tick_params(labelsize=6)
         bar.ax.yaxis.get_offset_text().set_size(6)
         for axes in (left, right):
-            _mark_query(axes, point)
+            axes.plot(*point, "o", color="white", markeredgecolor="black", markersize=7, zorder=5)
+            axes.plot(*point, "o", color=QUERY, markersize=3.5, zorder=6)
             axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     return figure
 
 
 def draw_detection(attention: Attention, index: int, metadata: Metadata) -> np.ndarray:
-    """The image with the box, mask, class and score of one detection; (h, w, 3), uint8, RGB.
+    """Draw one detection on the image: (h, w, 3), uint8, RGB."""
+    instances = attention.predictions["instances"][[index]].to("cpu")
+    class_names = dict(enumerate(metadata.get("thing_classes", ())))
+    objects = instances_to_coco_json(instances, img_id=0)
+    return draw_objects(attention.image[:, :, ::-1], objects, class_names, metadata)
 
-    It is enlarged where the image is so small that the writing would cover it.
+
+def draw_objects(
+    image: np.ndarray, objects: Sequence[dict], class_names: Mapping[int, str], metadata: Metadata
+) -> np.ndarray:
+    """Draw COCO annotations or detections on an RGB image, each class in one colour.
+
+    Masks and keypoints are drawn if all objects have them. ``class_names`` are by category id. The
+    ``thing_colors`` and the keypoint names of the metadata are used if they are set.
     """
-    image = attention.image[:, :, ::-1]
-    scale = max(1.0, 1000 / max(image.shape[:2]))
-    instances = attention.predictions["instances"].to("cpu")[[index]]
-    fields, colours = instances.get_fields(), metadata.get("thing_colors", ())
-    colour = dict(enumerate(colours)).get(instances.pred_classes.item())
-    output = Visualizer(image, metadata, scale=scale).overlay_instances(
-        boxes=fields.get("pred_boxes"),
-        masks=list(fields["pred_masks"].numpy()) if "pred_masks" in fields else None,
-        keypoints=fields.get("pred_keypoints"),
-        labels=detection_labels(instances, metadata.get("thing_classes", ())),
-        assigned_colors=[np.divide(colour, 255) if colour else to_rgb(DETECTION)],
+    palette = np.array(metadata.get("thing_colors", ())) / 255
+    if not len(palette) or len(palette) != len(class_names):
+        palette = colormap(rgb=True, maximum=1)
+    numbers = {category_id: number for number, category_id in enumerate(sorted(class_names))}
+    boxes, labels, colors = [], [], []
+    for instance in objects:
+        boxes.append(BoxMode.convert(instance["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
+        category_id = instance["category_id"]
+        colors.append(tuple(palette[numbers.get(category_id, category_id) % len(palette)]))
+        label = class_names.get(category_id, f"class {category_id}")
+        label += f" {instance['score']:.0%}" if "score" in instance else ""
+        labels.append(label + (" (crowd)" if instance.get("iscrowd") else ""))
+    masks = keypoints = None
+    if all("segmentation" in instance for instance in objects):
+        masks = [instance["segmentation"] for instance in objects]
+    if all("keypoints" in instance for instance in objects):
+        keypoints = [np.reshape(instance["keypoints"], (-1, 3)) for instance in objects]
+    visualizer = Visualizer(image, metadata, scale=legible_scale(image))
+    drawn = visualizer.overlay_instances(
+        boxes=np.reshape(boxes, (-1, 4)),
+        masks=masks,
+        keypoints=keypoints,
+        labels=labels,
+        assigned_colors=colors,
         alpha=0.4,
     )
-    return output.get_image()
+    return drawn.get_image()
+
+
+def legible_scale(image: np.ndarray) -> float:
+    """Return the scale by which to enlarge a small image, so that labels on it are legible."""
+    return max(1.0, MIN_SIDE / max(image.shape[:2]))
 
 
 def _draw_arrows(
     axes: Axes, geometry: ImageGeometry, query: tuple[float, float], row: Tensor, count: int
 ) -> str:
-    """Draw them, and tell what they are, in a line."""
+    """Draw the arrows and return the title."""
     strongest = geometry.strongest(row, count)
     largest = abs(strongest[0][2]) or 1.0
-    strongest = [key for key in strongest if abs(key[2]) >= LEAST * largest]
+    strongest = [t for t in strongest if abs(t[2]) >= MIN_RELATIVE_WEIGHT * largest]
     for x, y, weight in reversed(strongest):
-        size = abs(weight) / largest
-        axes.add_patch(
-            FancyArrowPatch(
-                query,
-                (x, y),
-                arrowstyle="-|>",
-                mutation_scale=5 + 6 * size,
-                shrinkA=0,
-                shrinkB=0,
-                color=POSITIVE if weight >= 0 else NEGATIVE,
-                linewidth=0.4 + 1.6 * size,
-                alpha=0.2 + 0.8 * size,
-            )
+        share = abs(weight) / largest
+        arrow = FancyArrowPatch(
+            query,
+            (x, y),
+            arrowstyle="-|>",
+            mutation_scale=5 + 6 * share,
+            shrinkA=0,
+            shrinkB=0,
+            color=POSITIVE if weight >= 0 else NEGATIVE,
+            linewidth=0.4 + 1.6 * share,
+            alpha=0.2 + 0.8 * share,
         )
-    height, width = geometry.image_size
-    labelled = []
-    for x, y, weight in strongest:
-        # Numbers need room.
-        apart = all(math.dist((x, y), other) > width / 8 for other in labelled)
-        if apart and len(labelled) < LABELS:
-            right, low = x > width / 2, y > height / 2  # the number stands towards the middle
-            offset = -3 if right else 3, 3 if low else -3
-            text = axes.annotate(f"{weight:.2g}", (x, y), offset, textcoords="offset points")
-            text.set(ha="right" if right else "left", va="bottom" if low else "top")
-            text.set(color="white", fontsize=7, path_effects=OUTLINE, clip_on=True)
-            labelled.append((x, y))
-    total = row.abs().sum().item() or 1.0
-    share = sum(abs(weight) for _, _, weight in strongest) / total
-    padding = geometry.padding_share(row[None]).item()
+        axes.add_patch(arrow)
+    share = sum(abs(weight) for _, _, weight in strongest) / (row.abs().sum().item() or 1.0)
     return (
         f"query ({query[0]:.4g}, {query[1]:.4g}): arrows to {len(strongest)} of {row.numel()} "
-        f"positions\n{share:.0%} of the weight at them, {padding:.0%} in padding"
+        f"targets\n{share:.0%} of the weight in the arrows, "
+        f"{geometry.padding_share(row[None]).item():.0%} in padding"
     )
-
-
-def _mark_query(axes: Axes, point: tuple[float, float]) -> None:
-    axes.plot(*point, "o", color="white", markeredgecolor="black", markersize=7, zorder=5)
-    axes.plot(*point, "o", color="#e6004c", markersize=3.5, zorder=6)

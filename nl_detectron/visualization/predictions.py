@@ -1,12 +1,13 @@
-"""A trained model on images, folders and videos, as in detectron2's demo."""
+"""Run a model on images, folders and videos, and draw its predictions."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import Metadata
+from detectron2.data import Metadata, detection_utils
+from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
@@ -14,37 +15,42 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
-from .images import InputError, legible_scale, read
+from .figure import legible_scale
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
-KEPT = {".jpeg", ".jpg", ".png"}  # suffixes of images that are kept; the others become PNGs
-# Of the videos that are written. Every build of opencv has it; it cuts odd sides by one pixel.
-CODEC = "mp4v"
-FPS = 25.0  # where a video does not tell
+OUTPUT_IMAGES = {".jpeg", ".jpg", ".png"}  # other images are written as .png
+CODEC, FPS = "mp4v", 25.0  # every opencv has this codec; FPS is for videos that do not state theirs
 
-Predictor = Callable[[np.ndarray], dict]  # of a BGR image, such as DefaultPredictor
+
+class InputError(UserError):
+    """An image or a video cannot be read; the message names it."""
+
+
+def read_image(path: Path, format: str = "BGR") -> np.ndarray:
+    """Read an image as (H, W, 3), uint8, or raise InputError."""
+    try:
+        return detection_utils.read_image(str(path), format)
+    except Exception as error:  # decoders raise many types of errors on broken files
+        problem = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path} cannot be read ({problem})") from error
 
 
 def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """The images and videos that are meant, and where each is to be drawn.
+    """Return the output file, in ``folder``, of each input file.
 
-    Args:
-        paths: files, and folders of files, from which images and videos are taken by suffix.
-        folder: where drawings go, under the name of their input.
-
-    Returns:
-        Input -> file below ``folder``. Videos become .mp4, and images other than JPEG, .png.
+    The inputs are files, and the images and videos in folders. Output videos are .mp4, and images
+    other than JPEG become .png.
 
     Raises:
-        UserError: there is nothing at one of the paths, or two files would be drawn to the same
-            place, or over an input.
+        UserError: a path does not exist or holds no input, two inputs have the same output, or an
+            output would overwrite an input.
     """
     inputs = []
     for path in paths:
         if path.is_dir():
-            files = (f for f in sorted(path.iterdir()) if not f.name.startswith("."))
-            found = [f for f in files if f.suffix.lower() in IMAGES | VIDEOS]
+            files = [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
+            found = [file for file in files if file.suffix.lower() in IMAGES | VIDEOS]
             if not found:
                 raise UserError(f"--input: no image or video in the folder {path}")
             inputs += found
@@ -52,14 +58,14 @@ def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
             inputs.append(path)
         else:
             raise UserError(f"--input: no file or folder {path}")
-
-    outputs = {}
+    outputs, resolved = {}, {path.resolve() for path in inputs}
     for path in dict.fromkeys(inputs):
-        output = folder / _output_name(path)
+        suffix = path.suffix if path.suffix.lower() in OUTPUT_IMAGES else ".png"
+        output = folder / f"{path.stem}{'.mp4' if _is_video(path) else suffix}"
         if output in outputs.values():
             other = next(path for path in outputs if outputs[path] == output)
-            raise UserError(f"--input: {other} and {path} would both be drawn to {output}")
-        if any(output.resolve() == path.resolve() for path in inputs):
+            raise UserError(f"--input: {other} and {path} would both be written to {output}")
+        if output.resolve() in resolved:
             raise UserError(f"--output {folder}: {output} is an input and would be overwritten")
         outputs[path] = output
     return outputs
@@ -67,124 +73,88 @@ def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 def predict(
     outputs: Mapping[Path, Path],
-    predictor: Predictor,
+    predictor: DefaultPredictor,
     metadata: Metadata,
     image_ids: Mapping[str, int | str],
 ) -> tuple[list[dict], list[str]]:
-    """Draw what the model finds. What cannot be read is said, and the others go on.
+    """Draw the predictions for all inputs. Inputs that cannot be read are reported and skipped.
 
     Args:
-        outputs: as :func:`find_inputs` gives them.
-        metadata: class names, and ``thing_dataset_id_to_contiguous_id`` for category ids; without
-            it they are the model's own, from 0.
-        image_ids: file name -> id. Of other images the id is the file name, without its suffix
-            and as a number if it is one, as COCO's are. Frames have "<file name>/<number>", from 0.
+        outputs: input file -> output file, from :func:`find_inputs`.
+        predictor: detectron2's predictor of a model.
+        metadata: class names, and ``thing_dataset_id_to_contiguous_id`` for category ids.
+        image_ids: file name -> image id. By default, the id is the file name, or its number as in
+            COCO, such as 42 for "000042.jpg". The id of a frame is "<file name>/<number>".
 
     Returns:
-        The detections as COCO results, and the inputs that cannot be read, a line for each.
-
-    Raises:
-        UserError: opencv cannot write videos here.
+        The detections as COCO results, and one message per input that could not be read.
     """
     categories = metadata.get("thing_dataset_id_to_contiguous_id", {})
-    categories = {contiguous: category for category, contiguous in categories.items()}
+    category_ids = {contiguous: category for category, contiguous in categories.items()}
     results, failures = [], []
-    with tqdm(total=sum(map(_count, outputs)), desc="predicting", unit="image") as progress:
-        for path, output in outputs.items():
-            draw = _draw_video if _is_video(path) else _draw_image
-            try:
-                for frame, predictions in draw(path, output, predictor, metadata):
-                    if "instances" in predictions:
-                        instances = predictions["instances"].to("cpu")
-                        image_id = _image_id(path, frame, image_ids)
-                        results += instances_to_coco_json(instances, image_id)
-                    progress.update()
-            except InputError as error:
-                failures.append(str(error))
-                tqdm.write(f"error: {error}", file=sys.stderr)
+    for path, output in tqdm(outputs.items(), desc="predicting", unit="file"):
+        image_id = image_ids.get(path.name, int(path.stem) if path.stem.isdecimal() else path.name)
+        predict_file = _predict_video if _is_video(path) else _predict_image
+        try:
+            for frame, predictions in enumerate(predict_file(path, output, predictor, metadata)):
+                if _is_video(path):
+                    image_id = f"{path.name}/{frame}"
+                if "instances" in predictions:
+                    instances = predictions["instances"].to("cpu")
+                    results += instances_to_coco_json(instances, image_id)
+        except InputError as error:
+            failures.append(str(error))
+            tqdm.write(f"error: {error}", file=sys.stderr)
     for result in results:
-        result["category_id"] = categories.get(result["category_id"], result["category_id"])
+        result["category_id"] = category_ids.get(result["category_id"], result["category_id"])
     return results, failures
 
 
-def _draw_image(
-    path: Path, output: Path, predictor: Predictor, metadata: Metadata
-) -> Iterator[tuple[int, dict]]:
-    image = read(path, "BGR")
+def _predict_image(
+    path: Path, output: Path, predictor: DefaultPredictor, metadata: Metadata
+) -> Iterator[dict]:
+    """Draw an image and yield its predictions."""
+    image = read_image(path)
     predictions = predictor(image)
-    method, arguments = _drawing(predictions)
     visualizer = Visualizer(image[:, :, ::-1], metadata, scale=legible_scale(image))
-    drawn = getattr(visualizer, method)(*arguments).get_image()
-    Image.fromarray(drawn).save(output, quality=95)
-    yield 0, predictions
+    Image.fromarray(_draw(predictions, visualizer)).save(output, quality=95)
+    yield predictions
 
 
-def _draw_video(
-    path: Path, output: Path, predictor: Predictor, metadata: Metadata
-) -> Iterator[tuple[int, dict]]:
-    video, visualizer = cv2.VideoCapture(str(path)), VideoVisualizer(metadata)
-    count, writer = 0, None
-    try:
-        while True:
-            more, frame = video.read()
-            if not more:
-                break
-            predictions = predictor(frame)
-            method, arguments = _drawing(predictions)
-            drawn = getattr(visualizer, method)(frame[:, :, ::-1], *arguments).get_image()
-            if writer is None:
-                height, width = drawn.shape[:2]
-                fps = video.get(cv2.CAP_PROP_FPS) or FPS
-                codec = cv2.VideoWriter_fourcc(*CODEC)
-                writer = cv2.VideoWriter(str(output), codec, fps, (width, height))
-                if not writer.isOpened():
-                    raise UserError(f"--output: opencv cannot write {output} as {CODEC}")
-            writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
-            yield count, predictions
-            count += 1
-    finally:
-        video.release()
-        if writer is not None:
-            writer.release()
-    if not count:
-        raise InputError(f"{path} cannot be read (opencv finds no frame of a video in it)")
-    if count < _count(path):  # no error: in some formats the header has an estimate
-        note = f"note: {path}: {count} frames, where its header says {_count(path)}"
-        tqdm.write(note, file=sys.stderr)
+def _predict_video(
+    path: Path, output: Path, predictor: DefaultPredictor, metadata: Metadata
+) -> Iterator[dict]:
+    """Draw a video and yield the predictions for each frame."""
+    video, visualizer, writer = cv2.VideoCapture(str(path)), VideoVisualizer(metadata), None
+    while (frame := video.read()[1]) is not None:
+        predictions = predictor(frame)
+        drawn = _draw(predictions, visualizer, frame[:, :, ::-1])
+        if writer is None:
+            fps = video.get(cv2.CAP_PROP_FPS) or FPS
+            codec, (height, width) = cv2.VideoWriter_fourcc(*CODEC), drawn.shape[:2]
+            writer = cv2.VideoWriter(str(output), codec, fps, (width, height))
+            if not writer.isOpened():
+                raise UserError(f"--output: opencv cannot write {output} as {CODEC}")
+        writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
+        yield predictions
+    video.release()
+    if writer is None:
+        raise InputError(f"{path} cannot be read (opencv finds no video frame in it)")
+    writer.release()
 
 
-def _drawing(predictions: dict) -> tuple[str, tuple]:
-    """The method of Visualizer, and of VideoVisualizer after the frame, with its arguments."""
+def _draw(predictions: dict, visualizer: Visualizer | VideoVisualizer, *frame) -> np.ndarray:
+    """Draw the output of any detectron2 model, in RGB. VideoVisualizer needs the frame."""
     if "panoptic_seg" in predictions:
         segments, infos = predictions["panoptic_seg"]
-        return "draw_panoptic_seg_predictions", (segments.to("cpu"), infos)
-    if "instances" in predictions:
-        return "draw_instance_predictions", (predictions["instances"].to("cpu"),)
-    return "draw_sem_seg", (predictions["sem_seg"].argmax(dim=0).to("cpu"),)
+        drawn = visualizer.draw_panoptic_seg_predictions(*frame, segments.to("cpu"), infos)
+    elif "instances" in predictions:
+        instances = predictions["instances"].to("cpu")
+        drawn = visualizer.draw_instance_predictions(*frame, instances)
+    else:
+        drawn = visualizer.draw_sem_seg(*frame, predictions["sem_seg"].argmax(dim=0).to("cpu"))
+    return drawn.get_image()
 
 
 def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
-
-
-def _output_name(path: Path) -> str:
-    if _is_video(path):
-        return f"{path.stem}.mp4"
-    return path.name if path.suffix.lower() in KEPT else f"{path.stem}.png"
-
-
-def _image_id(path: Path, frame: int, image_ids: Mapping[str, int | str]) -> int | str:
-    if _is_video(path):
-        return f"{path.name}/{frame}"
-    own = int(path.stem) if path.stem.isdecimal() else path.name
-    return image_ids.get(path.name, own)
-
-
-def _count(path: Path) -> int:
-    """How many images the file holds, as far as it tells."""
-    if not _is_video(path):
-        return 1
-    video = cv2.VideoCapture(str(path))
-    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    video.release()
-    return max(count, 0)

@@ -1,28 +1,28 @@
 "use strict";
 
-// What page.py writes; the fields are described there, at _block() and attention_page().
+// Written by attention_page.py; _block_data() and attention_page() describe the fields.
 const data = JSON.parse(document.getElementById("data").textContent);
 
 const element = (id) => document.getElementById(id);
 const [stage, heat, marks] = ["stage", "heat", "marks"].map(element);
 const [width, height] = [data.image.width, data.image.height];
-const LEVELS = 127; // of a weight's colour, to either side of zero
-const LEAST = 0.01; // of the largest weight; a smaller one is nothing beside it, and has no arrow
+const LEVELS = 127; // quantisation steps of a weight, on either side of zero
+const MIN_RELATIVE_WEIGHT = 0.01; // of the largest; weaker targets get no arrow
 
-let block; // of data.blocks, the one that is shown
-let weights; // its numbers, as unpack() gives them
+let block; // the selected entry of data.blocks
+let weights; // its arrays, returned by unpack()
 let query = { row: 0, column: 0 };
-let held = false; // the mouse does not move the query
+let held = false; // true while the mouse does not move the query
 
-// ---- what is in the file ----
+// ---- reading the data ----
 
-/** The arrays of a block; Q queries, K strongest keys of each, M keys in the image. */
+/** Return the arrays of a block: Q queries, K strongest targets of each, M targets in total. */
 async function unpack(block) {
   const bytes = Uint8Array.from(atob(block.data), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const buffer = await new Response(stream).arrayBuffer();
   const queries = block.queries.x.length * block.queries.y.length;
-  const keys = block.keys.x.length * block.keys.y.length;
+  const targets = block.targets.x.length * block.targets.y.length;
   let offset = 0;
   const take = (Type, count) => {
     const array = new Type(buffer, offset, count);
@@ -30,16 +30,16 @@ async function unpack(block) {
     return array;
   };
   return {
-    index: take(Uint32Array, queries * block.strongest), // (Q, K), into the keys
-    weight: take(Float32Array, queries * block.strongest), // (Q, K), the largest magnitude first
-    padding: take(Float32Array, queries), // (Q), share of all weight
-    level: take(Int8Array, queries * keys), // (Q, M), see colour()
+    index: take(Uint32Array, queries * block.strongest), // (Q, K), indices of targets
+    weight: take(Float32Array, queries * block.strongest), // (Q, K), by descending magnitude
+    padding: take(Float32Array, queries), // (Q), share of the weight in the padding
+    level: take(Int8Array, queries * targets), // (Q, M), see colour()
   };
 }
 
 // ---- drawing ----
 
-/** Red, green, blue, alpha of sign(w) * LEVELS * sqrt(|w| / the strongest |w|). */
+/** Return red, green, blue, alpha of a level: sign(w) * LEVELS * sqrt(|w| / max |w|). */
 function colour(level) {
   const t = Math.abs(level) / LEVELS;
   const stops = level < 0 ? [[40, 60, 190], [70, 160, 255], [205, 240, 255]]
@@ -55,7 +55,7 @@ for (let level = -LEVELS; level <= LEVELS; level++) {
   COLOURS.set(colour(level), 4 * (level & 255));
 }
 
-/** One pixel of a canvas for each level. */
+/** Draw one pixel per level. */
 function paint(canvas, levels, columns, rows) {
   const pixels = new ImageData(columns, rows);
   const [to, from] = [new Uint32Array(pixels.data.buffer), new Uint32Array(COLOURS.buffer)];
@@ -75,15 +75,15 @@ function svg(parent, name, attributes) {
   return parent.appendChild(node);
 }
 
-/** The same twice, on a dark rim, to be seen on any image. */
+/** Draw an element twice, the lower copy as a dark outline, so that it is visible on any image. */
 function outlined(parent, name, attributes, stroke) {
   svg(parent, name, { ...attributes, class: "halo", "stroke-width": stroke + 2 });
   svg(parent, name, { ...attributes, class: "shaft", "stroke-width": stroke });
 }
 
-function drawArrow([x0, y0], [x1, y1], share, against) {
+function drawArrow([x0, y0], [x1, y1], share, negative) {
   const group = svg(marks, "g", {
-    class: against ? "arrow against" : "arrow",
+    class: negative ? "arrow negative" : "arrow",
     opacity: 0.1 + 0.9 * Math.sqrt(share),
     "stroke-linecap": "round",
   });
@@ -94,7 +94,7 @@ function drawArrow([x0, y0], [x1, y1], share, against) {
   }
   const [ux, uy] = [(x1 - x0) / length, (y1 - y0) / length];
   const head = [4, -4].map((side) => `${x1 - 8 * ux + side * uy},${y1 - 8 * uy - side * ux}`);
-  const start = `${x0 + 7 * ux},${y0 + 7 * uy}`; // at the rim of the query's circle
+  const start = `${x0 + 7 * ux},${y0 + 7 * uy}`; // on the circle around the query
   const d = `M${start} L${x1},${y1} M${head[0]} L${x1},${y1} L${head[1]}`;
   outlined(group, "path", { d }, 0.75 + 1.75 * share);
 }
@@ -107,33 +107,35 @@ function drawDetection({ box, label }, scale) {
   svg(group, "text", { x, y: Math.max(y0 + 14, 14), "text-anchor": anchor }).textContent = label;
 }
 
-/** Everything on the image and about the query. */
+/** Redraw everything that depends on the query or the controls. */
 function show() {
-  const { queries, keys, strongest } = block;
-  const columns = keys.x.length;
+  const { queries, targets, strongest } = block;
+  const columns = targets.x.length;
   const number = query.row * queries.x.length + query.column;
   const [x, y] = [queries.x[query.column], queries.y[query.row]];
   const index = weights.index.subarray(number * strongest, (number + 1) * strongest);
   const weight = weights.weight.subarray(number * strongest, (number + 1) * strongest);
-  const found = Array.from(index, (key, i) => ({
-    x: keys.x[key % columns],
-    y: keys.y[Math.floor(key / columns)],
+  const found = Array.from(index, (target, i) => ({
+    x: targets.x[target % columns],
+    y: targets.y[Math.floor(target / columns)],
     weight: weight[i],
   }));
   const top = Math.abs(weight[0]);
 
-  const size = columns * keys.y.length;
-  paint(heat, weights.level.subarray(number * size, (number + 1) * size), columns, keys.y.length);
+  const rows = targets.y.length;
+  const size = columns * rows;
+  paint(heat, weights.level.subarray(number * size, (number + 1) * size), columns, rows);
 
   const scale = stage.clientWidth / width;
   marks.replaceChildren();
   if (element("detections").checked) {
     data.detections.forEach((detection) => drawDetection(detection, scale));
   }
-  for (const key of found.slice(0, Number(element("arrows").value)).reverse()) {
-    const share = top ? Math.abs(key.weight) / top : 0;
-    if (share >= LEAST) {
-      drawArrow([x * scale, y * scale], [key.x * scale, key.y * scale], share, key.weight < 0);
+  const start = [x * scale, y * scale];
+  for (const target of found.slice(0, Number(element("arrows").value)).reverse()) {
+    const share = top ? Math.abs(target.weight) / top : 0;
+    if (share >= MIN_RELATIVE_WEIGHT) {
+      drawArrow(start, [target.x * scale, target.y * scale], share, target.weight < 0);
     }
   }
   const mark = svg(marks, "g", { class: "query" });
@@ -145,7 +147,9 @@ function show() {
     `${(100 * weights.padding[number]).toFixed(1)} % of the weight in padding.` +
     (held ? " Held." : "");
   element("strongest").replaceChildren(
-    ...found.map((key, i) => tableRow([i + 1, figure(key.weight), place(key.x), place(key.y)])),
+    ...found.map((target, i) =>
+      tableRow([i + 1, figure(target.weight), place(target.x), place(target.y)]),
+    ),
   );
   const ticks = block.signed ? [-top, -top / 4, 0, top / 4, top] : [0, top / 4, top];
   element("ticks").replaceChildren(...ticks.map((tick) => cell("span", tick ? figure(tick) : "0")));
@@ -168,7 +172,7 @@ function tableRow(texts) {
   return row;
 }
 
-// ---- choosing ----
+// ---- selecting the query and the block ----
 
 const clamp = (value, count) => Math.min(Math.max(value, 0), count - 1);
 
@@ -181,7 +185,7 @@ function moveTo(row, column) {
   }
 }
 
-/** The query that a point of the image lies in. */
+/** Return row and column of the query that contains a point of the image. */
 function queryAt(x, y) {
   const [cellWidth, cellHeight] = block.queries.cell;
   return [Math.floor(y / cellHeight), Math.floor(x / cellWidth)];
@@ -192,8 +196,9 @@ async function choose(chosen, x, y) {
   [block, weights] = [chosen, unpacked];
   const [row, column] = queryAt(x, y);
   query = { row: clamp(row, block.queries.y.length), column: clamp(column, block.queries.x.length) };
-  heat.style.width = `${(100 * block.keys.x.length * block.keys.cell[0]) / width}%`;
-  heat.style.height = `${(100 * block.keys.y.length * block.keys.cell[1]) / height}%`;
+  const { targets } = block;
+  heat.style.width = `${(100 * targets.x.length * targets.cell[0]) / width}%`;
+  heat.style.height = `${(100 * targets.y.length * targets.cell[1]) / height}%`;
   const levels = Array.from({ length: 2 * LEVELS + 1 }, (_, i) => i - LEVELS);
   const shown = block.signed ? levels : levels.slice(LEVELS);
   paint(element("scale"), shown, shown.length, 1);
@@ -242,11 +247,11 @@ element("arrows").addEventListener("input", (event) => {
 element("detections").addEventListener("change", show);
 element("controls").addEventListener("submit", (event) => event.preventDefault());
 
-// ---- beginning ----
+// ---- start ----
 
 stage.style.setProperty("--ratio", width / height);
 stage.parentElement.classList.toggle("strip", width > 2.5 * height);
-stage.setAttribute("aria-label", `${data.image.name}: choose the query position`);
+stage.setAttribute("aria-label", `${data.image.name}: select the query position`);
 element("image").src = data.image.source;
 element("image").alt = data.image.name;
 element("block").append(...data.blocks.map((block) => cell("option", block.name)));

@@ -1,0 +1,285 @@
+"""Attention rows against the whole matrix, and blocks with known attention on real images."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import ImageList
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.engine import build_predictor, load_config
+from nl_detectron.errors import UserError
+from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
+from nl_detectron.visualization import AttentionRecorder, attend
+from nl_detectron.visualization.attention import (
+    ImageGeometry,
+    affinity_rows,
+    find_blocks,
+    find_stride,
+)
+
+TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
+STRIDE = 16
+QUERY, TARGET = (1, 2), (5, 8)  # row and column in the map of the model below
+
+every_subsample = pytest.mark.parametrize("subsample", SUBSAMPLES)
+every_function = pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+
+
+@every_subsample
+@every_function
+@pytest.mark.parametrize("size", [(5, 7), (1, 4), (6, 1)], ids=str)
+def test_rows_equal_those_of_the_matrix(instantiation, subsample, size):
+    torch.manual_seed(0)
+    block = NonLocalBlock(8, instantiation=instantiation, subsample=subsample).double()
+    model = nn.Sequential(block)
+    x = torch.randn(2, 8, *size, dtype=torch.float64)
+    with AttentionRecorder(model) as recorder, torch.no_grad():
+        model(x)
+        matrix = block.affinity_matrix(x)[0]
+    positions = torch.cartesian_prod(*map(torch.arange, size)).flip(0)
+    rows = recorder.rows("0", positions)
+    target_size = size if subsample == "none" else tuple(math.ceil(side / 2) for side in size)
+    assert rows.shape == (math.prod(size), *target_size)
+    assert (rows.flatten(1) - matrix.flip(0)).abs().max() <= 1e-12
+
+
+class LargestResult(TorchDispatchMode):
+    """Record the size of the largest tensor that an operator returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@every_subsample
+@every_function
+def test_only_the_requested_rows_are_computed(instantiation, subsample):
+    block = NonLocalBlock(8, instantiation=instantiation, subsample=subsample)
+    x = torch.randn(1, 8, 32, 32)
+    with LargestResult() as largest:
+        rows = affinity_rows(block, x, torch.tensor([3, 500, 1023]))
+    assert rows.shape == (3, 1024 if subsample == "none" else 256)
+    assert rows.numel() <= largest.elements <= x.numel()
+
+
+class ColourModel(nn.Module):
+    """A detector whose backbone is average pooling and one block."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, block):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.AvgPool2d(STRIDE, ceil_mode=True))
+        self.backbone.res4 = nn.Sequential()
+        self.backbone.res4.nonlocal0 = block
+
+    def forward(self, inputs):
+        images = ImageList.from_tensors([x["image"] for x in inputs], size_divisibility=32)
+        self.backbone(images.tensor.double())
+        return [{} for _ in inputs]
+
+
+def known_block(instantiation, subsample):
+    """Return a block whose red queries attend to blue only. Channels are blue, green and red."""
+    options = {"bottleneck_channels": 1, "scale": False}
+    block = NonLocalBlock(3, instantiation=instantiation, subsample=subsample, **options).double()
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+        block.theta.weight[0, 2] = 1
+        block.phi.weight[0, 0] = 1
+        if instantiation == "concatenation":
+            block.theta.bias[0] = -300  # only red and blue together exceed it
+            block.w_f.fill_(1)
+    return block
+
+
+def make_predictor(block):
+    """Return detectron2's predictor, which resizes the shortest edge to 100 pixels."""
+    predictor = DefaultPredictor.__new__(DefaultPredictor)
+    predictor.cfg = load_config(opts=["MODEL.DEVICE", "cpu"])  # detectron2's main reads the device
+    predictor.model = ColourModel(block)
+    predictor.aug = ResizeShortestEdge([100, 100], 400)
+    predictor.input_format = "BGR"
+    return predictor
+
+
+def box_of(position, image_size, resized_size):
+    """Return x0, y0, x1, y1: pixels that lie in one position alone after resizing."""
+    sides = []
+    for cell, before, after in zip(position, image_size, resized_size):
+        cell_side, margin = STRIDE * before / after, math.ceil(max(1, before / after))
+        start, end = cell * cell_side + margin, (cell + 1) * cell_side - margin
+        sides.append((math.ceil(start), math.floor(end)))
+    (y0, y1), (x0, x1) = sides
+    return x0, y0, x1, y1
+
+
+def paint(image_size, resized_size):
+    """Return a black image with a red query and a blue target."""
+    image = np.zeros((*image_size, 3), np.uint8)
+    for position, colour in ((QUERY, (0, 0, 255)), (TARGET, (255, 0, 0))):
+        x0, y0, x1, y1 = box_of(position, image_size, resized_size)
+        image[y0:y1, x0:x1] = colour
+    return image
+
+
+# Original and resized: enlarged, reduced, unchanged; most sides are odd.
+SIZES = [((75, 113), (100, 151)), ((301, 437), (100, 145)), ((100, 160), (100, 160))]
+
+
+@pytest.mark.parametrize("image_size, resized_size", SIZES, ids=str)
+@pytest.mark.parametrize("subsample", ["pool_conv", "none"])
+@pytest.mark.parametrize("instantiation", ["embedded_gaussian", "concatenation"])
+def test_known_attention(instantiation, subsample, image_size, resized_size):
+    predictor = make_predictor(known_block(instantiation, subsample))
+    attention = attend(predictor, paint(image_size, resized_size))
+    geometry = attention.geometry["res4.0"]
+    side = STRIDE if subsample == "none" else 2 * STRIDE
+    ratio = side // STRIDE
+    assert (geometry.image_size, geometry.resized_size) == (image_size, resized_size)
+    assert (geometry.stride, geometry.target_stride) == (STRIDE, side)
+
+    x0, y0, x1, y1 = box_of(QUERY, image_size, resized_size)
+    corners = [(x0, y0), (x1 - 0.01, y1 - 0.01)]
+    rows = attention.rows("res4.0", [*corners, (0, image_size[0] - 1)])
+    expected = torch.zeros_like(rows[0])
+    expected[TARGET[0] // ratio, TARGET[1] // ratio] = 1
+    for row in rows[:2]:
+        assert torch.equal(row / row.max(), expected)
+    black = rows[2]  # a black query attends to all targets equally
+    uniform = 1 / black.numel() if instantiation == "embedded_gaussian" else 0.0
+    assert torch.equal(black, torch.full_like(black, uniform))
+
+    # The strongest point is the centre of the target, clipped to the image.
+    (x, y, weight), *rest = geometry.strongest(rows[0], 5)
+    assert weight == rows[0].max() and all(w == 0 for _, _, w in rest)
+    ends = [min((t // ratio + 1) * side, r) for t, r in zip(TARGET, resized_size)]
+    middle = [(t // ratio * side + end) / 2 for t, end in zip(TARGET, ends)]
+    scale = [i / r for i, r in zip(image_size, resized_size)]
+    assert (y, x) == pytest.approx((middle[0] * scale[0], middle[1] * scale[1]), abs=1e-9)
+
+    heat = geometry.heat_maps(rows)
+    assert heat.shape == (3, *image_size)
+    peak = divmod(heat[0].argmax().item(), image_size[1])
+    centre = [(t // ratio + 0.5) * side * s for t, s in zip(TARGET, scale)]
+    for p, c, s in zip(peak, centre, image_size):
+        assert abs(p + 0.5 - min(c, s - 0.5)) <= 1
+    assert (heat[2] - uniform).abs().max() <= 1e-15
+
+    in_image = geometry.in_image().double()
+    assert in_image.sum() == math.prod(math.ceil(r / side) for r in resized_size)
+    expected_share = 1 - in_image.mean().item() if uniform else 0
+    assert geometry.padding_share(rows)[[0, 2]].tolist() == pytest.approx([0, expected_share])
+
+
+def test_points_and_positions():
+    # Position (7, 12) covers 192-208 x 112-128 of the resized image; 192-200 x 112-120 is in it.
+    geometry = ImageGeometry((60, 100), (120, 200), 16, (8, 14), 16)
+    assert geometry.target_points(torch.tensor([[7, 12]])).tolist() == [[98.0, 58.0]]
+    geometry = ImageGeometry((75, 113), (100, 151), 16, (8, 10), 16)
+    targets = geometry.in_image().nonzero()
+    assert len(targets) == 7 * 10
+    assert torch.equal(geometry.query_positions(geometry.target_points(targets)), targets)
+    assert geometry.query_positions([(0, 0), (112.99, 74.99)]).tolist() == [[0, 0], [6, 9]]
+    # Height and width have different scales.
+    geometry = ImageGeometry((40, 40), (80, 160), 16, (6, 12), 16)
+    assert geometry.query_positions([(12, 20)]).tolist() == [[2, 3]]
+    assert geometry.target_points(torch.tensor([[2, 3]])).tolist() == [[14.0, 20.0]]
+
+
+def test_points_outside_the_image():
+    geometry = ImageGeometry((75, 113), (100, 151), 16, (8, 10), 16)
+    for point in ((113, 3), (3, 75), (-0.1, 3), (3, -0.1)):
+        with pytest.raises(UserError, match="outside the image, which is 113 wide and 75 high"):
+            geometry.query_positions([point])
+
+
+def test_heat_map_is_bilinear():
+    geometry = ImageGeometry((64, 96), (64, 96), 16, (2, 3), 32)
+    row = torch.tensor([[1.0, 2.0, 4.0], [3.0, 4.0, 6.0]], dtype=torch.float64)
+    (heat,) = geometry.heat_maps(row[None])
+    x, y = torch.arange(96) + 0.5, torch.arange(64) + 0.5
+    along_x = np.interp(x, [16, 48, 80], [1, 2, 4])
+    along_y = np.interp(y, [16, 48], [0, 2])
+    assert np.abs(heat.numpy() - (along_y[:, None] + along_x)).max() <= 1e-12
+
+
+def test_stride():
+    assert find_stride((800, 1344), (50, 84)) == 16
+    assert find_stride((5, 161), (1, 11)) == 16
+    assert find_stride((64, 320), (64, 320)) == 1
+    with pytest.raises(ValueError, match="power of two"):
+        find_stride((90, 90), (30, 30))
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    torch.manual_seed(0)
+    options = ["MODEL.NONLOCAL.LOCATION", "['res3.1', 'res4.4']"]
+    return build_predictor(load_config(TINY, options))
+
+
+def test_attend_on_mask_rcnn(predictor):
+    """The predictions do not change, and the rows are those of the block's own input."""
+    image = np.random.default_rng(0).integers(0, 255, (90, 150, 3), np.uint8)
+    model, inputs = predictor.model, {}
+    block = model.backbone.bottom_up.res4.nonlocal4
+    handle = block.register_forward_pre_hook(lambda _, x: inputs.update(x=x[0]))
+    plain = predictor(image)["instances"]
+    handle.remove()
+    attention = attend(predictor, image)
+    instances = attention.predictions["instances"]
+    assert len(instances) and torch.equal(instances.scores, plain.scores)
+    assert torch.equal(instances.pred_boxes.tensor, plain.pred_boxes.tensor)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+    # 90 x 150 is resized to 64 x 107 and padded to 64 x 128: 4 x 8 query positions.
+    assert attention.recorder.padded_size == (64, 128)
+    strides = {name: geometry.stride for name, geometry in attention.geometry.items()}
+    assert strides == {"res3.1": 8, "res4.4": 16}
+    (row,) = attention.rows("res4.4", [(75, 45)])
+    with torch.no_grad():
+        matrix = block.affinity_matrix(inputs["x"])
+    assert (row.flatten() - matrix[0, 2 * 8 + 3]).abs().max() <= 1e-6
+    assert list(attend(predictor, image, ["res4.4"]).geometry) == ["res4.4"]
+
+
+def test_unknown_blocks(predictor):
+    with pytest.raises(UserError, match="no non-local block 'res4.3'; there are: res3.1, res4.4"):
+        AttentionRecorder(predictor.model, ["res4.3"])
+    with pytest.raises(UserError, match="MODEL.BACKBONE.NAME"):
+        find_blocks(nn.Sequential(nn.Conv2d(3, 3, 1)))
+
+
+def test_bad_positions_and_weights():
+    block = nn.Sequential(NonLocalBlock(4))
+    with AttentionRecorder(block) as recorder:
+        block(torch.randn(1, 4, 3, 5))
+    for position in ((3, 0), (0, 5), (-1, 0)):
+        with pytest.raises(ValueError, match="outside the 3 x 5 map"):
+            recorder.rows("0", torch.tensor([position]))
+    recorder.inputs["0"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="0 has attention weights that are not finite"):
+        recorder.rows("0", torch.tensor([[1, 1]]))
+
+
+def test_names_of_blocks():
+    """Blocks of two backbones have different names; blocks in RoI heads are left out."""
+    model = nn.ModuleDict({name: nn.ModuleDict({"res4": nn.Sequential()}) for name in "ab"})
+    model["roi_heads"] = nn.ModuleDict({"head": NonLocalBlock(4)})
+    for name in "ab":
+        model[name]["res4"].nonlocal1 = NonLocalBlock(4)
+    model["plain"] = NonLocalBlock(4)
+    assert list(find_blocks(model)) == ["res4.1", "b.res4.nonlocal1", "plain"]

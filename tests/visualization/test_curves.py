@@ -1,0 +1,103 @@
+"""Training curves: grouping of runs, the figure, and the command."""
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib.figure
+import plot_curves as tool
+import pytest
+from PIL import Image
+
+from nl_detectron.engine import load_config
+from nl_detectron.visualization.curves import plot_curves, read_curves, run_names
+
+
+def make_run(folder, seed=1, shift=0.0, learning_rate="0.1", losses=(8, 4, 6, 2), box=True):
+    """Write the loss at iterations 19, 39, ... and the box AP at every second of these."""
+    folder.mkdir(parents=True)
+    options = ["SEED", str(seed), "OUTPUT_DIR", str(folder), "SOLVER.BASE_LR", learning_rate]
+    (folder / "config.yaml").write_text(load_config(opts=options).dump())
+    lines = []
+    for number, loss in enumerate(losses):
+        line = {"iteration": 20 * number + 19, "total_loss": loss + shift, "lr": 0.1}
+        if box and number % 2:
+            line |= {"bbox/AP": 10.0 * number + shift, "bbox/APl": math.nan}
+        lines.append(json.dumps(line))
+    (folder / "metrics.json").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_runs_are_grouped_by_config(tmp_path):
+    folders = [
+        make_run(tmp_path / "a" / "seed1"),
+        make_run(tmp_path / "b" / "seed1", learning_rate="0.2", box=False),
+        make_run(tmp_path / "a" / "seed2", seed=2, shift=2.0),
+        make_run(tmp_path / "a" / "seed3", seed=3, shift=4.0, losses=(8, 4, 6)),
+    ]
+    with open(folders[1] / "metrics.json", "a") as file:  # a repeated line, and one that is cut
+        file.write('{"iteration": 79, "total_loss": 3.0}\n{"iteration": 99, "total_l')
+    groups = {
+        name: {metric: [array.tolist() for array in curve] for metric, curve in curves.items()}
+        for name, curves in read_curves(folders).items()
+    }
+    assert groups == {
+        "a": {  # seed 3 has no later values
+            "total_loss": [[19, 39, 59], [[8, 4, 6], [10, 6, 8], [12, 8, 10]]],
+            "bbox/AP": [[39], [[10], [12], [14]]],
+        },
+        "b": {"total_loss": [[19, 39, 59, 79], [[8, 4, 6, 3]]]},
+    }
+
+
+def test_run_names():
+    assert run_names([Path("out/x/seed1"), Path("out/y")]) == ["x", "y"]
+    assert run_names([Path("1/x/seed1"), Path("2/x/seed1")]) == ["1/x/seed1", "2/x/seed1"]
+    assert run_names([Path("out/x/seed1/inference/results.json")]) == ["x"]
+
+
+def test_figure(tmp_path, monkeypatch):
+    figures = []
+    save = matplotlib.figure.Figure.savefig
+    monkeypatch.setattr(
+        matplotlib.figure.Figure,
+        "savefig",
+        lambda self, *args, **kwargs: (figures.append(self), save(self, *args, **kwargs)),
+    )
+    folders = [
+        make_run(tmp_path / "a" / "seed1"),
+        make_run(tmp_path / "a" / "seed2", seed=2, shift=2.0),
+        make_run(tmp_path / "b" / "seed1", learning_rate="0.2", box=False),
+    ]
+    plot_curves(read_curves(folders), tmp_path / "curves.png")
+    Image.open(tmp_path / "curves.png").load()
+    loss, ap = figures[0].axes
+    assert (loss.get_title(), ap.get_title()) == ("training loss", "validation, box AP")
+    assert [line.get_label() for line in loss.lines] == ["a, 2 runs", "b"]
+    assert [line.get_xydata().tolist() for line in ap.lines] == [[[39, 11], [79, 31]]]
+    assert len(loss.collections) == 1
+    (band,) = ap.collections
+    low, high = band.get_datalim(ap.transData).get_points()[:, 1]
+    assert (low, high) == pytest.approx((11 - math.sqrt(2), 31 + math.sqrt(2)))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("run nowhere", "nowhere"),
+        ("run unfinished", "unfinished/metrics.json has none of total_loss"),
+        ("run no_config", "no_config"),
+        ("run ./run", "a run is given twice"),
+        ("run --output a.txt", "must end in .png, .svg or .pdf"),
+        ("run --output no/a.png", "no/a.png"),
+    ],
+)
+def test_bad_arguments(tmp_path, monkeypatch, capsys, arguments, message):
+    make_run(tmp_path / "run")
+    (make_run(tmp_path / "unfinished") / "metrics.json").unlink()
+    (make_run(tmp_path / "no_config") / "config.yaml").unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        tool.main(arguments.split())
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""The attention figure: its arrows, maps and titles, and the drawing of a detection."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.structures import Boxes, Instances
+from matplotlib.patches import FancyArrowPatch
+from PIL import Image
+from test_attention import QUERY, SIZES, box_of, known_block, make_predictor, paint
+
+from nl_detectron.visualization import Attention, attend
+from nl_detectron.visualization.figure import draw_attention, draw_detection
+
+
+def arrows_of(axes):
+    return [patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]
+
+
+@pytest.mark.parametrize("instantiation", ["embedded_gaussian", "dot_product"])
+def test_arrows_and_maps(instantiation, tmp_path):
+    image_size, resized_size = SIZES[0]
+    signed = instantiation == "dot_product"
+    block = known_block(instantiation, "pool_conv")
+    if signed:
+        block.theta.weight.data.neg_()
+    image = paint(image_size, resized_size)
+    x0, y0, x1, y1 = box_of((2, 5), image_size, resized_size)
+    image[y0:y1, x0:x1] = (51, 0, 0)  # a second target, a fifth as blue
+    attention = attend(make_predictor(block), image)
+    query = box_of(QUERY, image_size, resized_size)[:2]
+    figure = draw_attention(attention, "res4.0", [query, (1, 1)], arrows=4)
+
+    left, right, black, _ = figure.axes
+    arrows = arrows_of(left)
+    assert len(arrows) == (2 if signed else 1)  # weights below 1% of the largest have none
+    (row,) = attention.rows("res4.0", [query])
+    (x, y, weight), *_ = attention.geometry["res4.0"].strongest(row, 3)
+    assert (weight < 0) == signed
+    assert arrows[-1]._posA_posB == [query, (x, y)]  # the strongest is on top
+    widths = [0.4 + 1.6 * 0.2, 2.0] if signed else [2.0]
+    assert [arrow.get_linewidth() for arrow in arrows] == pytest.approx(widths, rel=1e-3)
+    first, second = left.get_title().splitlines()
+    assert first.endswith(f": arrows to {len(arrows)} of 20 targets")
+    assert second == "100% of the weight in the arrows, 0% in padding"
+    low, high = right.images[1].get_clim()
+    assert high == abs(weight) and low == (weight if signed else 0)
+    assert left.get_xlim() == (0, 113) and left.get_ylim() == (75, 0)
+    assert len(arrows_of(black)) == (0 if signed else 4)  # all weights are 0, or equal
+    figure.savefig(tmp_path / "figure.png")
+    assert Image.open(tmp_path / "figure.png").size[0] == 700
+
+
+@pytest.mark.parametrize("size, shape", [((40, 100), (6, 1)), ((100, 100), (3, 2))])
+def test_layout(size, shape):
+    """The map is below a wide image, and beside another."""
+    predictor = make_predictor(known_block("embedded_gaussian", "none"))
+    attention = attend(predictor, np.zeros((*size, 3), np.uint8))
+    figure = draw_attention(attention, "res4.0", [(10.0 * i + 1, 1) for i in range(3)])
+    assert figure.axes[0].get_gridspec().get_geometry() == shape
+
+
+def test_detection():
+    image = np.full((90, 150, 3), 128, np.uint8)
+    instances = Instances((90, 150))
+    instances.pred_boxes = Boxes(torch.tensor([[10.0, 10, 60, 60], [90, 30, 140, 80]]))
+    instances.scores = torch.tensor([0.9, 0.8])
+    instances.pred_classes = torch.tensor([0, 1])
+    instances.pred_masks = torch.zeros(2, 90, 150, dtype=torch.bool)
+    instances.pred_masks[1, 40:70, 100:130] = True
+    attention = Attention(image, {"instances": instances}, None, {})
+    picture = draw_detection(attention, 1, MetadataCatalog.get("nl_synthetic_val"))
+    scale = 640 / 150
+    assert picture.shape == (384, 640, 3)
+    red, green, blue = picture[int(55 * scale), int(115 * scale)]
+    assert green > max(red, blue)  # the mask has the colour of class 1, "green key"
+    y, x = (picture != 128).any(2).nonzero()
+    assert 60 * scale < x.min()  # the other detection is not drawn

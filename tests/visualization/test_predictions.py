@@ -1,0 +1,196 @@
+"""Predictions: the drawings, the COCO results, and inputs that cannot be read."""
+
+import json
+import random
+from pathlib import Path
+
+import cv2
+import numpy as np
+import predict as tool
+import pytest
+import torch
+from detectron2.data import Metadata
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from nl_detectron.engine import build_predictor, load_config
+from nl_detectron.errors import UserError
+from nl_detectron.visualization.predictions import find_inputs, predict, read_image
+
+TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
+GREY = 90
+CLASSES = {"thing_classes": ["a", "b"], "stuff_classes": ["c", "d"]}
+
+
+def write_image(path, size=(48, 64)):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.full((*size, 3), GREY, dtype=np.uint8)).save(path)
+    return path
+
+
+def write_video(path, frames, size=(48, 64)):
+    # MJPG takes odd sizes.
+    api, codec = (cv2.CAP_OPENCV_MJPEG, "MJPG") if path.suffix == ".avi" else (cv2.CAP_ANY, "mp4v")
+    writer = cv2.VideoWriter(str(path), api, cv2.VideoWriter_fourcc(*codec), 10.0, size[::-1])
+    for _ in range(frames):
+        writer.write(np.full((*size, 3), GREY, dtype=np.uint8))
+    writer.release()
+    return path
+
+
+def instances_of(image):
+    """Predict one object, in the right half of the image."""
+    height, width = image.shape[:2]
+    masks = torch.zeros(1, height, width, dtype=torch.bool)
+    masks[:, :, width // 2 :] = True
+    instances = Instances((height, width))
+    instances.pred_boxes = Boxes(torch.tensor([[width / 2, 0.0, width, height]]))
+    instances.scores = torch.tensor([0.75])
+    instances.pred_classes = torch.tensor([1])
+    instances.pred_masks = masks
+    return {"instances": instances}
+
+
+def sem_seg_of(image):
+    right = instances_of(image)["instances"].pred_masks[0]
+    return {"sem_seg": torch.stack([~right, right]).float()}
+
+
+def panoptic_of(image):
+    right = instances_of(image)["instances"].pred_masks[0].int()
+    info = {"id": 1, "isthing": True, "category_id": 1, "score": 0.75, "area": right.sum().item()}
+    return {"panoptic_seg": (right, [info]), **instances_of(image)}
+
+
+@pytest.mark.parametrize("predictor", [instances_of, sem_seg_of, panoptic_of])
+def test_images_and_videos_are_drawn(tmp_path, predictor):
+    size = (49, 67)
+    inputs = [write_image(tmp_path / "i.png", size), write_video(tmp_path / "v.avi", 3, size)]
+    (tmp_path / "out").mkdir()
+    for generator in (random, np.random):
+        generator.seed(0)  # detectron2 draws in random colours, some of which are close to GREY
+    outputs = find_inputs(inputs, tmp_path / "out")
+    results, failures = predict(outputs, predictor, Metadata(**CLASSES), {})
+    assert failures == []
+    assert len(results) == (0 if predictor is sem_seg_of else 4)
+
+    picture, video = (
+        cv2.imread(str(tmp_path / "out/i.png")),
+        cv2.VideoCapture(str(tmp_path / "out/v.mp4")),
+    )
+    assert picture.shape == (468, 640, 3) and video.get(cv2.CAP_PROP_FPS) == 10
+    frames = [video.read()[1] for _ in range(3)]
+    assert {frame.shape for frame in frames} == {(48, 66, 3)} and not video.read()[0]
+    for drawn in [picture, *frames]:
+        changed = np.abs(drawn.astype(int) - GREY).max(axis=2) > 24
+        height, width = changed.shape
+        rows, middle = slice(height // 10, 4 * height // 5), width // 2
+        assert changed[rows, middle + width // 10 : -width // 10].mean() > 0.9
+        left = changed[rows, width // 10 : middle - width // 10].mean()
+        assert left < 0.1 or predictor is sem_seg_of  # which colours each pixel
+
+
+def test_ids_and_unreadable_inputs(tmp_path, capsys):
+    folder = tmp_path / "in"
+    for name in ("000042.png", "b.png", "c.jpg", "cut.png"):
+        write_image(folder / name)
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:60])
+    (folder / "bad.mp4").write_bytes(b"not a video")
+    write_video(folder / "clip.mp4", frames=2)
+    (tmp_path / "out").mkdir()
+    metadata = Metadata(thing_dataset_id_to_contiguous_id={7: 0, 9: 1})
+    outputs = find_inputs([folder], tmp_path / "out")
+    results, failures = predict(outputs, instances_of, metadata, {"c.jpg": 5})
+    assert [r["image_id"] for r in results] == [42, "b.png", 5, "clip.mp4/0", "clip.mp4/1"]
+    for result in results:
+        assert (result["category_id"], result["score"]) == (9, 0.75)
+        assert result["bbox"] == [32, 0, 32, 48]
+    assert [failure.split(" (")[0] for failure in failures] == [
+        f"{folder / name} cannot be read" for name in ("bad.mp4", "cut.png")
+    ]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert errors == [f"error: {failure}" for failure in failures]
+
+
+def test_inputs_and_outputs(tmp_path):
+    folder = tmp_path / "in"
+    for name in ("b.JPG", "a.bmp", ".c.png"):
+        write_image(folder / name)
+    (folder / "notes.txt").write_text("")
+    other = write_image(tmp_path / "d.png")
+    outputs = find_inputs([folder, other, folder / "a.bmp"], tmp_path / "out")
+    names = {path.name: output.name for path, output in outputs.items()}
+    assert names == {"a.bmp": "a.png", "b.JPG": "b.JPG", "d.png": "d.png"}
+
+
+@pytest.mark.parametrize(
+    "paths, output, message",
+    [
+        (["nowhere.png"], "out", "no file or folder .*nowhere.png"),
+        (["empty"], "out", "no image or video in the folder .*empty"),
+        (["in"], "in", "in/a.png is an input and would be overwritten"),
+        (["in", "a.bmp"], "out", "in/a.png and .*a.bmp would both be written to .*out/a.png"),
+    ],
+)
+def test_bad_inputs(tmp_path, paths, output, message):
+    write_image(tmp_path / "in" / "a.png")
+    write_image(tmp_path / "a.bmp")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        find_inputs([tmp_path / path for path in paths], tmp_path / output)
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("model") / "model.pth"
+    torch.save({"model": build_model(load_config(TINY)).state_dict()}, file)
+    return str(file)
+
+
+def test_command(tmp_path, model_file, capsys):
+    """The results equal those of the predictor; ids and classes are those of --annotations."""
+    folder = tmp_path / "images"
+    write_image(folder / "x.png")
+    (folder / "y.png").write_bytes(b"")
+    annotations, found = tmp_path / "a.json", tmp_path / "found.json"
+    categories = [{"id": i, "name": f"n{i}"} for i in (9, 1, 5, 7, 3, 2)]
+    images = [{"id": 4, "file_name": "sub/x.png"}]
+    annotations.write_text(json.dumps({"images": images, "categories": categories}))
+    arguments = ["--config-file", TINY, "--input", folder, "--output", tmp_path / "out"]
+    arguments += ["--confidence-threshold", "0.1", "--coco-json", found]
+    arguments += ["--annotations", annotations, "MODEL.WEIGHTS", model_file]
+    assert tool.main([str(argument) for argument in arguments]) == 1
+    assert "1 of 2 files drawn to" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.png"]
+
+    options = ["MODEL.WEIGHTS", model_file, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.1"]
+    instances = build_predictor(load_config(TINY, options))(read_image(folder / "x.png"))
+    instances, results = instances["instances"], json.loads(found.read_text())
+    assert len(results) > 0 and {result["image_id"] for result in results} == {4}
+    assert [result["score"] for result in results] == instances.scores.tolist()
+    ids = [(1, 2, 3, 5, 7, 9)[number] for number in instances.pred_classes]
+    assert [result["category_id"] for result in results] == ids
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--coco-json nowhere/found.json", "--coco-json: no folder nowhere"),
+        ("MODEL.WEIGHTS ", "MODEL.WEIGHTS is empty"),
+        ("MODEL.WEIGHTS nowhere.pth", "nowhere.pth"),
+        ("DATASETS.TEST ('coco_2017_val',)", "NUM_CLASSES is 6, but there are 80 class names"),
+        ("--annotations nowhere.json", "nowhere.json"),
+    ],
+)
+def test_bad_options(tmp_path, monkeypatch, model_file, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "a.png")
+    weights = [] if "WEIGHTS" in options else ["MODEL.WEIGHTS", model_file]
+    arguments = ["--config-file", TINY, "--input", "a.png", "--output", "out"]
+    with pytest.raises(SystemExit) as end:
+        tool.main([*arguments, *options.split(" "), *weights])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line

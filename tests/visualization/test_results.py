@@ -1,0 +1,143 @@
+"""Two runs side by side: the order of the images, the drawings, and the page."""
+
+import json
+
+import numpy as np
+import pytest
+import show_results as tool
+from detectron2.data import Metadata
+from PIL import Image
+from pycocotools import mask
+
+from nl_detectron.evaluation.coco_results import read_annotations
+from nl_detectron.visualization.figure import draw_objects
+from nl_detectron.visualization.results import rank
+
+HEIGHT, WIDTH, GREY = 100, 160, 90
+LEFT, RIGHT = [10, 20, 40, 40], [100, 20, 40, 40]
+WIDER = [10, 20, 40, 52]  # IoU with LEFT: 40 / 52, above 6 of the 10 thresholds
+
+
+def instance(image, category, box, **fields):
+    x, y, w, h = box
+    pixels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    pixels[y : y + h, x : x + w] = 1
+    encoded = mask.encode(pixels)
+    segmentation = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+    fields |= {"image_id": image, "category_id": category, "bbox": box, "area": w * h}
+    return fields | {"segmentation": segmentation}
+
+
+A = [
+    instance(1, 1, LEFT, score=0.9),  # a hit
+    instance(1, 1, RIGHT, score=0.9),  # the wrong class
+    instance(2, 1, WIDER, score=0.9),
+    instance(3, 1, LEFT, score=0.9),  # a crowd does not count
+    instance(4, 2, RIGHT, score=0.9),  # there is no object
+]
+B = [
+    instance(1, 1, LEFT, score=0.6),
+    instance(1, 2, RIGHT, score=0.9),
+    instance(2, 1, LEFT, score=0.9),
+    instance(2, 2, RIGHT, score=0.7),
+    instance(2, 2, RIGHT, score=0.6),  # a duplicate
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Images 1 and 2 have two objects, 3 has a crowd, 4 and 5 have none."""
+    objects = [(1, 1, LEFT), (1, 2, RIGHT), (2, 1, LEFT), (2, 2, RIGHT), (3, 1, LEFT)]
+    annotations = [
+        instance(image, category, box, id=number, iscrowd=int(image == 3))
+        for number, (image, category, box) in enumerate(objects, start=1)
+    ]
+    (tmp_path / "images").mkdir()
+    images = []
+    for number in range(1, 6):
+        pixels = np.full((HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+        size = {"height": HEIGHT, "width": WIDTH}
+        images.append({"id": number, "file_name": f"{number}.png"} | size)
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    dataset = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "annotations.json").write_text(json.dumps(dataset))
+    return read_annotations(tmp_path / "annotations.json")
+
+
+def test_order(data):
+    ranked = rank(data, A, B, "bbox")
+    assert [image["id"] for image, _, _ in ranked] == [4, 1, 2, 3, 5]
+    assert [image["id"] for image, _, _ in rank(data, B, A, "bbox")] == [4, 1, 2, 3, 5]
+    assert [b - a for _, a, b in ranked] == pytest.approx([1, 0.5, 0.4, 0, 0])
+
+
+@pytest.mark.parametrize("colours", [[(250, 0, 0), (0, 0, 250)], []])
+def test_drawing(data, colours):
+    """Each object has the colour of its class, in an enlarged image."""
+    image = np.full((HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
+
+    def draw(objects):
+        names = {1: "cat", 2: "dog"}
+        return draw_objects(image, objects, names, Metadata(thing_colors=colours))
+
+    plain = draw([])
+    assert plain.shape == (400, 640, 3) and (plain == GREY).all()
+    first = draw(data.imgToAnns[1])
+    left, right = first[160, 160], first[160, 480]  # inside the two objects
+    assert (first[160, 320] == GREY).all()  # between them
+    assert np.abs(left.astype(int) - right).max() > 20
+    assert not colours or (left[0] > left[2] and right[2] > right[0])
+    second = draw([instance(1, 2, LEFT, score=1), instance(1, 1, RIGHT, score=1)])
+    assert np.array_equal(second[160, 160], right) and np.array_equal(second[160, 480], left)
+
+    person = {"category_id": 1, "bbox": LEFT}
+    drawn = draw([person])
+    assert (drawn[160, 40] != GREY).any() and (drawn[280, 160] == GREY).all()
+    drawn = draw([{**person, "keypoints": [80.0, 50.0, 2.0]}])
+    assert (drawn[200, 320] != GREY).any()
+
+
+@pytest.fixture
+def arguments(data, tmp_path, monkeypatch):
+    """Return arguments of the command: the folder of a run, and a file."""
+    folder = tmp_path / "baseline" / "seed1" / "inference"
+    folder.mkdir(parents=True)
+    (folder / "coco_instances_results.json").write_text(json.dumps(A))
+    doubtful = [instance(4, 1, LEFT, score=0.4)]
+    (tmp_path / "nl&.json").write_text(json.dumps(B + doubtful))
+    monkeypatch.chdir(tmp_path)
+    truth = ["--annotations", "annotations.json", "--images", "images", "--output", "out"]
+    return ["baseline/seed1", "nl&.json", *truth]
+
+
+def test_command(arguments, tmp_path, capsys):
+    tool.main([*arguments, "--count", "3"])
+    assert "nl&.json is better on 3, baseline on 0; on 2 they are equal" in capsys.readouterr().out
+    names = ["1_4.png", "2_1.png", "3_2.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [*names, "index.html"]
+    assert Image.open(tmp_path / "out" / names[0]).width > 3 * 640
+    page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert [page.count(f'src="{name}"') for name in names] == [1, 1, 1]
+    assert "<title>baseline and nl&amp;.json</title>" in page
+    assert "1. 4.png: F1 +1.00" in page
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda arguments: [*arguments, "--confidence-threshold", "0.95"], "no score reaches"),
+        (lambda arguments: ["nowhere.json", *arguments[1:]], "nowhere.json"),
+        (lambda arguments: ["images", *arguments[1:]], "coco_instances_results.json"),
+        (lambda arguments: [*arguments[:2], "--dataset", "nowhere"], "'nowhere'"),
+        (lambda arguments: [*arguments, "--images", "nowhere"], "nowhere/4.png cannot be read"),
+        (lambda arguments: arguments[:4], "--annotations and --images"),
+        (lambda arguments: ["nl&.json", *arguments[1:]], "A and B are the same run"),
+    ],
+)
+def test_bad_arguments(arguments, capsys, change, message):
+    with pytest.raises(SystemExit) as end:
+        tool.main(change(arguments))
+    assert end.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in error and message in error
