@@ -20,12 +20,7 @@ from .distributed import world_size
 from .trainer import EVALUATOR_TYPES
 
 # Meta-architecture -> the group of MODEL with its NUM_CLASSES.
-CLASSIFIERS = {
-    "GeneralizedRCNN": "ROI_HEADS",
-    "PanopticFPN": "ROI_HEADS",
-    "RetinaNet": "RETINANET",
-}
-
+CLASSIFIERS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet": "RETINANET"}
 COCO_KEYPOINTS = 17  # pycocotools has OKS sigmas for these
 
 

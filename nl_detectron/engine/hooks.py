@@ -1,4 +1,4 @@
-"""Hooks of the trainer: block norms, the check for NaN, and the description of the environment."""
+"""What the trainer logs and checks at each step, and what it writes about its environment."""
 
 import json
 import math
@@ -113,30 +113,27 @@ class LossGuard(HookBase):
             raise FloatingPointError(f"the gradient of {bad[0]}{more} is not finite")
 
 
-class EnvironmentWriter(HookBase):
-    """Write ``environment.json`` when training starts, and log ``max_memory``.
+def log_max_memory(trainer: TrainerBase) -> None:
+    """Log ``max_memory`` in MiB: allocated by torch on the GPU, or of the process on a CPU."""
+    if not _is_logged(trainer):
+        return
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    trainer.storage.put_scalar("max_memory", memory, smoothing_hint=False)
 
-    ``max_memory`` is in MiB: the GPU memory that torch allocated, or the memory of the process if
-    there is no GPU.
+
+def write_environment(cfg: CfgNode) -> None:
+    """Write ``environment.json``, which tells how to reproduce a training, to OUTPUT_DIR.
+
+    Args:
+        cfg: the trainer's, scaled to the number of processes.
     """
-
-    def __init__(self, cfg: CfgNode):
-        self._path = os.path.join(cfg.OUTPUT_DIR, "environment.json")
-        self._config = {"config_hash": config_hash(cfg), "seed": cfg.SEED}
-
-    def before_train(self) -> None:
-        if comm.is_main_process():
-            content = {**environment(), "iterations": self.trainer.max_iter, **self._config}
-            with write_atomically(self._path, "w") as file:
-                file.write(json.dumps(content, indent=1) + "\n")
-
-    def after_step(self) -> None:
-        if _is_logged(self.trainer):
-            if torch.cuda.is_available():
-                memory = torch.cuda.max_memory_allocated() / 2**20
-            else:
-                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-            self.trainer.storage.put_scalar("max_memory", memory, smoothing_hint=False)
+    content = environment()
+    content.update(iterations=cfg.SOLVER.MAX_ITER, config_hash=config_hash(cfg), seed=cfg.SEED)
+    with write_atomically(os.path.join(cfg.OUTPUT_DIR, "environment.json"), "w") as file:
+        json.dump(content, file, indent=1)
 
 
 def environment() -> dict:

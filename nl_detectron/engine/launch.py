@@ -100,12 +100,10 @@ def run(
 
 
 def _set_up(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """Set up logging and random numbers, and write config.yaml.
-
-    This is detectron2's default_setup with a shorter log.
+    """Set up logging and random numbers as detectron2's default_setup, and write config.yaml.
 
     Returns:
-        The config, with a seed that is not negative if it is for training.
+        The config, with a SEED if it is for training.
     """
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     if not args.eval_only:
@@ -114,32 +112,29 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     for name in ("fvcore", "detectron2", "nl_detectron"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
     logger = logging.getLogger(__name__)
-    logger.info(f"Process {rank} of {comm.get_world_size()}, arguments: {args}")
-    logger.info(f"Environment: {environment()}")
-    if cfg.MODEL.DEVICE == "cpu":
-        logger.info("Running on the CPU")
+    logger.info(f"Process {rank} of {comm.get_world_size()}, {environment()}, {args}")
     if comm.is_main_process():
         path = Path(cfg.OUTPUT_DIR, "config.yaml")
         path.write_text(cfg.dump())
-        logger.info(f"Full config saved to {path}")
+        logger.info(f"Config saved to {path}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     return cfg
 
 
 def choose_seed(cfg: CfgNode, resume: bool) -> CfgNode:
-    """Return the config with a random SEED, the same in all processes, if it is negative.
+    """Replace a negative SEED, in all processes by the same random number.
 
     Args:
         cfg: frozen.
-        resume: use the seed in the environment.json of OUTPUT_DIR, if there is one.
+        resume: use the SEED in the environment.json of OUTPUT_DIR, if there is one.
     """
     if cfg.SEED >= 0:
         return cfg
     seed = comm.shared_random_seed()
     path = Path(cfg.OUTPUT_DIR, "environment.json")
     if resume and path.exists():
-        seed = json.loads(path.read_text()).get("seed", seed)
+        seed = json.loads(path.read_text())["seed"]
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SEED = comm.all_gather(seed)[0]  # other machines may not see the file

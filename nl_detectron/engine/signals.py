@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import Process
@@ -28,11 +27,9 @@ class StopOnSignal(HookBase):
 
     def __init__(self):
         self._signal = 0
-        self._previous = {}
 
     def before_train(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # Python's condition for handlers
-            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
     def _handle(self, number: int, frame: Optional[FrameType]) -> None:
         self._signal = number
@@ -65,10 +62,10 @@ class StopOnSignal(HookBase):
 
 @contextmanager
 def forward_signals(children: Callable[[], Iterable[Union[Popen, Process]]]) -> Iterator[None]:
-    """Let child processes end by themselves on SIGTERM or SIGINT while the body waits for them.
+    """Pass SIGTERM on to child processes while the body waits for them to end.
 
-    SIGTERM is sent to the children; Ctrl-C in a terminal reaches them without our help. After a
-    signal, exit with status 128 + its number at the end of the body.
+    Ctrl-C in a terminal reaches them anyway. After either signal, exit with status 128 + its number
+    when the body ends.
 
     Args:
         children: returns the processes that are running.

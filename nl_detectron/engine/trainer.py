@@ -11,8 +11,14 @@ from typing import Optional
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model
-from detectron2.engine.hooks import EvalHook, HookBase
+from detectron2.engine import (
+    AMPTrainer,
+    DefaultTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+)
+from detectron2.engine.hooks import CallbackHook, EvalHook, HookBase
 from detectron2.evaluation import (
     COCOEvaluator,
     COCOPanopticEvaluator,
@@ -23,15 +29,13 @@ from detectron2.evaluation import (
 )
 from detectron2.utils import comm
 from pycocotools.cocoeval import COCOeval
-from torch import nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from ..checkpoint import AuditedCheckpointer
 from ..data.train_loader import ErrorNamingMapper, ImageLoader, TrainLoader
 from ..modeling import build_model, build_optimizer
 from .distributed import check_same_start
-from .hooks import EnvironmentWriter, LossGuard, NonLocalNorms
+from .hooks import LossGuard, NonLocalNorms, log_max_memory, write_environment
 from .signals import StopOnSignal
 
 try:
@@ -45,12 +49,15 @@ EVALUATOR_TYPES = ("coco", "coco_panoptic_seg")  # in the metadata of a dataset
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` with our model, optimizer, data loaders, checkpointer and hooks."""
 
+    build_model = staticmethod(build_model)
+    build_optimizer = staticmethod(build_optimizer)
+
     def __init__(self, cfg: CfgNode):
         """
         Args:
             cfg: frozen; batch size and schedule are scaled to the number of processes.
         """
-        super(DefaultTrainer, self).__init__()
+        TrainerBase.__init__(self)  # DefaultTrainer.__init__ would fix the checkpointer and DDP
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -84,7 +91,8 @@ class Trainer(DefaultTrainer):
         evaluation_index = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks.insert(evaluation_index, StopOnSignal())
         self._loss_guard = LossGuard()
-        return [NonLocalNorms(self.model), EnvironmentWriter(self.cfg), self._loss_guard, *hooks]
+        memory = CallbackHook(after_step=log_max_memory)
+        return [NonLocalNorms(self.model), memory, self._loss_guard, *hooks]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load the last checkpoint of OUTPUT_DIR or else MODEL.WEIGHTS, as DefaultTrainer does.
@@ -98,6 +106,7 @@ class Trainer(DefaultTrainer):
     def train(self) -> Optional[OrderedDict]:
         if comm.is_main_process():
             truncate_metrics(Path(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
+            write_environment(self.cfg)
         self.data_loader.start_iter = self.start_iter
         return super().train()
 
@@ -109,14 +118,6 @@ class Trainer(DefaultTrainer):
         if self.iter < self.max_iter:  # EvalHook would evaluate if the last step has failed
             self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
         super().after_train()
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        return build_model(cfg)
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
-        return build_optimizer(cfg, model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -167,15 +168,13 @@ def _coco_eval(annotations, detections, task: str) -> COCOeval:
 
 
 def truncate_metrics(path: Path, iteration: int) -> None:
-    """Remove the lines from ``iteration`` on, which training is about to write again.
+    """Remove the lines of ``iteration`` and later ones, which training is about to write again.
 
     They are there if a run was killed after its last checkpoint, or is repeated in its folder. The
-    old file is kept as ``metrics.json.bak``. The file is changed in place, because a writer may
-    already have opened it to append.
+    old file is kept as ``metrics.json.bak``.
 
     Args:
         path: metrics.json, one JSON object per line; need not exist.
-        iteration: the first iteration that will be run, from 0.
     """
 
     def is_kept(line: str) -> bool:
@@ -188,4 +187,4 @@ def truncate_metrics(path: Path, iteration: int) -> None:
     kept = list(filter(is_kept, lines))
     if kept != lines:
         shutil.copy(path, path.with_name(f"{path.name}.bak"))
-        path.write_text("".join(kept))
+        path.write_text("".join(kept))  # in place, because a writer may have opened it to append
