@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 from torch import nn
 
@@ -120,8 +120,11 @@ def _check_classes(cfg: CfgNode, name: str) -> None:
     group, metadata = CLASSIFIERS.get(cfg.MODEL.META_ARCHITECTURE), MetadataCatalog.get(name)
     if group is None:
         return
-    if metadata.get("thing_classes") is None:
-        DatasetCatalog.get(name)  # detectron2 sets the classes when it reads the file
+    if metadata.get("thing_classes") is None and metadata.get("evaluator_type") == "coco":
+        # detectron2 would set the classes when it loads the file.
+        dataset = CustomDataset.read(name, metadata.json_file, metadata.image_root)
+        check_custom_data(cfg, dataset)
+        metadata.thing_classes = dataset.classes
     classes = metadata.get("thing_classes")
     if classes and cfg.MODEL[group].NUM_CLASSES != len(classes):
         raise UserError(

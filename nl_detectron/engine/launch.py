@@ -21,7 +21,8 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..checkpoint import AuditedCheckpointer
 from ..data.coco import CustomDataset, overrides, read_datasets
-from ..errors import EXIT_STATUS, exit_on_user_error
+from ..errors import EXIT_STATUS, UserError, exit_on_user_error
+from ..files import write_atomically
 from .checks import check_input
 from .distributed import torchrun_process_group
 from .hooks import environment
@@ -105,7 +106,10 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     Returns:
         The config, with a SEED if it is for training.
     """
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR: cannot create {cfg.OUTPUT_DIR} ({error.strerror})") from error
     if not args.eval_only:
         cfg = choose_seed(cfg, args.resume)
     rank = comm.get_rank()
@@ -114,8 +118,9 @@ def _set_up(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     logger = logging.getLogger(__name__)
     logger.info(f"Process {rank} of {comm.get_world_size()}, {environment()}, {args}")
     if comm.is_main_process():
-        path = Path(cfg.OUTPUT_DIR, "config.yaml")
-        path.write_text(cfg.dump())
+        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        with write_atomically(path, "w") as file:
+            file.write(cfg.dump())
         logger.info(f"Config saved to {path}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only

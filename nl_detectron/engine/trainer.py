@@ -11,14 +11,9 @@ from typing import Optional
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
-from detectron2.engine import (
-    AMPTrainer,
-    DefaultTrainer,
-    SimpleTrainer,
-    TrainerBase,
-    create_ddp_model,
-)
+from detectron2.engine.defaults import DefaultTrainer, create_ddp_model
 from detectron2.engine.hooks import CallbackHook, EvalHook, HookBase
+from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import (
     COCOEvaluator,
     COCOPanopticEvaluator,
