@@ -256,7 +256,7 @@ def test_a_killed_process_ends_the_other(data, tmp_path, starter):
             while not (tmp_path / "out" / "last_checkpoint").exists():
                 assert run.poll() is None, run.stderr.read()
                 time.sleep(0.1)
-            workers = trainers(tmp_path)
+            workers = children(run.pid)
             assert len(workers) == 2
             os.kill(workers[-1], signal.SIGKILL)
             _, stderr = run.communicate(timeout=60)
@@ -264,27 +264,14 @@ def test_a_killed_process_ends_the_other(data, tmp_path, starter):
             run.terminate()  # the end of "with" waits for it, however this ends
     assert run.returncode not in (0, 2)
     assert "SIGKILL" in stderr
-    assert not trainers(tmp_path)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
-def trainers(folder):
-    """The processes, in the order of their start, that have the log of a rank in ``folder``."""
-    found = []
-    for links in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            files = list(links.iterdir())
-        except OSError:  # the process is gone, or another user's
-            continue
-        if any(target(file).startswith(str(folder / "out" / "log.txt")) for file in files):
-            found.append(int(links.parent.name))
-    return sorted(found)
-
-
-def target(link):
-    try:
-        return os.readlink(link)
-    except OSError:  # closed in the meantime, which says nothing of the other files
-        return ""
+def children(pid):
+    """The processes that ``pid`` has started, without multiprocessing's resource tracker."""
+    lists = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    commands = {int(p): Path(f"/proc/{p}/cmdline").read_bytes() for pids in lists for p in pids}
+    return [p for p, command in commands.items() if b"resource_tracker" not in command]
 
 
 def batch():
