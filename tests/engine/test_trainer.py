@@ -23,9 +23,13 @@ from nl_detectron.engine.trainer import COCOeval_faster, FasterCOCOEvaluator, tr
 NAME = "coco_evaluator_test"
 
 
-def test_has_what_default_trainer_has(tiny_config):
+@pytest.mark.parametrize("amp", [False, True])
+def test_has_what_default_trainer_has(tiny_config, amp):
     """Also the same parts in its checkpoints, in each version of detectron2."""
-    ours, default = (kind(tiny_config()) for kind in (Trainer, DefaultTrainer))
+    ours, default = (
+        kind(tiny_config("SOLVER.AMP.ENABLED", amp)) for kind in (Trainer, DefaultTrainer)
+    )
+    assert type(ours._trainer) is type(default._trainer)
     assert vars(default).keys() - vars(ours).keys() == set()
     assert vars(default._trainer).keys() == vars(ours._trainer).keys()
     assert isinstance(ours.checkpointer, AuditedCheckpointer)
