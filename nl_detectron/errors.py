@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch.distributed as dist
-from torch.multiprocessing import ProcessExitedException
 
-EXIT_STATUS = 2  # the status with which argparse exits on a bad command line
+EXIT_STATUS = 2  # argparse exits with the same status on a bad command line
 
 
 class UserError(Exception):
@@ -35,7 +34,8 @@ class OptionError(UserError, ValueError):
 def exit_on_user_error() -> Iterator[None]:
     """Exit with status 2 and one line on stderr if the body raises a UserError.
 
-    If several processes raise the same error, one of them prints it. Other exceptions pass.
+    If several processes of a distributed run raise the same error, one of them prints it. Other
+    exceptions pass.
     """
     try:
         yield
@@ -43,17 +43,13 @@ def exit_on_user_error() -> Iterator[None]:
         if _claim_report(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STATUS)
-    except ProcessExitedException as error:
-        if error.exit_code != EXIT_STATUS:
-            raise
-        sys.exit(EXIT_STATUS)  # a worker process has printed its error
 
 
 def _claim_report(message: str) -> bool:
     """Return True in exactly one process, so that a message is printed once.
 
-    It asks the key-value store of torch.distributed. A collective would wait for processes that
-    did not fail.
+    The processes count in the key-value store of torch.distributed. A collective operation would
+    wait for processes that did not fail.
     """
     if not dist.is_initialized():
         return True

@@ -1,8 +1,7 @@
-"""``python -m nl_detectron.run SCRIPT [ARGS...]``: any script, with this package in detectron2.
+"""``python -m nl_detectron.run SCRIPT [ARGS...]``: run a detectron2 script with non-local blocks.
 
-The script is run as Python runs it. What it gets from detectron2 knows this package: ``get_cfg()``
-has its keys, ``build_model()`` and ``build_optimizer()`` obey them. That holds for the processes
-that the script spawns, too.
+The script needs no change. detectron2's ``get_cfg()`` has the keys of this package, and its
+``build_model()`` and ``build_optimizer()`` read them, also in processes that the script spawns.
 """
 
 import argparse
@@ -20,48 +19,39 @@ from detectron2.config import defaults
 from .config import add_nonlocal_config
 from .modeling import build_model, build_optimizer
 
-SCRIPT = "NL_DETECTRON_SCRIPT"  # the environment variable that tells spawned processes the script
+SCRIPT = "NL_DETECTRON_SCRIPT"  # environment variable with the script's path, for its processes
 
 
 def register() -> None:
-    """Add the keys to detectron2's defaults, and put what reads them in the place of its own.
-
-    Importing this package has registered all the rest.
-    """
+    """Add our keys to detectron2's default config, and replace the functions that read them."""
     add_nonlocal_config(defaults._C)
     _replace(detectron2.modeling.build_model, build_model)
     _replace(detectron2.solver.build_optimizer, build_optimizer)
 
 
-def _replace(function: Callable, by: Callable) -> None:
-    """In every module of detectron2 that has imported it under its name."""
+def _replace(function: Callable, replacement: Callable) -> None:
+    """Replace a function in every module of detectron2 that has imported it."""
     for name, module in list(sys.modules.items()):
         if name.startswith("detectron2.") and vars(module).get(function.__name__) is function:
-            setattr(module, function.__name__, by)
+            setattr(module, function.__name__, replacement)
 
 
 def main() -> None:
     """Run the script of the command line as ``__main__``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nl_detectron.run",
-        description="Run a script with nl_detectron's backbone, heads, data and config keys "
-        "registered in detectron2.",
-    )
+    parser = argparse.ArgumentParser(prog="python -m nl_detectron.run", description=__doc__)
     parser.add_argument("script", help="such as detectron2's tools/train_net.py")
-    parser.add_argument("args", nargs=argparse.REMAINDER, help="the script's own")
-    script = parser.parse_args().script
-    path = os.path.join(os.getcwd(), script)
+    parser.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
+    path = os.path.join(os.getcwd(), parser.parse_args().script)
     if not os.path.isfile(path):
         parser.exit(2, f"error: no file {path}\n")
 
     register()
     os.environ[SCRIPT] = path
-    sys.argv = sys.argv[sys.argv.index(script) :]
+    del sys.argv[0]
     sys.path[0] = os.path.dirname(os.path.realpath(path))
-
     module = types.ModuleType("__main__")
-    # Not the script's own, which is None. By this one a spawned process imports nl_detectron.run,
-    # which then imports the script; it would be sent to the bare script otherwise.
+    # A script's own spec would be None. With this one, a spawned process imports nl_detectron.run,
+    # which imports the script.
     module.__spec__ = __spec__
     module.__file__, module.__builtins__ = path, builtins
     sys.modules["__main__"] = module

@@ -1,4 +1,4 @@
-"""``python -m nl_detectron.run``: scripts that know nothing of this package, in real processes."""
+"""``python -m nl_detectron.run``: scripts that do not know this package, as processes."""
 
 import os
 import subprocess
@@ -8,17 +8,16 @@ from pathlib import Path
 import detectron2
 import pytest
 import torch
-from PIL import Image
-from test_train_net import OUT_WEIGHT, TINY
 
 from nl_detectron import get_config_file
 from nl_detectron.data import generate
 
-BESIDE = Path(detectron2.__file__).resolve().parents[1]  # of detectron2: its clone, or the others
-PLAIN = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
+TINY = str(Path(__file__).resolve().parent / "mask_rcnn_tiny.yaml")
+OUT_WEIGHT = "backbone.bottom_up.res4.nonlocal4.out.weight"
+BESIDE = Path(detectron2.__file__).resolve().parents[1]  # detectron2's clone, or site-packages
 
-# As detectron2's users write them: their own keys, a module beside the script, DefaultTrainer.
-USERS = {
+# Scripts as users of detectron2 write them: with other keys, a module beside the script.
+SCRIPTS = {
     "mykeys.py": """
 def add_my_config(cfg):
     cfg.MODEL.MINE = 0
@@ -33,20 +32,15 @@ from detectron2.engine import DefaultTrainer, default_argument_parser, default_s
 from mykeys import add_my_config
 
 
-def setup(args):
+def main(args):
     cfg = get_cfg()
     add_my_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
-    cfg.freeze()
     default_setup(cfg, args)
-    return cfg
-
-
-def main(args):
     root = os.environ["DETECTRON2_DATASETS"] + "/nl_synthetic/train"
     register_coco_instances("mine", {}, root + ".json", root)
-    trainer = DefaultTrainer(setup(args))
+    trainer = DefaultTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     trainer.train()
     print("rates", {group["initial_lr"] for group in trainer.optimizer.param_groups})
@@ -56,7 +50,7 @@ if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
 """,
-    # torchrun's two processes share one stdout, so a line is one write.
+    # torchrun's processes share one stdout, so a line is one write.
     "rank.py": """
 import os
 import sys
@@ -66,14 +60,14 @@ from detectron2.config import get_cfg
 known = "NONLOCAL" in get_cfg().MODEL
 os.write(1, f"{os.environ['RANK']} {sys.argv[1:]} {known}\\n".encode())
 """,
-    # Everything by which a script can tell how it was started.
+    # All differences by which a script could notice that Python did not start it.
     "where.py": """
 import sys
 
 main = sys.modules["__main__"]
 print(__name__, __file__, __package__, sys.argv, sys.path[0])
 print(main.__file__ == __file__, vars(main) is globals(), "argparse" in globals())
-sys.exit("that is all")
+sys.exit("the end")
 """,
     "fails.py": """
 def divide(a, b):
@@ -82,7 +76,7 @@ def divide(a, b):
 
 divide(1, 0)
 """,
-    # Two processes by spawn, each with one worker by spawn: three generations of __main__.
+    # Two spawned processes, each with a spawned worker.
     "spawns.py": """
 import sys
 
@@ -101,9 +95,9 @@ class Numbers(torch.utils.data.Dataset):
 
 
 def ready():
-    cfg = get_cfg()
     known = "build_nonlocal_backbone" in BACKBONE_REGISTRY
-    return f"{__name__} {known} {cfg.MODEL.NONLOCAL.LOCATION[0]} {build_model.__module__}"
+    location = get_cfg().MODEL.NONLOCAL.LOCATION[0]
+    return f"{__name__} {known} {location} {build_model.__module__.split('.')[0]}"
 
 
 def work(rank, options):
@@ -121,12 +115,15 @@ if __name__ == "__main__":
 """,
 }
 
+RUN = ("-m", "nl_detectron.run")
+CPU = ("MODEL.DEVICE", "cpu")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A user's folder, with images, and another folder in it to start from."""
+    """A folder with the scripts, images, and another folder to start from."""
     folder = tmp_path_factory.mktemp("user")
-    for name, text in USERS.items():
+    for name, text in SCRIPTS.items():
         (folder / name).write_text(text)
     (folder / "elsewhere").mkdir()
     generate(folder / "datasets" / "nl_synthetic", {"train": 8, "val": 4})
@@ -136,18 +133,12 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def python(folder):
     def run(*arguments, **variables):
-        environment = {
-            **os.environ,
-            **variables,
-            "DETECTRON2_DATASETS": str(folder / "datasets"),
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONWARNINGS": "ignore",
-        }
+        fixed = {"DETECTRON2_DATASETS": str(folder / "datasets"), "CUDA_VISIBLE_DEVICES": ""}
+        fixed.update(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore")
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=folder / "elsewhere",
-            env=environment,
+            env={**os.environ, **variables, **fixed},
             capture_output=True,
             text=True,
         )
@@ -155,20 +146,19 @@ def python(folder):
     return run
 
 
-RUN = ("-m", "nl_detectron.run")
-TRAIN = ("../train.py", "--config-file", TINY, "--num-gpus", "0")
-OPTIONS = ("MODEL.DEVICE", "cpu", "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "()")
-OPTIONS += ("MODEL.MINE", "3", "SOLVER.MAX_ITER", "2")
-
-
 def weights(file):
     return torch.load(file, map_location="cpu")["model"]
 
 
-def test_users_training_script(python, folder):
-    """A plain model is trained to the same bit as without us; then one with blocks, by its keys."""
+@pytest.mark.slow
+def test_training_script(python, folder):
+    """Without blocks, training is equal to the last bit; with blocks, our keys are read."""
+    train = ("../train.py", "--config-file", TINY, "--num-gpus", "0", *CPU)
+    train += ("DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2")
+    train += ("MODEL.MINE", "3")
+    plain = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
     for name, how in (("bare", ()), ("ours", RUN)):
-        run = python(*how, *TRAIN, *PLAIN, *OPTIONS, "OUTPUT_DIR", f"../{name}")
+        run = python(*how, *train, *plain, "OUTPUT_DIR", f"../{name}")
         assert run.returncode == 0, run.stderr
     bare, ours = (weights(folder / name / "model_final.pth") for name in ("bare", "ours"))
     assert list(ours) == list(bare)
@@ -177,13 +167,13 @@ def test_users_training_script(python, folder):
 
     keys = ("MODEL.NONLOCAL.FREEZE_REST", "True", "SOLVER.NONLOCAL_LR_FACTOR", "8.0")
     keys += ("MODEL.WEIGHTS", "../bare/model_final.pth", "SOLVER.BASE_LR", "0.125")
-    run = python(*RUN, *TRAIN, *OPTIONS, *keys, "OUTPUT_DIR", "../blocks")
+    run = python(*RUN, *train, *keys, "OUTPUT_DIR", "../blocks")
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith("rates {1.0}\n")
     blocks = weights(folder / "blocks" / "model_final.pth")
     assert blocks[OUT_WEIGHT].any()
     for name, value in bare.items():
-        if not name.endswith("num_batches_tracked"):  # release 0.5 has no such in FrozenBN
+        if not name.endswith("num_batches_tracked"):  # FrozenBN of release 0.5 has none
             assert torch.equal(blocks[name], value), name
 
 
@@ -199,10 +189,11 @@ def test_script_is_run_as_python_does(python, script):
     assert run.stderr.startswith(head) == expected.stderr.startswith(head)
 
 
-def test_spawned_processes_know_us_too(python):
+@pytest.mark.slow
+def test_spawned_processes(python):
     run = python(*RUN, "../spawns.py", "--flag")
     assert run.returncode == 0, run.stderr
-    ready = "__mp_main__ True res4.-2 nl_detectron.modeling.freezing"
+    ready = "__mp_main__ True res4.-2 nl_detectron"
     assert sorted(run.stdout.splitlines()) == [
         f"mine {rank}: {ready}, worker: {ready}, ['--flag']" for rank in (0, 1)
     ]
@@ -214,6 +205,7 @@ def test_no_such_script(python, folder):
     assert run.stderr == f"error: no file {folder}/elsewhere/train.py\n"
 
 
+@pytest.mark.slow
 def test_under_torchrun(python):
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     run = python(*torchrun, *RUN, "../rank.py", "--x")
@@ -221,17 +213,14 @@ def test_under_torchrun(python):
     assert sorted(run.stdout.splitlines()) == ["0 ['--x'] True", "1 ['--x'] True"]
 
 
-# The tools of detectron2: a clone has all, beside the package, and a wheel those of tools/ itself.
-
-CPU = ("MODEL.DEVICE", "cpu")
-
-
 def tool(name):
+    """A script of detectron2: a clone has all of them, a wheel those in tools/ itself."""
     if not (BESIDE / name).is_file():
         pytest.skip(f"no {name} beside detectron2")
     return BESIDE / name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_net.py", "plain_train_net.py"])
 def test_training_tools_of_detectron2(python, tmp_path, name):
     options = (*CPU, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", tmp_path)
@@ -241,8 +230,9 @@ def test_training_tools_of_detectron2(python, tmp_path, name):
     assert OUT_WEIGHT in weights(tmp_path / "model_final.pth")
 
 
+@pytest.mark.slow
 def test_lazy_training_tool_of_detectron2(python, tmp_path):
-    """With a config that comes with this package, on data that do."""
+    """With a LazyConfig and data of this package."""
     options = ["train.device=cpu", "train.max_iter=1", "train.init_checkpoint=''"]
     options += [f"train.output_dir={tmp_path}", "model.roi_heads.num_classes=6"]
     for split, name in (("train", "train"), ("test", "val")):
@@ -256,33 +246,3 @@ def test_lazy_training_tool_of_detectron2(python, tmp_path):
     assert run.returncode == 0, run.stderr
     assert "copypaste: Task: bbox" in run.stdout
     assert OUT_WEIGHT in weights(tmp_path / "model_final.pth")
-
-
-def test_analysis_tool_of_detectron2(python):
-    tasks = ("--tasks", "structure", "--num-inputs", "1", *CPU)
-    run = python(*RUN, tool("tools/analyze_model.py"), "--config-file", TINY, *tasks)
-    assert run.returncode == 0, run.stderr
-    assert "(nonlocal4): NonLocalBlock(" in run.stdout
-
-
-def test_demo_of_detectron2(python, folder, tmp_path):
-    demo = tool("demo/demo.py")
-    # On main it imports what is beside it by the name that it has inside Meta.
-    (tmp_path / "vision" / "fair").mkdir(parents=True)
-    (tmp_path / "vision" / "fair" / "detectron2").symlink_to(BESIDE)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    image = folder / "datasets" / "nl_synthetic" / "val" / "000001.jpg"
-    files = ("--input", image, "--output", tmp_path / "seen.jpg", "--confidence-threshold", "0")
-    run = python(*RUN, demo, "--config-file", TINY, *files, "--opts", *CPU, PYTHONPATH=path)
-    assert run.returncode == 0, run.stderr
-    assert Image.open(tmp_path / "seen.jpg").size == Image.open(image).size
-
-
-def test_export_tool_of_detectron2(python, folder, tmp_path):
-    image = folder / "datasets" / "nl_synthetic" / "val" / "000001.jpg"
-    options = ("--export-method", "tracing", "--format", "torchscript", "--sample-image", image)
-    script = tool("tools/deploy/export_model.py")
-    run = python(*RUN, script, "--config-file", TINY, *options, "--output", tmp_path, *CPU)
-    assert run.returncode == 0, run.stderr
-    traced = torch.jit.load(tmp_path / "model.ts")
-    assert any(".nonlocal4.theta" in name for name, _ in traced.named_modules())

@@ -1,15 +1,13 @@
-"""Training and evaluation: what ``train_net.py`` and the tools call."""
+"""Training and evaluation: everything behind ``train_net.py``."""
 
 from .checks import check_nonlocal
+from .hooks import environment
 from .launch import main, run
-from .predictor import build_predictor
-from .record import RunRecord, environment
-from .setup import argument_parser, find_config_file, load_config
-from .stop_on_signal import forward_signals
+from .setup import argument_parser, build_predictor, find_config_file, load_config
+from .signals import forward_signals
 from .trainer import Trainer
 
 __all__ = [
-    "RunRecord",
     "Trainer",
     "argument_parser",
     "build_predictor",

@@ -1,92 +1,147 @@
-"""A whole run: training with evaluation, or evaluation only."""
+"""From parsed arguments to a training or an evaluation, in one process or several."""
 
 import argparse
+import json
 import logging
+import os
+import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from multiprocessing import active_children
+from pathlib import Path
 from typing import Optional
 
-import detectron2.utils.comm as comm
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup, launch
+from detectron2.engine import launch
 from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessExitedException
 
 from ..checkpoint import AuditedCheckpointer
 from ..data.coco import CustomDataset, overrides, read_datasets
-from ..errors import exit_on_user_error
-from .checks import check
-from .distributed import processes_of_torchrun
-from .seed import with_seed
+from ..errors import EXIT_STATUS, UserError, exit_on_user_error
+from ..files import write_atomically
+from .checks import check_input
+from .distributed import torchrun_process_group
+from .hooks import environment
 from .setup import find_config_file, load_config
-from .stop_on_signal import forward_signals
+from .signals import forward_signals
 from .trainer import Trainer
 
 
 def main(args: argparse.Namespace) -> None:
-    """Check the input, then train or evaluate.
-
-    That is in as many processes as ``args`` say, or, under torchrun, in this one of its processes.
+    """Launch the processes that ``args`` asks for; under torchrun, run in the current one.
 
     Args:
-        args: as :func:`argument_parser` gives them.
+        args: as :func:`argument_parser` returns them.
     """
-    with exit_on_user_error(), processes_of_torchrun(args):
+    with exit_on_user_error(), torchrun_process_group(args):
         args.config_file = find_config_file(args.config_file)
-        datasets = read_datasets(args)
-        cfg = load_config(args.config_file, args.opts, overrides=overrides(datasets))
-        for dataset in datasets.values():
+        custom = read_datasets(args)
+        cfg = load_config(args.config_file, args.opts, overrides=overrides(custom))
+        datasets = list(custom.values())
+        for dataset in datasets:
             dataset.register()
-        check(cfg, args, datasets.values())
-        spawns = args.num_gpus * args.num_machines > 1
-        with forward_signals(active_children) if spawns else nullcontext():
-            launch(
-                run,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(cfg, args, list(datasets.values())),
-            )
+        check_input(cfg, args, datasets)
+        if args.num_gpus * args.num_machines <= 1:
+            run(cfg, args)
+            return
+        try:
+            with forward_signals(active_children):
+                launch(
+                    _run_spawned,
+                    args.num_gpus,
+                    num_machines=args.num_machines,
+                    machine_rank=args.machine_rank,
+                    dist_url=args.dist_url,
+                    args=(cfg, args, datasets),
+                )
+        except ProcessExitedException as error:
+            if error.exit_code != EXIT_STATUS:
+                raise
+            sys.exit(EXIT_STATUS)  # the process has printed its error
+
+
+def _run_spawned(*args) -> None:
+    with exit_on_user_error():
+        run(*args)
 
 
 def run(
     cfg: CfgNode, args: argparse.Namespace, datasets: Sequence[CustomDataset] = ()
 ) -> Optional[dict]:
-    """One process of a run.
+    """Train or evaluate in this process, which may be one of several.
 
     Args:
         cfg: frozen.
-        args: as :func:`argument_parser` gives them.
-        datasets: to be registered, as a spawned process knows nothing of its parent's.
+        args: as :func:`argument_parser` returns them.
+        datasets: custom datasets that this process has yet to register.
 
     Returns:
-        The results of the evaluation: task -> metric -> value. None after a training that had no
-        TEST.EXPECTED_RESULTS to compare with.
+        The results of the evaluation, task -> metric -> value; None after a training without
+        TEST.EXPECTED_RESULTS.
     """
-    with exit_on_user_error():
-        for dataset in datasets:
-            dataset.register()
-        if not args.eval_only:
-            cfg = with_seed(cfg, args.resume)
-        default_setup(cfg, args)
-        # That gave a handler to detectron2's loggers, not to ours.
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="nl_detectron")
-        if cfg.MODEL.DEVICE == "cpu":
-            logging.getLogger(__name__).info("Running on the CPU")
-        if args.eval_only:
-            return _evaluate(cfg, args.resume)
+    for dataset in datasets:
+        dataset.register()
+    cfg = _set_up(cfg, args)
+    if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
 
-
-def _evaluate(cfg: CfgNode, resume: bool) -> dict:
     model = Trainer.build_model(cfg)
     checkpointer = AuditedCheckpointer(model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
+
+
+def _set_up(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """Set up logging and random numbers as detectron2's default_setup, and write config.yaml.
+
+    Returns:
+        The config, with a SEED if it is for training.
+    """
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR: cannot create {cfg.OUTPUT_DIR} ({error.strerror})") from error
+    if not args.eval_only:
+        cfg = choose_seed(cfg, args.resume)
+    rank = comm.get_rank()
+    for name in ("fvcore", "detectron2", "nl_detectron"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    logger = logging.getLogger(__name__)
+    logger.info(f"Process {rank} of {comm.get_world_size()}, {environment()}, {args}")
+    if comm.is_main_process():
+        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+        with write_atomically(path, "w") as file:
+            file.write(cfg.dump())
+        logger.info(f"Config saved to {path}")
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    return cfg
+
+
+def choose_seed(cfg: CfgNode, resume: bool) -> CfgNode:
+    """Replace a negative SEED, in all processes by the same random number.
+
+    Args:
+        cfg: frozen.
+        resume: use the SEED in the environment.json of OUTPUT_DIR, if there is one.
+    """
+    if cfg.SEED >= 0:
+        return cfg
+    seed = comm.shared_random_seed()
+    path = Path(cfg.OUTPUT_DIR, "environment.json")
+    if resume and path.exists():
+        seed = json.loads(path.read_text())["seed"]
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = comm.all_gather(seed)[0]  # other machines may not see the file
+    cfg.freeze()
+    return cfg

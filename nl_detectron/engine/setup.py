@@ -1,18 +1,19 @@
-"""From a command line to a frozen config."""
+"""From a command line to a frozen config, and from a config to a predictor."""
 
 import argparse
 import difflib
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser
+from detectron2.engine import DefaultPredictor, default_argument_parser
 
+from ..checkpoint import AuditedCheckpointer
 from ..config import add_nonlocal_config, get_config_file
+from ..data.coco import add_data_arguments
 from ..errors import UserError
 
 EXAMPLES = """
@@ -26,23 +27,19 @@ examples:
 FILE is a path, or the name of a config that comes with nl_detectron.
 """
 
+# Exceptions of yacs on a key or a value that does not fit.
+MERGE_ERRORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
+
 
 def argument_parser() -> argparse.ArgumentParser:
-    """detectron2's own flags, and those for one's own data."""
+    """Return detectron2's parser, with flags for custom data in COCO's format."""
     parser = default_argument_parser(epilog=EXAMPLES)
-    group = parser.add_argument_group(
-        "one's own data in COCO's format",
-        "They take the place of the config's, and the class counts in it are set to theirs. "
-        "Without test data nothing is evaluated; --eval-only needs test data only.",
-    )
-    for split in ("train", "test"):
-        group.add_argument(f"--{split}-json", metavar="FILE", help="annotations")
-        group.add_argument(f"--{split}-images", metavar="DIR", help="folder of their images")
+    add_data_arguments(parser)
     return parser
 
 
 def find_config_file(name: str) -> str:
-    """The path of a config: ``name`` itself, or else the shipped config of that name.
+    """Return ``name`` if it is a file or empty, else the path of the shipped config of that name.
 
     Raises:
         UserError: there is neither.
@@ -56,79 +53,104 @@ def find_config_file(name: str) -> str:
 
 
 def load_config(
-    config_file: str = "", opts: Sequence[str] = (), *, overrides: Sequence[Any] = ()
+    config_file: str = "", opts: Sequence[Any] = (), *, overrides: Sequence[Any] = ()
 ) -> CfgNode:
-    """detectron2's defaults and this package's, then a config file, then options.
+    """Load a config file and options over the defaults of detectron2 and of this package.
 
-    MODEL.DEVICE is the CPU where torch finds no GPU, unless the file or an option sets it.
+    MODEL.DEVICE is "cpu" if torch finds no GPU, unless the file or an option sets it.
 
     Args:
-        config_file: path of a yaml file; "" for none.
-        opts: ``KEY VALUE KEY VALUE ...``.
-        overrides: the same, known to be right; they come before the options.
+        config_file: path of a yaml file, or "".
+        opts: ``KEY VALUE KEY VALUE ...``, as on the command line.
+        overrides: the same, but set by the program; the options take precedence.
 
     Returns:
         The config, frozen.
 
     Raises:
-        UserError: a file is missing or not YAML, a key does not exist, a value has the wrong type.
+        UserError: a file is missing or not YAML, a key does not exist, or a value has a wrong type.
     """
     cfg = get_cfg()
     add_nonlocal_config(cfg)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if config_file:
-        with _explain(cfg, config_file):
-            cfg.merge_from_file(config_file)
+        _merge_file(cfg, config_file)
     cfg.merge_from_list(list(overrides))
     if len(opts) % 2:
         raise UserError(
             "options after the flags are pairs, KEY VALUE, and flags come before them; "
-            f"these are {len(opts)}: {' '.join(opts)}"
+            f"these are {len(opts)}: {' '.join(map(str, opts))}"
         )
-    with _explain(cfg, "command line"):
+    try:
         cfg.merge_from_list(list(opts))
+    except MERGE_ERRORS as error:
+        pairs = [(key.split("."), value) for key, value in zip(opts[::2], opts[1::2])]
+        raise UserError(f"command line: {_find_problem(cfg, pairs) or error}") from error
     cfg.freeze()
     return cfg
 
 
-@contextmanager
-def _explain(cfg: CfgNode, source: str) -> Iterator[None]:
-    """Restate what merging into ``cfg`` raises on bad input; ``source`` is where it came from."""
+def _merge_file(cfg: CfgNode, path: str) -> None:
+    items = []
     try:
-        yield
-    except FileNotFoundError as error:  # only a _BASE_, since the file itself has been found
-        missing = os.path.abspath(error.filename)
-        raise UserError(f"{source}: its _BASE_ does not exist: {missing}") from error
+        items = list(_leaves(CfgNode.load_yaml_with_base(path, allow_unsafe=True)))
+        cfg.merge_from_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no file {os.path.abspath(error.filename)} (_BASE_)") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    except (AttributeError, TypeError) as error:  # of an empty file, or of a list
-        raise UserError(f"{source}: not a mapping of config keys to values ({error})") from error
-    except (AssertionError, KeyError, ValueError) as error:
-        raise UserError(f"{source}: {_restate(str(error.args[0]), cfg)}") from error
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except MERGE_ERRORS as error:
+        problem = _find_problem(cfg, items) or f"not a mapping of config keys to values ({error})"
+        raise UserError(f"{path}: {problem}") from error
 
 
-def _restate(message: str, cfg: CfgNode) -> str:
-    """What yacs says about a key, with what would be right."""
-    problem, _, key = message.rpartition("key: ")
-    if problem.startswith("Non-existent"):
-        close = difflib.get_close_matches(key, _keys(cfg), n=1)
-        if close == [key]:
-            return f"there is no key {key!r} with dots; nest it: {key.replace('.', ': {')}: ..."
-        return f"there is no key {key}" + (f"; did you mean {close[0]}?" if close else "")
-    if problem.startswith("Type mismatch"):
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if isinstance(value, CfgNode):
-            return f"{key} is not a key but a group of keys: {', '.join(sorted(value))}"
-        example = ("x",) if value == () else value  # most of the empty tuples are of names
-        return f"{key} takes a value of type {type(value).__name__}, such as {example!r}"
-    return message
+def _find_problem(cfg: CfgNode, items: Iterable[tuple[Sequence[str], Any]]) -> str:
+    """Describe the first item that cannot be merged into ``cfg``; return "" if all of them can.
+
+    Args:
+        items: paths, such as ("MODEL", "MASK_ON"), with their values.
+    """
+    for path, value in items:
+        key, default = ".".join(map(str, path)), cfg
+        for name in path:
+            if not isinstance(default, CfgNode) or name not in default:
+                known = [".".join(known) for known, _ in _leaves(cfg)]
+                close = difflib.get_close_matches(key, known, n=1)
+                if close == [key]:
+                    return f"{key} must be written as nested keys, without dots"
+                return f"there is no key {key}" + (f"; did you mean {close[0]}?" if close else "")
+            default = default[name]
+        if isinstance(default, CfgNode):
+            return f"{key} is not a key but a group of keys: {', '.join(sorted(default))}"
+        try:
+            cfg.clone().merge_from_list([key, value])
+        except MERGE_ERRORS:
+            example = ("x",) if default == () else default  # most empty tuples are of names
+            kind = type(default).__name__
+            return f"{key} takes a value of type {kind}, such as {example!r}, not {value!r}"
+    return ""
 
 
-def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in cfg.items():
-        yield prefix + name
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{name}.")
+def _leaves(tree: dict, prefix: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """Yield the path and the value of each leaf of nested dicts."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
+def build_predictor(cfg: CfgNode) -> DefaultPredictor:
+    """Return detectron2's predictor of a BGR image, with the audited weights of MODEL.WEIGHTS.
+
+    Raises:
+        UserError: a key has a bad value, or the weights cannot be read or do not fit.
+    """
+    without_weights = cfg.clone()
+    without_weights.defrost()
+    without_weights.MODEL.WEIGHTS = ""  # or DefaultPredictor would load the file without an audit
+    predictor = DefaultPredictor(without_weights)
+    checkpointer = AuditedCheckpointer(predictor.model, partial=cfg.MODEL.WEIGHTS_PARTIAL)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    return predictor

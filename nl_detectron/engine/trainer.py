@@ -1,137 +1,185 @@
-"""The trainer: detectron2's default one, with evaluation, and an eye on the non-local blocks."""
+"""The trainer: detectron2's DefaultTrainer with evaluators, exact resuming and our hooks."""
 
+import json
 import os
+import shutil
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 from typing import Optional
 
-import detectron2.utils.comm as comm
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
-from torch import nn
-from torch.optim import Optimizer
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
+from detectron2.engine.defaults import DefaultTrainer, create_ddp_model
+from detectron2.engine.hooks import CallbackHook, EvalHook, HookBase
+from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+    coco_evaluation,
+)
+from detectron2.utils import comm
+from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader
 
 from ..checkpoint import AuditedCheckpointer
-from ..data.train_loader import ErrorNamingMapper, TrainLoader, ignore_signals
+from ..data.train_loader import ErrorNamingMapper, ImageLoader, TrainLoader
 from ..modeling import build_model, build_optimizer
-from .distributed import check_same_start, ddp_on
-from .evaluators import build_evaluator
-from .hooks import NonLocalNorms
-from .loss_guard import LossGuard
-from .metrics import truncate_metrics
-from .record import RunRecord
-from .stop_on_signal import StopOnSignal
+from .distributed import check_same_start
+from .hooks import LossGuard, NonLocalNorms, log_max_memory, write_environment
+from .signals import StopOnSignal
+
+try:
+    from faster_coco_eval import COCOeval_faster
+except ImportError:
+    COCOeval_faster = None
+
+EVALUATOR_TYPES = ("coco", "coco_panoptic_seg")  # in the metadata of a dataset
 
 
 class Trainer(DefaultTrainer):
-    """``DefaultTrainer`` with the evaluator that each dataset's metadata ask for."""
+    """``DefaultTrainer`` with our model, optimizer, data loaders, checkpointer and hooks."""
+
+    build_model = staticmethod(build_model)
+    build_optimizer = staticmethod(build_optimizer)
 
     def __init__(self, cfg: CfgNode):
-        with ddp_on(cfg.MODEL.DEVICE):
-            super().__init__(cfg)
+        """
+        Args:
+            cfg: frozen; batch size and schedule are scaled to the number of processes.
+        """
+        TrainerBase.__init__(self)  # DefaultTrainer.__init__ would fix the checkpointer and DDP
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+
+        on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+        device_ids = [comm.get_local_rank()] if on_gpu else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model=model, data_loader=data_loader, optimizer=optimizer)
+
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        state = {"trainer": weakref.proxy(self)}
+        if "state_dict" not in vars(DefaultTrainer):  # release 0.5; main includes _trainer's state
+            state["_trainer"] = self._trainer
+        self.checkpointer = AuditedCheckpointer(
+            model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL, **state
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def build_hooks(self) -> list[HookBase]:
+        """Build the hooks of DefaultTrainer and ours.
+
+        Ours come first, so that their values are there when DefaultTrainer's hooks write metrics.
+        StopOnSignal stands between the checkpoint and the evaluation, which may take long.
+        """
+        hooks = super().build_hooks()
+        evaluation_index = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks.insert(evaluation_index, StopOnSignal())
+        self._loss_guard = LossGuard()
+        memory = CallbackHook(after_step=log_max_memory)
+        return [NonLocalNorms(self.model), memory, self._loss_guard, *hooks]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As in DefaultTrainer, and audit what was loaded.
+        """Load the last checkpoint of OUTPUT_DIR or else MODEL.WEIGHTS, as DefaultTrainer does.
 
         Raises:
-            UserError: the weights do not fit, and MODEL.WEIGHTS_PARTIAL is not set; or not every
-                process finds the same checkpoint.
+            UserError: the file cannot be used, or the processes find different checkpoints.
         """
         super().resume_or_load(resume)
         check_same_start(self.start_iter)
 
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """
-        Raises:
-            UserError: a key of MODEL.NONLOCAL has a bad value, or some IN_FEATURES name what the
-                backbone does not give.
-        """
-        return build_model(cfg)
+    def train(self) -> Optional[OrderedDict]:
+        if comm.is_main_process():
+            truncate_metrics(Path(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
+            write_environment(self.cfg)
+        self.data_loader.start_iter = self.start_iter
+        return super().train()
+
+    def run_step(self) -> None:
+        with self._loss_guard.name_batch():
+            super().run_step()
+
+    def after_train(self) -> None:
+        if self.iter < self.max_iter:  # EvalHook would evaluate if the last step has failed
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        super().after_train()
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        """The same batches at every call. An image that cannot be used is named."""
         return TrainLoader(cfg, ErrorNamingMapper(DatasetMapper(cfg, is_train=True)))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        """As in DefaultTrainer, but an image that cannot be used is named."""
+        batches = build_detection_test_loader(
+            cfg, dataset_name, mapper=lambda dataset_dict: dataset_dict, num_workers=0
+        )
         mapper = ErrorNamingMapper(DatasetMapper(cfg, is_train=False))
-        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        loader.worker_init_fn = ignore_signals
-        return loader
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
-        """
-        Raises:
-            UserError: one of the keys for the blocks has a bad value.
-        """
-        return build_optimizer(cfg, model)
+        return ImageLoader(mapper, batches, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
-        """Predictions go to ``output_folder``, by default ``OUTPUT_DIR/inference``."""
-        folder = output_folder or f"{cfg.OUTPUT_DIR}/inference"
-        return build_evaluator(dataset_name, folder, cfg.TEST.KEYPOINT_OKS_SIGMAS)
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+        coco = FasterCOCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
+        if MetadataCatalog.get(dataset_name).evaluator_type == "coco":
+            return coco
+        semantic = SemSegEvaluator(dataset_name, output_dir=folder)
+        panoptic = COCOPanopticEvaluator(dataset_name, output_dir=folder)
+        return DatasetEvaluators([semantic, coco, panoptic])
 
-    @classmethod
-    def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: Optional[list[DatasetEvaluator]] = None
-    ) -> OrderedDict:
-        """As in DefaultTrainer; with TEST.AUG.ENABLED, again with test-time augmentation.
 
-        The results of the latter have ``_TTA`` after their names.
-        """
-        results = super().test(cfg, model, evaluators)
-        if cfg.TEST.AUG.ENABLED and evaluators is None:
-            folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-            evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-            augmented = super().test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
-            results.update({f"{name}_TTA": value for name, value in augmented.items()})
-        return results
+class FasterCOCOEvaluator(COCOEvaluator):
+    """``COCOEvaluator`` that uses faster-coco-eval, if installed, for boxes and masks.
 
-    def build_hooks(self) -> list[HookBase]:
-        """Ours come first, for their values to be there when DefaultTrainer's hooks write.
+    The results are those of pycocotools.
+    """
 
-        A signal is looked for between the checkpoint and the evaluation, which may take long.
-        """
-        # In the place of DefaultTrainer's, of the same things, before its hooks take it to save.
-        self.checkpointer = AuditedCheckpointer(
-            self.model,
-            self.cfg.OUTPUT_DIR,
-            partial=self.cfg.MODEL.WEIGHTS_PARTIAL,
-            **self.checkpointer.checkpointables,
-        )
-        hooks = super().build_hooks()
-        evaluation = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        hooks.insert(evaluation, StopOnSignal())
-        self._loss_guard = LossGuard()
-        return [NonLocalNorms(self.model), RunRecord(self.cfg), self._loss_guard, *hooks]
+    def evaluate(self, img_ids: Optional[list] = None) -> Optional[dict]:
+        if COCOeval_faster is None:
+            return super().evaluate(img_ids)
+        self._use_fast_impl = False  # do not use detectron2's compiled COCOeval_opt
+        coco_evaluation.COCOeval = _coco_eval  # detectron2 has no argument for this class
+        try:
+            return super().evaluate(img_ids)
+        finally:
+            coco_evaluation.COCOeval = COCOeval
 
-    def train(self) -> Optional[OrderedDict]:
-        if comm.is_main_process():
-            truncate_metrics(Path(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
-        self.data_loader.start_iter = self.start_iter
-        return super().train()
 
-    def run_step(self) -> None:
-        """
-        Raises:
-            FloatingPointError: the loss or a gradient is not finite. The step was not taken.
-        """
-        with self._loss_guard.explained():
-            super().run_step()
+def _coco_eval(annotations, detections, task: str) -> COCOeval:
+    # For keypoints, COCOeval_faster needs an index that only its own COCO class builds.
+    return (COCOeval if task == "keypoints" else COCOeval_faster)(annotations, detections, task)
 
-    def after_train(self) -> None:
-        if self.iter < self.max_iter:  # EvalHook takes a last step that failed for the end
-            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
-        super().after_train()
+
+def truncate_metrics(path: Path, iteration: int) -> None:
+    """Remove the lines of ``iteration`` and later ones, which training is about to write again.
+
+    They are there if a run was killed after its last checkpoint, or is repeated in its folder. The
+    old file is kept as ``metrics.json.bak``.
+
+    Args:
+        path: metrics.json, one JSON object per line; need not exist.
+    """
+
+    def is_kept(line: str) -> bool:
+        try:
+            return json.loads(line)["iteration"] < iteration
+        except json.JSONDecodeError:  # the process was killed while it wrote this line
+            return False
+
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = list(filter(is_kept, lines))
+    if kept != lines:
+        shutil.copy(path, path.with_name(f"{path.name}.bak"))
+        path.write_text("".join(kept))  # in place, because a writer may have opened it to append

@@ -1,4 +1,4 @@
-"""Several processes, which talk by Gloo here: torchrun, launch, and what DDP asks of a model."""
+"""Several processes with the Gloo backend, by torchrun and by launch; what DDP needs of a model."""
 
 import json
 import multiprocessing
@@ -19,9 +19,9 @@ from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 
 from nl_detectron.data import generate
+from nl_detectron.engine import Trainer, argument_parser, load_config, main
 from nl_detectron.engine.distributed import check_same_start
-from nl_detectron.engine.trainer import Trainer
-from nl_detectron.errors import UserError, argument_parser, load_config, main
+from nl_detectron.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
@@ -33,7 +33,7 @@ FORK.set_forkserver_preload(["nl_detectron.engine"])  # once, and not in each pr
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Flags for 8 images to train on and 5, which two processes cannot halve, to evaluate on."""
+    """Flags for 8 training images and 5 test images, an odd number."""
     root = generate(tmp_path_factory.mktemp("data") / "synthetic", {"train": 8, "test": 5})
     flags = []
     for split in ("train", "test"):
@@ -46,7 +46,7 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     model = Trainer.build_model(load_config(TINY))
-    torch.nn.init.normal_(model.get_submodule(BLOCK).out.weight, std=0.1)  # awake
+    torch.nn.init.normal_(model.get_submodule(BLOCK).out.weight, std=0.1)
     DetectionCheckpointer(model, str(folder)).save("model")
     return str(folder / "model.pth")
 
@@ -66,11 +66,13 @@ def free_port():
         return free.getsockname()[1]
 
 
-def processes(count, folder, *arguments, machines=1):
-    """As torchrun starts them on each of its machines, less its own process and the imports.
+def processes(count, folder, *arguments, machines=1, terminate=False):
+    """Start train_net.py as torchrun does; return the exit status and the stderr of each process.
 
-    Returns:
-        Exit statuses, and what was written on stderr, of each.
+    They are forked from a process that has imported everything already.
+
+    Args:
+        terminate: send SIGTERM to the last process after the first checkpoint.
     """
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,12 +83,18 @@ def processes(count, folder, *arguments, machines=1):
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         members.append(FORK.Process(target=process, args=(folder, environment, arguments)))
         members[-1].start()
+    if terminate:
+        while not (folder / "out" / "last_checkpoint").exists():
+            assert members[0].is_alive(), (folder / "stderr0").read_text()
+            time.sleep(0.1)
+        members[-1].terminate()
     for member in members:
         member.join()
     stderr = [(folder / f"stderr{rank}").read_text() for rank in range(count)]
     return [member.exitcode for member in members], stderr
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(data, weights, tmp_path):
     # The loss of a proposal network on all anchors is a mean over images, so the mean of two
     # halves of a batch is that of the whole. A RoI head's is a mean over sampled regions, and
@@ -97,12 +105,12 @@ def test_two_processes_learn_what_one_does(data, weights, tmp_path):
         *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "11000", "INPUT.RANDOM_FLIP", "none"),
         *("MODEL.WEIGHTS", weights, "MODEL.WEIGHTS_PARTIAL", "True", "OUTPUT_DIR", "out"),
         # Without batch norm rounding errors grow: faster with inputs in the hundreds, and in the
-        # first stages, where some of a million ReLUs are always about to turn.
+        # first stages, where some of a million ReLUs are close to zero.
         *("MODEL.PIXEL_STD", "[58.0, 58.0, 58.0]", "MODEL.BACKBONE.FREEZE_AT", "3"),
     ]
     schedules = {
         1: {"IMS_PER_BATCH": 4, "BASE_LR": 0.03, "MAX_ITER": 10, "WARMUP_ITERS": 4},
-        # One for REFERENCE_WORLD_SIZE processes, which detectron2 scales to the two that there are.
+        # For one process, REFERENCE_WORLD_SIZE; detectron2 scales it to two.
         2: {"IMS_PER_BATCH": 2, "BASE_LR": 0.015, "MAX_ITER": 20, "WARMUP_ITERS": 8},
     }
     models = []
@@ -113,8 +121,8 @@ def test_two_processes_learn_what_one_does(data, weights, tmp_path):
         assert statuses == [0] * count, stderr
         file = tmp_path / str(count) / "out" / "model_final.pth"
         models.append(torch.load(file, map_location="cpu", weights_only=False)["model"])
-        record = json.loads((file.parent / "environment.json").read_text())
-        assert record["processes"] == count
+        environment = json.loads((file.parent / "environment.json").read_text())
+        assert environment["processes"] == count
     one, two = models
     before = torch.load(weights)["model"]
     for name in (f"{BLOCK}.theta.weight", f"{BLOCK}.out.weight"):
@@ -124,58 +132,56 @@ def test_two_processes_learn_what_one_does(data, weights, tmp_path):
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("count, machines", [(2, 1), (6, 3)])  # 6: one of them has no image
-def test_evaluation_gathers_every_image_once(data, weights, tmp_path, count, machines):
+@pytest.mark.slow
+def test_evaluation_gathers_every_image_once(data, weights, tmp_path):
     arguments = ["--config-file", TINY, "--eval-only", *data, "MODEL.WEIGHTS", weights]
     arguments += ["OUTPUT_DIR", "out"]
     results = []
-    for number, on in ((1, 1), (count, machines)):
-        folder = tmp_path / str(number)
-        statuses, stderr = processes(number, folder, *arguments, machines=on)
-        assert statuses == [0] * number, stderr
+    for count, machines in ((1, 1), (6, 3)):  # one of 6 processes has no image
+        folder = tmp_path / str(count)
+        statuses, stderr = processes(count, folder, *arguments, machines=machines)
+        assert statuses == [0] * count, stderr
         inference = folder / "out" / "inference"
         predictions = torch.load(inference / "instances_predictions.pth", weights_only=False)
         assert sorted(each["image_id"] for each in predictions) == [1, 2, 3, 4, 5]
-        table = [x for x in (folder / "stdout0").read_text().splitlines() if "copypaste" in x]
-        table = [line.partition("copypaste")[2] for line in table]
+        table = re.findall("copypaste(.*)", (folder / "stdout0").read_text())
         results.append((json.loads((inference / "coco_instances_results.json").read_text()), table))
     assert results[0] == results[1]
     assert len(results[0][0]) > 0 and len(results[0][1]) == 6
 
 
+@pytest.mark.slow
 def test_the_command_for_two_machines(data, tmp_path):
-    """That of the docs, with one process on each; here both are this machine."""
-    page = (REPOSITORY / "docs" / "DISTRIBUTED.md").read_text()
-    (command,) = re.findall("^torchrun --nnodes 2 .*$", page, re.MULTILINE)
-    for of_docs, here in {
+    """The command in the docs, twice on this machine, with one process each."""
+    text = (REPOSITORY / "docs" / "DISTRIBUTED.md").read_text()
+    (command,) = re.findall("^torchrun --nnodes 2 .*$", text, re.MULTILINE)
+    for documented, here in {
         "torchrun": f"{sys.executable} -m torch.distributed.run",
         "--nproc-per-node 8": "--nproc-per-node 1",
         "HOST0:29500": f"127.0.0.1:{free_port()}",
         "train_net.py": str(REPOSITORY / "train_net.py"),
         "FILE": TINY,
     }.items():
-        assert command.count(of_docs) == 1
-        command = command.replace(of_docs, here)
+        assert command.count(documented) == 1
+        command = command.replace(documented, here)
     command = [*command.split(), *data, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
     machines = [subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) for _ in range(2)]
     stderr = [machine.communicate()[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], stderr
-    record = json.loads((tmp_path / "out" / "environment.json").read_text())
-    assert record["processes"] == 2
+    environment = json.loads((tmp_path / "out" / "environment.json").read_text())
+    assert environment["processes"] == 2
     logs = sorted(path.name for path in (tmp_path / "out").glob("log.txt*"))
     assert logs == ["log.txt", "log.txt.rank1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ("--num-gpus 2", "torchrun has started 2 processes; leave out --num-gpus"),
-        ("SOLVER.IMS_PER_BATCH 3", "SOLVER.IMS_PER_BATCH is 3, .* processes, 2"),
-        ("SOLVER.REFERENCE_WORLD_SIZE 4", "IMS_PER_BATCH is 2, .* cannot be scaled to 2 processes"),
-        ("MODEL.DEVICE cpu:0", "MODEL.DEVICE is 'cpu:0', but several processes need 'cpu' here"),
-        ("MODEL.NONLOCAL.NORM SyncBN", "MODEL.NONLOCAL.NORM is 'SyncBN', .* GPUs only"),
+        ("SOLVER.IMS_PER_BATCH 3", "SOLVER.IMS_PER_BATCH is 3, .* number of processes, 2"),
         ("MODEL.RESNETS.DEPTH 101 MODEL.WEIGHTS {weights}", "does not fit the model"),
     ],
 )
@@ -189,6 +195,14 @@ def test_an_error_of_the_user_is_printed_once(data, weights, tmp_path, arguments
     assert "Traceback" not in "".join(stderr)
 
 
+@pytest.mark.slow
+def test_processes_stop_after_the_same_step(data, tmp_path):
+    options = ["--config-file", TINY, *data, "SOLVER.MAX_ITER", "10000", "OUTPUT_DIR", "out"]
+    statuses, stderr = processes(2, tmp_path, *options, terminate=True)
+    assert statuses == [128 + signal.SIGTERM] * 2, stderr
+    assert len(re.findall("stopped by SIGTERM after iteration", "".join(stderr))) == 1
+
+
 def test_processes_that_found_different_checkpoints(monkeypatch):
     check_same_start(5)  # one process
     monkeypatch.setattr(comm, "all_gather", lambda iteration: [iteration, 0])
@@ -196,7 +210,7 @@ def test_processes_that_found_different_checkpoints(monkeypatch):
         check_same_start(5)
 
 
-# detectron2's launch, which in release 0.5 takes no process without a GPU; here it takes two.
+# train_net.py, with a launch that starts two processes without GPUs, also in release 0.5.
 LAUNCH = """
 import importlib
 from types import SimpleNamespace
@@ -213,13 +227,14 @@ if not hasattr(comm, "create_local_process_group"):
     launch.dist = SimpleNamespace(
         new_group=dist.new_group, init_process_group=lambda backend, **rest: init("gloo", **rest)
     )
-importlib.import_module("nl_detectron.engine.launch").check = lambda *_: None
+importlib.import_module("nl_detectron.engine.launch").check_input = lambda *_: None
 
 if __name__ == "__main__":
     main(argument_parser().parse_args())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("starter", ["torchrun", "launch"])
 def test_a_killed_process_ends_the_other(data, tmp_path, starter):
     if starter == "torchrun":
@@ -241,7 +256,7 @@ def test_a_killed_process_ends_the_other(data, tmp_path, starter):
             while not (tmp_path / "out" / "last_checkpoint").exists():
                 assert run.poll() is None, run.stderr.read()
                 time.sleep(0.1)
-            workers = trainers(tmp_path)
+            workers = children(run.pid)
             assert len(workers) == 2
             os.kill(workers[-1], signal.SIGKILL)
             _, stderr = run.communicate(timeout=60)
@@ -249,31 +264,18 @@ def test_a_killed_process_ends_the_other(data, tmp_path, starter):
             run.terminate()  # the end of "with" waits for it, however this ends
     assert run.returncode not in (0, 2)
     assert "SIGKILL" in stderr
-    assert not trainers(tmp_path)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
-def trainers(folder):
-    """The processes, in the order of their start, that have the log of a rank in ``folder``."""
-    found = []
-    for links in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            files = list(links.iterdir())
-        except OSError:  # the process is gone, or another user's
-            continue
-        if any(target(file).startswith(str(folder / "out" / "log.txt")) for file in files):
-            found.append(int(links.parent.name))
-    return sorted(found)
-
-
-def target(link):
-    try:
-        return os.readlink(link)
-    except OSError:  # closed in the meantime, which says nothing of the other files
-        return ""
+def children(pid):
+    """The processes that ``pid`` has started, without multiprocessing's resource tracker."""
+    lists = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    commands = {int(p): Path(f"/proc/{p}/cmdline").read_bytes() for pids in lists for p in pids}
+    return [p for p, command in commands.items() if b"resource_tracker" not in command]
 
 
 def batch():
-    """An image with an object whose keypoints are all out of sight."""
+    """An image with an object without visible keypoints."""
     instances = Instances((64, 128))
     instances.gt_boxes = Boxes(torch.tensor([[20.0, 10.0, 60.0, 50.0]]))
     instances.gt_classes = torch.tensor([0])
@@ -292,22 +294,18 @@ KEYPOINTS = [
 @pytest.mark.parametrize(
     "options",
     [
-        [],
-        ["MODEL.BACKBONE.FREEZE_AT", "2"],
-        ["MODEL.BACKBONE.FREEZE_AT", "3", "MODEL.RESNETS.NORM", "FrozenBN"],
-        ["MODEL.NONLOCAL.FREEZE_REST", "True"],
-        ["MODEL.NONLOCAL.NORM", "BN"],
-        ["MODEL.NONLOCAL.NORM", "GN", "MODEL.NONLOCAL.SUBSAMPLE", "none"],
+        *([f"INSTANTIATION {name}"] for name in ("gaussian", "dot_product", "concatenation")),
+        ["NORM BN"],
+        ["NORM GN", "SUBSAMPLE none"],
+        ["FREEZE_REST True"],
+        ["MODEL.BACKBONE.FREEZE_AT 3", "MODEL.RESNETS.NORM FrozenBN"],
     ],
     ids=" ".join,
 )
-@pytest.mark.parametrize(
-    "instantiation", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"]
-)
-def test_every_parameter_has_a_gradient(instantiation, options):
-    """Else DistributedDataParallel fails at the second step."""
-    instantiation = ["MODEL.NONLOCAL.INSTANTIATION", instantiation]
-    cfg = load_config(TINY, [*KEYPOINTS, *instantiation, *options])
+def test_every_parameter_has_a_gradient(options):
+    """Otherwise DistributedDataParallel would fail at the second step."""
+    options = [o if "." in o else f"MODEL.NONLOCAL.{o}" for o in options]
+    cfg = load_config(TINY, [*KEYPOINTS, *" ".join(options).split()])
     model = Trainer.build_model(cfg)
     with EventStorage():
         sum(model(batch()).values()).backward()

@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,35 +13,33 @@ from pathlib import Path
 import pytest
 import torch
 
-from nl_detectron.engine import Trainer, load_config
-from nl_detectron.engine.seed import with_seed
+pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
-ITERATIONS = 18  # below 20, at which the metrics are written without a stop
-TIMEOUT = 120  # seconds, for what has to happen
+ITERATIONS = 18  # less than 20, the period of the metrics, so that only stops write them
+TIMEOUT = 120  # seconds
 
 
 @pytest.fixture(scope="module")
 def start(datasets, tmp_path_factory):
-    """Starts train_net.py on a folder, in a process group of its own."""
+    """Start train_net.py in a new process group; return the process and its OUTPUT_DIR."""
     folder = tmp_path_factory.mktemp("runs")
     started = []
 
-    def start(name, *options, workers=0, environment=()):
+    def start(name, workers=2):
         process = subprocess.Popen(
             [
                 *(sys.executable, str(REPOSITORY / "train_net.py"), "--resume"),
                 *("--config-file", TINY, "OUTPUT_DIR", str(folder / name), "DATASETS.TEST", "()"),
                 *("INPUT.MIN_SIZE_TRAIN", "(48,56,64)", "SOLVER.MAX_ITER", str(ITERATIONS)),
-                *("DATALOADER.NUM_WORKERS", str(workers), *options),
+                *("DATALOADER.NUM_WORKERS", str(workers)),
             ],
             env={
                 **os.environ,
                 "DETECTRON2_DATASETS": str(datasets),
                 "CUDA_VISIBLE_DEVICES": "",
                 "OMP_NUM_THREADS": "1",
-                **dict(environment),
             },
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -60,14 +57,13 @@ def start(datasets, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(start):
-    process, folder = start("undisturbed")
+    process, folder = start("undisturbed", workers=0)
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     return torch.load(folder / "model_final.pth", weights_only=False)
 
 
 def wait_for_new_checkpoint(process, folder):
-    """Until the last checkpoint is of a later iteration than the one that there is now."""
     before, deadline = last_iteration(folder), time.monotonic() + TIMEOUT
     while last_iteration(folder) <= before:
         assert process.poll() is None, process.stderr.read()
@@ -81,7 +77,7 @@ def last_iteration(folder):
 
 
 def assert_equal(one, other, where="checkpoint"):
-    """Exactly, all the way down."""
+    """Compare nested containers of tensors exactly."""
     assert type(one) is type(other), where
     if torch.is_tensor(one):
         assert torch.equal(one, other), where
@@ -100,7 +96,7 @@ def assert_equal(one, other, where="checkpoint"):
 def test_killed_at_random_steps(start, undisturbed):
     pause = random.uniform(0, 0.3)
     print(f"killed {pause:.3f} s after the checkpoint")  # shown if the test fails
-    process, folder = start("killed", workers=2)
+    process, folder = start("killed")
     for next_workers in (0, 2):
         wait_for_new_checkpoint(process, folder)
         time.sleep(pause)
@@ -108,19 +104,19 @@ def test_killed_at_random_steps(start, undisturbed):
         process.communicate(timeout=TIMEOUT)
         assert process.returncode == -signal.SIGKILL
         assert not (folder / "model_final.pth").exists()
-        process, _ = start("killed", workers=next_workers)
+        process, _ = start("killed", next_workers)
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
 
     final = torch.load(folder / "model_final.pth", weights_only=False)
-    trainer = final if "_trainer" in final else final["trainer"]  # where upstream main keeps it
+    trainer = final if "_trainer" in final else final["trainer"]  # its place in detectron2 main
     assert trainer["_trainer"]["optimizer"]["state"]
     assert_equal(final, undisturbed)
 
 
 def test_stopped_by_signals(start, undisturbed):
     stops = []
-    process, folder = start("stopped", workers=2)
+    process, folder = start("stopped")
     for number in (signal.SIGTERM, signal.SIGINT):
         wait_for_new_checkpoint(process, folder)
         os.killpg(process.pid, number)  # to the data loader's workers too, as Ctrl-C does
@@ -133,7 +129,7 @@ def test_stopped_by_signals(start, undisturbed):
         assert last == f"model_{stops[-1]:07d}.pth"
         assert torch.load(folder / last, weights_only=False)["iteration"] == stops[-1]
         assert not (folder / "model_final.pth").exists()
-        process, _ = start("stopped", workers=2)
+        process, _ = start("stopped")
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, errors
     assert_equal(torch.load(folder / "model_final.pth", weights_only=False), undisturbed)
@@ -141,28 +137,10 @@ def test_stopped_by_signals(start, undisturbed):
     assert [json.loads(line)["iteration"] for line in lines] == [*stops, ITERATIONS - 1]
 
 
-def test_processes_stop_after_the_same_step(start):
-    """Only one of two gets the signal. They are started as torchrun does it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in ("0", "1"):
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        process, folder = start("two", "SOLVER.MAX_ITER", "10000", environment=ranks | address)
-        processes.append(process)
-    wait_for_new_checkpoint(processes[0], folder)
-    processes[1].terminate()
-    errors = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
-    assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, errors
-    assert len(re.findall("stopped by SIGTERM", "".join(errors))) == 1
-
-
 ENDLESS_STEP = """
 import time
 from detectron2.engine.train_loop import TrainerBase
-from nl_detectron.engine.stop_on_signal import StopOnSignal
+from nl_detectron.engine.signals import StopOnSignal
 
 class Trainer(TrainerBase):
     def run_step(self):
@@ -192,9 +170,9 @@ def test_a_second_ctrl_c_ends_at_once():
     assert process.wait(timeout=TIMEOUT) == -signal.SIGINT
 
 
-RUNNER = """
-import sys
-from nl_detectron.evaluation.runner import _call
+FORWARD = """
+import subprocess, sys
+from nl_detectron.engine import forward_signals
 
 child = '''
 import signal, sys, time
@@ -207,15 +185,17 @@ signal.signal(signal.SIGINT, stop)
 print("begun", flush=True)
 time.sleep(600)
 '''
-_call([sys.executable, "-c", child])
-print("another run")
+process = subprocess.Popen([sys.executable, "-c", child])
+with forward_signals(lambda: [process]):
+    process.wait()
+print("after the body")
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_runner_waits_for_the_checkpoint(number):
+def test_forward_signals(number):
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", RUNNER],
+        [sys.executable, "-W", "ignore", "-c", FORWARD],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -227,47 +207,3 @@ def test_a_runner_waits_for_the_checkpoint(number):
         process.send_signal(number)
     assert process.communicate(timeout=TIMEOUT)[0] == "checkpoint\n"
     assert process.returncode == 128 + number
-
-
-def trainer(folder, iterations=1):
-    datasets = ["DATASETS.TRAIN", ("tiny_train",), "DATASETS.TEST", ("tiny_val",)]
-    options = ["OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", iterations]
-    return Trainer(load_config(TINY, [*datasets, *options]))
-
-
-def evaluations(folder):
-    lines = (folder / "metrics.json").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "bbox/AP" in line]
-
-
-def test_stopped_in_the_last_step(datasets, tmp_path):
-    """The weights are final; the evaluation, which may take long, is left to --resume."""
-    before = signal.getsignal(signal.SIGTERM)
-    stopped = trainer(tmp_path)
-    run_step = stopped.run_step
-    stopped.run_step = lambda: (os.kill(os.getpid(), signal.SIGTERM), run_step())
-    with pytest.raises(SystemExit) as exit_info:
-        stopped.train()
-    assert exit_info.value.code == 128 + signal.SIGTERM
-    signal.signal(signal.SIGTERM, before)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert sorted(file.name for file in tmp_path.glob("*.pth")) == ["model_final.pth"]
-    assert evaluations(tmp_path) == []
-
-    resumed = trainer(tmp_path)
-    resumed.resume_or_load(resume=True)
-    resumed.train()
-    assert len(evaluations(tmp_path)) == 1
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_drawn_seed_is_kept(tmp_path):
-    cfg = load_config(TINY, ["SEED", -1, "OUTPUT_DIR", str(tmp_path)])
-    drawn = with_seed(cfg, resume=True)
-    assert drawn.SEED >= 0 and drawn.is_frozen() and cfg.SEED == -1
-    assert with_seed(cfg, resume=True).SEED != drawn.SEED  # 2 ** -31 that they are equal
-    (tmp_path / "environment.json").write_text(json.dumps({"seed": drawn.SEED}))
-    assert with_seed(cfg, resume=True).SEED == drawn.SEED
-    assert with_seed(cfg, resume=False).SEED != drawn.SEED
-    given = load_config(TINY, ["SEED", 5, "OUTPUT_DIR", str(tmp_path)])
-    assert with_seed(given, resume=True) is given

@@ -1,9 +1,8 @@
-"""Pre-emption and Ctrl-C: a checkpoint first, then the end."""
+"""Stop a training on SIGTERM (pre-emption) or SIGINT (Ctrl-C), after writing a checkpoint."""
 
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import Process
@@ -19,27 +18,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopOnSignal(HookBase):
-    """On SIGTERM or SIGINT, finishes the step, writes a checkpoint and ends the process.
+    """On SIGTERM or SIGINT, finish the step, write a checkpoint and exit.
 
     The exit status is 128 + the signal's number, as in a shell: 143 or 130. A second SIGINT ends
-    the process at once. An evaluation in progress is finished first, and one step after it.
-
-    The processes of a distributed run agree after every step, with one number from each, and stop
-    after the same one; so it is enough that one of them gets the signal.
+    the process at once. An evaluation in progress is finished first, and one step after it. If one
+    process of a distributed run gets the signal, all of them stop after the same step.
     """
 
     def __init__(self):
         self._signal = 0
-        self._previous = {}
 
     def before_train(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # others must not set handlers
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
-    def _note(self, number: int, frame: Optional[FrameType]) -> None:
+    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
         self._signal = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if comm.is_main_process():  # os.write, since print may be what the signal interrupted
+        if comm.is_main_process():  # os.write, because the signal may have interrupted a print
             name = signal.Signals(number).name
             os.write(2, f"{name}: stopping after this step; Ctrl-C to stop at once\n".encode())
 
@@ -50,11 +45,11 @@ class StopOnSignal(HookBase):
         iteration = self.trainer.iter
         if iteration + 1 < self.trainer.max_iter:  # otherwise model_final.pth is written already
             self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        comm.synchronize()  # launchers end all processes as soon as one has ended
+        comm.synchronize()  # launchers kill all processes as soon as one has exited
         if comm.is_main_process():
             print(
-                f"stopped by {signal.Signals(number).name} after iteration {iteration}; "
-                "the same command with --resume goes on from there",
+                f"stopped by {signal.Signals(number).name} after iteration {iteration}; to "
+                "continue, run the same command with --resume",
                 file=sys.stderr,
             )
         sys.exit(128 + number)
@@ -67,30 +62,30 @@ class StopOnSignal(HookBase):
 
 @contextmanager
 def forward_signals(children: Callable[[], Iterable[Union[Popen, Process]]]) -> Iterator[None]:
-    """In the body, which waits for processes, leave signals to these; exit when they have ended.
+    """Pass SIGTERM on to child processes while the body waits for them to end.
 
-    SIGTERM is passed on to them; Ctrl-C in a terminal reaches them by itself. The exit status is
-    128 + the signal's number, as theirs.
+    Ctrl-C in a terminal reaches them anyway. After either signal, exit with status 128 + its number
+    when the body ends.
 
     Args:
-        children: the processes that there are at the moment.
+        children: returns the processes that are running.
     """
-    noted = []
+    received = []
 
-    def pass_on(number: int, frame: Optional[FrameType]) -> None:
-        noted.append(number)
+    def handle(number: int, frame: Optional[FrameType]) -> None:
+        received.append(number)
         if number == signal.SIGTERM:
             for child in children():
                 child.terminate()
 
-    previous = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    previous = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     except ProcessExitedException:
-        if not noted:
+        if not received:
             raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if noted:
-        sys.exit(128 + noted[0])
+    if received:
+        sys.exit(128 + received[0])

@@ -1,0 +1,48 @@
+"""Helpers for tests of the engine: the tiny config, and train_net.py in this process."""
+
+from pathlib import Path
+
+import pytest
+
+from nl_detectron.engine import argument_parser, load_config, main
+
+TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
+DATA = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
+
+
+@pytest.fixture
+def train_net(datasets):
+    """Run train_net.py in this process, on the tiny config and data."""
+
+    def run(*arguments):
+        flags = [argument for argument in arguments if argument.startswith("--")]
+        options = [argument for argument in arguments if not argument.startswith("--")]
+        main(argument_parser().parse_args(["--config-file", TINY, *flags, *DATA, *options]))
+
+    return run
+
+
+@pytest.fixture
+def error_of(capsys):
+    """Return the one line on stderr with which a function exits with status 2."""
+
+    def call(function, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            function(*arguments)
+        assert exit_info.value.code == 2
+        line = capsys.readouterr().err
+        assert line.startswith("error: ") and line.count("\n") == 1, line
+        return line.removeprefix("error: ").rstrip("\n")
+
+    return call
+
+
+@pytest.fixture
+def tiny_config(datasets, tmp_path):
+    """Return the tiny config with options, on the tiny data and with OUTPUT_DIR tmp_path."""
+
+    def load(*options):
+        return load_config(TINY, [*DATA, "OUTPUT_DIR", str(tmp_path), *options])
+
+    return load

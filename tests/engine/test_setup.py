@@ -1,0 +1,100 @@
+"""Config files and options: each mistake gets one line that names the key and what is valid."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from nl_detectron.engine import argument_parser, build_predictor, load_config, main
+from nl_detectron.errors import UserError
+
+TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("MODEL.NONLOCAL.LOCATON x", "no key MODEL.NONLOCAL.LOCATON; .* MODEL.NONLOCAL.LOCATION?"),
+        ("MODEL.NONLOCAL.KEYPOINT_HEAD.EVRY 2", "did you mean MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY"),
+        ("MODEL.NONLOCL.NORM GN", "did you mean MODEL.NONLOCAL.NORM"),
+        ("MODEL.MASK_ON.A 1", "no key MODEL.MASK_ON.A; did you mean MODEL.MASK_ON?"),
+        ("COMPLETELY.DIFFERENT 1", "no key COMPLETELY.DIFFERENT$"),
+        ("MODEL.NONLOCAL.LOCATION res4.1", r"LOCATION .* tuple, .* \('res4.-2',\), not 'res4.1'"),
+        ("DATASETS.PROPOSAL_FILES_TRAIN 1", r"type tuple, such as \('x',\), not '1'"),
+        ("MODEL.NONLOCAL.SCALE 0.5", "MODEL.NONLOCAL.SCALE .* type bool, such as True, not '0.5'"),
+        ("SOLVER.BASE_LR 1", "SOLVER.BASE_LR takes a value of type float, such as 0.01, not '1'"),
+        ("MODEL.NONLOCAL 3", "MODEL.NONLOCAL is not a key but a group of keys: BACKBONE, FREEZE"),
+        ("MODEL.MASK_ON True MODEL.NONLOCAL.NORM 1", "MODEL.NONLOCAL.NORM takes .* str"),
+        ("_BASE_ x.yaml", "_BASE_"),
+        ("MODEL.WEIGHTS", "pairs, KEY VALUE.* these are 1: MODEL.WEIGHTS"),
+        ("MODEL.MASK_ON True --resume", "flags come before them.* --resume"),
+    ],
+)
+def test_bad_option(options, message):
+    with pytest.raises(UserError, match=message):
+        load_config(TINY, options.split(" "))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("MODEL:\n\tMASK_ON: True", "not YAML: .*cannot start any token"),
+        ("MODEL: {MASK_ON: True", "not YAML"),
+        ("MODEL.MASK_ON: True", "MODEL.MASK_ON must be written as nested keys, without dots"),
+        ("MODEL: {NONLOCAL: {NROM: GN}}", "there is no key MODEL.NONLOCAL.NROM; .*NONLOCAL.NORM"),
+        ("MODEL: {NONLOCAL: {LOCATION: res4.1}}", "MODEL.NONLOCAL.LOCATION takes .* tuple"),
+        ("MODEL: {NONLOCAL: gaussian}", "MODEL.NONLOCAL is not a key but a group of keys: BACK"),
+        ("MODEL:", "MODEL is not a key but a group of keys"),
+        ("NONLOCAL: {NORM: GN}", "there is no key NONLOCAL.NORM; did you mean MODEL.NONLOCAL.NORM"),
+        ("SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER takes a value of type int, .* not 'many'"),
+        ("1: 2", "there is no key 1$"),
+        ("_BASE_: nowhere.yaml", "no file /.*/nowhere.yaml"),
+        ("- MODEL", "not a mapping of config keys to values"),
+        ("MODEL", "not a mapping of config keys to values"),
+        ("", "not a mapping of config keys to values"),
+    ],
+)
+def test_bad_config_file(tmp_path, text, message):
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"^{re.escape(str(file))}: .*{message}"):
+        load_config(str(file))
+
+
+def test_missing_config_file(error_of):
+    said = error_of(main, argument_parser().parse_args(["--config-file", "nowhere.yaml"]))
+    assert os.path.abspath("nowhere.yaml") in said and "Base-RCNN-FPN.yaml" in said
+
+
+def test_config_of_an_old_version(tmp_path):
+    """detectron2 upgrades files of version 1."""
+    file = tmp_path / "old.yaml"
+    file.write_text("VERSION: 1\nMODEL: {WEIGHT: a.pkl}")
+    assert load_config(str(file)).MODEL.WEIGHTS == "a.pkl"
+
+
+def test_options_take_precedence_over_overrides():
+    overrides = ["MODEL.RETINANET.NUM_CLASSES", 6, "DATASETS.TEST", ()]
+    cfg = load_config(TINY, ["MODEL.RETINANET.NUM_CLASSES", "7"], overrides=overrides)
+    assert (cfg.MODEL.RETINANET.NUM_CLASSES, cfg.DATASETS.TEST) == (7, ())
+    assert cfg.is_frozen()
+
+
+@pytest.mark.parametrize("gpu, device", [(False, "cpu"), (True, "cuda")])
+def test_default_device(monkeypatch, gpu, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert load_config(TINY).MODEL.DEVICE == device
+    assert load_config(TINY, ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
+
+
+def test_predictor_has_the_weights(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="nowhere.pth"):
+        build_predictor(tiny_config("MODEL.WEIGHTS", "nowhere.pth"))
+    trained = build_predictor(tiny_config("SEED", "1")).model.state_dict()
+    torch.save({"model": trained}, tmp_path / "model.pth")
+    predictor = build_predictor(tiny_config("MODEL.WEIGHTS", str(tmp_path / "model.pth")))
+    for name, value in predictor.model.state_dict().items():
+        assert torch.equal(value, trained[name]), name
+    assert len(predictor(torch.zeros(64, 96, 3).byte().numpy())["instances"]) > 0
