@@ -22,8 +22,10 @@ from detectron2.evaluation import (
     SemSegEvaluator,
     coco_evaluation,
 )
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from pycocotools.cocoeval import COCOeval
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import AuditedCheckpointer
@@ -138,6 +140,19 @@ class Trainer(DefaultTrainer):
         semantic = SemSegEvaluator(dataset_name, output_dir=folder)
         panoptic = COCOPanopticEvaluator(dataset_name, output_dir=folder)
         return DatasetEvaluators([semantic, coco, panoptic])
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Optional[list[DatasetEvaluator]] = None
+    ) -> OrderedDict:
+        """Evaluate; with TEST.AUG.ENABLED, again with test-time augmentation (names with _TTA)."""
+        results = super().test(cfg, model, evaluators)
+        if cfg.TEST.AUG.ENABLED and evaluators is None:
+            folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+            evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+            augmented = super().test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+            results.update({f"{name}_TTA": value for name, value in augmented.items()})
+        return results
 
 
 class FasterCOCOEvaluator(COCOEvaluator):
