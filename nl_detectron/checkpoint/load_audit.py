@@ -66,8 +66,8 @@ def audit(model: nn.Module, shapes: Shapes, *, folded: bool = False) -> tuple[st
             summary.append(f"{loaded}/{total} in {name}" if loaded else f"{total} new in {name}")
             if 0 < loaded < total:
                 problems.append(
-                    f"only {loaded} of {total} tensors of {name} are loaded; use the MODEL.NONLOCAL "
-                    "keys that it was trained with"
+                    f"only {loaded} of {total} tensors of {name} are loaded; use the "
+                    "MODEL.NONLOCAL keys that it was trained with"
                 )
         elif names:
             count = f"{loaded}/{total} tensors" if lost else "all"
