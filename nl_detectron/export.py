@@ -41,7 +41,7 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
     Raises:
         ExportError: torch, detectron2 or ONNX cannot export the model with this image.
     """
-    with _exporting(format):
+    with _exporting(image, format):
         function = _as_function(model, image, format)
         if format == "torchscript-script":
             import detectron2.export  # noqa: F401  # makes ResNet and FPN scriptable
@@ -53,7 +53,16 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
         elif format == "torch-export":
             torch.export.save(_export_program(model, image), file)
         else:
-            _export_onnx(_export_program(model, image), list(model.output_shape()), file)
+            torch.onnx.export(
+                _export_program(model, image),
+                f=file,
+                input_names=["image"],
+                output_names=list(model.output_shape()),
+                opset_version=18,
+                dynamo=True,
+                verbose=False,
+                custom_translation_table=ONNX_TRANSLATIONS,
+            )
 
 
 def relative_error(model: nn.Module, image: Tensor, format: str, file: str) -> float:
@@ -66,22 +75,19 @@ def relative_error(model: nn.Module, image: Tensor, format: str, file: str) -> f
     Raises:
         ExportError: the file cannot be run on this image.
     """
-    with _exporting(format):
-        outputs = _flatten(_load(format, file)(image))
-        expected = _flatten(_as_function(model, image, format)(image))
+    with _exporting(image, format):
+        outputs = _load(format, file)(image)
+        expected = _as_function(model, image, format)(image)
+    outputs, expected = (x.values() if isinstance(x, dict) else x for x in (outputs, expected))
     if [x.shape for x in outputs] != [y.shape for y in expected]:
         return math.inf
     errors = [0.0]
     for x, y in zip(outputs, expected):
+        x, y = x.cpu().double(), y.cpu().double()
         if not torch.equal(x, y):
             error = ((x - y).abs().max() / y.abs().max()).item()
             errors.append(math.inf if math.isnan(error) else error)
     return max(errors)
-
-
-def _flatten(outputs: Any) -> list[Tensor]:
-    outputs = outputs.values() if isinstance(outputs, dict) else outputs
-    return [output.cpu().double() for output in outputs]
 
 
 def _as_function(model: nn.Module, image: Tensor, format: str) -> nn.Module:
@@ -113,19 +119,6 @@ def _export_program(backbone: Backbone, image: Tensor) -> ExportedProgram:
     )
 
 
-def _export_onnx(program: ExportedProgram, output_names: list[str], file: str) -> None:
-    torch.onnx.export(
-        program,
-        f=file,
-        input_names=["image"],
-        output_names=output_names,
-        opset_version=18,
-        dynamo=True,
-        verbose=False,
-        custom_translation_table={torch.ops.aten.searchsorted.Tensor: _onnx_searchsorted},
-    )
-
-
 def _onnx_searchsorted(sorted_sequence, values, **options):
     """Translate torch.searchsorted, which ONNX lacks, by sorting both tensors together.
 
@@ -143,6 +136,9 @@ def _onnx_searchsorted(sorted_sequence, values, **options):
     return op.Slice(before, op.Constant(value_ints=[0]), count, op.Constant(value_ints=[-1]))
 
 
+ONNX_TRANSLATIONS = {torch.ops.aten.searchsorted.Tensor: _onnx_searchsorted}
+
+
 def _load(format: str, file: str) -> Callable[[Tensor], Any]:
     if format == "onnx":
         from onnxruntime import InferenceSession
@@ -157,7 +153,7 @@ def _load(format: str, file: str) -> Callable[[Tensor], Any]:
 
 
 @contextmanager
-def _exporting(format: str) -> Iterator[None]:
+def _exporting(image: Tensor, format: str) -> Iterator[None]:
     """Disable gradients and warnings, and raise every error as ExportError."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -168,4 +164,5 @@ def _exporting(format: str) -> Iterator[None]:
         raise ExportError(f"{format}: {error}; {hint}") from error
     except Exception as error:  # the exporters have no common error class
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ExportError(f"{format}, torch {torch.__version__}: {reason}") from error
+        size = "x".join(map(str, image.shape))
+        raise ExportError(f"{format}, image {size}, torch {torch.__version__}: {reason}") from error
