@@ -96,17 +96,20 @@ def folded_caffe2_pkl(path, tensors):
 
 
 @pytest.fixture
-def load(tmp_path, caplog):
+def load(tmp_path, caplog, monkeypatch):
     """Return a function that writes tensors, loads them, and returns the logged summary."""
-    caplog.set_level(logging.INFO, "nl_detectron.checkpoint")
+    logger = logging.getLogger("nl_detectron.checkpoint")
+    monkeypatch.setattr(logger, "propagate", False)
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    caplog.set_level(logging.INFO, logger.name)
 
     def write_and_load(write, tensors, model, **options):
         path = tmp_path / ("weights.pth" if write is zoo_pth else "weights.pkl")
         write(path, tensors)
         caplog.clear()
         AuditedCheckpointer(model, **options).load(str(path))
-        (line,) = [r.message for r in caplog.records if r.name.startswith("nl_detectron")]
-        return line
+        (record,) = [record for record in caplog.records if record.name.startswith(logger.name)]
+        return record.message
 
     return write_and_load
 
