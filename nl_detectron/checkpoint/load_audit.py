@@ -42,9 +42,11 @@ def audit(model: nn.Module, shapes: Shapes, *, folded: bool = False) -> tuple[st
     has_fpn = any(name.startswith("backbone.bottom_up.") for name in expected)
     trunk = "backbone.bottom_up." if has_fpn else "backbone."
     blocks = [name for name, module in model.named_modules() if isinstance(module, NonLocalBlock)]
+    prefixes = [(f"{block}.", block) for block in blocks]
+    prefixes += [(trunk, "backbone"), ("backbone.", "FPN"), ("", "heads")]
     parts = {part: [] for part in ("backbone", *blocks, "FPN", "heads")}
     for name in expected:
-        part = _part_of(name, trunk, blocks)
+        part = next(part for prefix, part in prefixes if name.startswith(prefix))
         if not (folded and part == "backbone" and name.endswith(STATISTICS)):
             parts[part].append(name)
 
@@ -72,22 +74,19 @@ def audit(model: nn.Module, shapes: Shapes, *, folded: bool = False) -> tuple[st
         elif names:
             count = f"{loaded}/{total} tensors" if lost else "all"
             summary.append(f"{part} {count if loaded else 'new'}")
-    extra = _extra_blocks(expected, shapes, trunk)
+    own = _block_names(expected, trunk)
+    stages = {name.removeprefix(trunk).split(".")[0] for name in parts["backbone"]}
+    extra = [
+        block
+        for block in _block_names(shapes, trunk)
+        if block not in own and ("nonlocal" in block or block.split(".")[0] in stages)
+    ]
     if extra:
         problems.append(
             f"the file has {_join(extra)}, which the model lacks; compare MODEL.RESNETS.DEPTH and "
             "the non-local blocks"
         )
     return f"weights: {', '.join(summary)}", problems
-
-
-def _part_of(name: str, trunk: str, blocks: Iterable[str]) -> str:
-    for block in blocks:
-        if name.startswith(f"{block}."):
-            return block
-    if name.startswith(trunk):
-        return "backbone"
-    return "FPN" if name.startswith("backbone.") else "heads"
 
 
 def _reason(name: str, trunk: str, expected: Shapes, shapes: Shapes) -> str:
@@ -98,20 +97,9 @@ def _reason(name: str, trunk: str, expected: Shapes, shapes: Shapes) -> str:
     return f"{name} ({shape} in the file, {expected[name]} in the model)"
 
 
-def _extra_blocks(expected: Shapes, shapes: Shapes, trunk: str) -> list[str]:
-    """Return non-local blocks and residual blocks (of stages in the model) that the model lacks."""
-
-    def block_of(name: str) -> str:
-        match = _BLOCK.match(name.removeprefix(trunk))
-        return match[0] if match else ""
-
-    own = set(map(block_of, expected))
-    stages = {name[len(trunk) :].split(".")[0] for name in expected if name.startswith(trunk)}
-    return [
-        block
-        for block in dict.fromkeys(map(block_of, shapes))
-        if block not in own and ("nonlocal" in block or block.split(".")[0] in stages)
-    ]
+def _block_names(names: Iterable[str], trunk: str) -> list[str]:
+    matches = (_BLOCK.match(name.removeprefix(trunk)) for name in names)
+    return list(dict.fromkeys(match[0] for match in matches if match))
 
 
 def _join(items: list[str]) -> str:
