@@ -103,8 +103,7 @@ def read_file(path: str) -> Any:
     except Exception as error:  # unpickling a damaged file can raise anything
         reason, hint = error, ""
         if isinstance(error, pickle.UnpicklingError):
-            # torch replaces the message by advice, and leaves the original error in the context.
-            if isinstance(error.__context__, pickle.UnpicklingError):
+            if error.__suppress_context__:  # torch replaces the original error by advice
                 reason = error.__context__
             hint = (
                 ". Only tensors, arrays and plain values are read, because loading anything else "
@@ -115,11 +114,13 @@ def read_file(path: str) -> Any:
 
 
 def _torch_load(file: IO[bytes], trusted: bool = False) -> Any:
-    # torch writes check sums into its archives, but does not verify them.
-    if zipfile.is_zipfile(file):
-        damaged = zipfile.ZipFile(file).testzip()
+    if file.read(4) == b"PK\3\4":
+        archive = zipfile.ZipFile(file)
+        damaged = archive.testzip()  # torch writes check sums, but does not verify them
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong check sum of {damaged}")
+        if any(name.endswith("constants.pkl") for name in archive.namelist()):
+            raise pickle.UnpicklingError("it is TorchScript")  # torch 2.4 would load it
     file.seek(0)
     # Before 2.5 torch had no such context, and it refuses arrays.
     safe_globals = getattr(torch.serialization, "safe_globals", nullcontext)
@@ -129,9 +130,9 @@ def _torch_load(file: IO[bytes], trusted: bool = False) -> Any:
 
 def _numpy_globals() -> list:
     """Return the functions and classes that NumPy's arrays and scalars are unpickled with."""
-    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    functions = [value.__reduce__()[0] for value in (np.zeros(0), np.float64(0))]
     dtypes = {type(np.dtype(kind)) for kind in np.sctypeDict.values()}
-    return [np.ndarray, np.dtype, *dtypes, multiarray._reconstruct, multiarray.scalar]
+    return [np.ndarray, np.dtype, *dtypes, *functions]
 
 
 class _Unpickler(pickle.Unpickler):

@@ -83,7 +83,7 @@ def test_code_is_not_run(tmp_path, name, write):
     with pytest.raises(ReadError) as error:
         read_checkpoint(str(file))
     message = str(error.value)
-    assert message.startswith(f"{file} cannot be read as a checkpoint (UnpicklingError: ")
+    assert message.startswith(f"{file} cannot be read as a checkpoint (")
     assert f"{os.mkdir.__module__}.mkdir" in message and f"{TRUST}=1" in message
     assert "\n" not in message and not folder.exists()
 
@@ -130,7 +130,7 @@ def test_plain_data_is_read(tmp_path, name, write):
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_pickle_protocols(tmp_path, protocol):
-    core = b"numpy._core." if hasattr(np, "_core") else b"numpy.core."
+    core = np.zeros(0).__reduce__()[0].__module__.removesuffix("multiarray").encode()
     content = pickle.dumps({"w": np.arange(6.0).reshape(2, 3)}, protocol=protocol)
     assert core in content
     versions = [content]
@@ -192,7 +192,7 @@ BAD = {
     "image.pkl": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), UNREADABLE),
     "truncated.pth": (truncated, UNREADABLE),
     "flipped.pth": (flipped_bit, f"{UNREADABLE}BadZipFile: wrong check sum of .*data"),
-    "script.pth": (torchscript, f"{UNREADABLE}RuntimeError: Cannot use"),
+    "script.pth": (torchscript, f"{UNREADABLE}UnpicklingError: it is TorchScript"),
     "class.pth": (
         lambda path: save(path, nn.Linear(3, 2)),
         r".*torch\.nn\.modules\.linear\.Linear",
