@@ -3,7 +3,6 @@
 import runpy
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -79,6 +78,7 @@ def test_backbone_with_fpn(format, tmp_path):
     export_model(backbone, torch.randn(2, 3, 128, 160), format, file)
     assert relative_error(backbone, torch.randn(1, 3, 96, 224), format, file) < TOLERANCE
     if format == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
         session = onnxruntime.InferenceSession(file)
         assert [output.name for output in session.get_outputs()] == ["p2", "p3", "p4", "p5", "p6"]
 
@@ -104,6 +104,8 @@ def test_mask_rcnn(instantiation, tmp_path):
 
 @pytest.mark.slow
 def test_onnx_searchsorted(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+
     class Search(nn.Module):
         def forward(self, ascending, values):
             return torch.searchsorted(ascending, values)

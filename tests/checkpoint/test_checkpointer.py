@@ -163,22 +163,6 @@ def test_saved_files_equal_those_of_detectron2(tmp_path):
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_interrupted_save_keeps_the_old_file(tmp_path, monkeypatch):
-    checkpointer = make_run(tmp_path, ["model_0000001"])
-    file = tmp_path / "model_0000001.pth"
-    before = file.read_bytes()
-
-    def interrupted(content, file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(torch, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        checkpointer.save("model_0000001")
-    assert file.read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0000001.pth"]
-
-
 def test_save_that_fails_at_first(tmp_path):
     checkpointer = AuditedCheckpointer(nn.Linear(3, 2), str(tmp_path / "missing"))
     with pytest.raises(
