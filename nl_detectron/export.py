@@ -33,8 +33,9 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
 
     Args:
         model: a ``Backbone``, or a detector for "torchscript-trace", in eval mode.
-        image: an example. For a backbone, a normalized batch (B, 3, H, W), for "torch-export" and
-            "onnx" with B >= 2 and sides above the largest stride. For a detector, (3, H, W).
+        image: an example. For a detector, (3, H, W). For a backbone, a normalized batch
+            (B, 3, H, W); "torch-export" and "onnx" require B >= 2, and sides above the largest
+            stride and above twice the stride of a feature map with a block.
         format: one of :data:`FORMATS`.
         file: path to write.
 
