@@ -1,12 +1,10 @@
-"""Models with non-local blocks as TorchScript, as a ``torch.export`` program and as ONNX.
+"""Export models with non-local blocks to TorchScript, ``torch.export`` and ONNX.
 
-Each function here writes a file for images of any size, and :func:`load` gives the file back as a
-function of an image, for :func:`relative_error` to compare with the model that it came from.
-
-``import nl_detectron`` does not import this module, since ``detectron2.export`` and ONNX Runtime
-may be missing where nothing is exported.
+``import nl_detectron`` does not import this module, because ``detectron2.export`` and ONNX may be
+missing.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,82 +21,82 @@ FORMATS = ("torchscript-script", "torchscript-trace", "torch-export", "onnx")
 
 
 class ExportError(UserError):
-    """A model cannot be exported; the message says what cannot do it, and why."""
+    """A model cannot be exported, or the exported file cannot be run."""
 
 
-def export_backbone(backbone: Backbone, image: Tensor, format: str, file: str) -> None:
-    """Export a backbone for inference on batches of any number, height and width.
+def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> None:
+    """Export a backbone or a detector for inference on images of any size.
 
-    The outputs are the backbone's: feature maps by name; in ONNX they are called so.
+    A backbone returns feature maps by name; in ONNX the outputs have these names. A detector takes
+    one image and returns a tuple: the tensors of its detections, sorted by the names of their
+    fields, then the image size. As in detectron2, masks (N, 1, M, M) are not pasted into the image.
 
     Args:
-        backbone: in eval mode.
-        image: an example (B, 3, H, W), normalized. For "torch-export" and "onnx" B must be 2 or
-            more, and H and W must be above the largest stride of a feature map.
+        model: a ``Backbone``, or a detector for "torchscript-trace", in eval mode.
+        image: an example. For a detector, (3, H, W). For a backbone, a normalized batch
+            (B, 3, H, W); "torch-export" and "onnx" require B >= 2, and sides above the largest
+            stride and above twice the stride of a feature map with a block.
         format: one of :data:`FORMATS`.
-        file: to write.
+        file: path to write.
 
     Raises:
-        ExportError: torch, detectron2 or ONNX cannot do it, or the image has a wrong size.
+        ExportError: torch, detectron2 or ONNX cannot export the model with this image.
     """
-    with _exporting(format):
-        check_size(backbone, format, *image.shape[2:])
+    with _exporting(image, format):
+        function = _as_function(model, image, format)
         if format == "torchscript-script":
-            # Importing it lets torch.jit.script see the stages of ResNet and FPN, which both keep
-            # in lists.
-            import detectron2.export  # noqa: F401
+            import detectron2.export  # noqa: F401  # makes ResNet and FPN scriptable
 
-            torch.jit.script(backbone).save(file)
+            torch.jit.script(function).save(file)
         elif format == "torchscript-trace":
-            # Not strict: the dict that the backbone returns has the same keys for every image.
-            torch.jit.trace(backbone, image, strict=False).save(file)
+            # strict=False allows a dict as output; relative_error() replaces check_trace.
+            torch.jit.trace(function, image, strict=False, check_trace=False).save(file)
         elif format == "torch-export":
-            torch.export.save(_program(backbone, image), file)
+            torch.export.save(_export_program(model, image), file)
         else:
-            _save_onnx(_program(backbone, image), list(backbone.output_shape()), file)
+            torch.onnx.export(
+                _export_program(model, image),
+                f=file,
+                input_names=["image"],
+                output_names=list(model.output_shape()),
+                opset_version=18,
+                dynamo=True,
+                verbose=False,
+                custom_translation_table=ONNX_TRANSLATIONS,
+            )
 
 
-def check_size(backbone: Backbone, format: str, height: int, width: int) -> None:
-    """Whether a backbone exported to that format takes images of that size.
+def relative_error(model: nn.Module, image: Tensor, format: str, file: str) -> float:
+    """Compare an exported file with the model that it was exported from, on one image.
 
-    Raises:
-        ExportError: it does not; the message says what it takes.
-    """
-    step = _step(backbone)
-    if height % step or width % step:
-        raise ExportError(f"size {height}x{width}: this backbone takes multiples of {step}")
-    stride = _stride(backbone)
-    if format == "torch-export" and min(height, width) <= stride:
-        raise ExportError(
-            f"size {height}x{width}: torch.export wants sides above {stride}, the stride of the "
-            "smallest feature map, for it makes programs of their own for sides of 1"
-        )
-
-
-def export_detector(model: nn.Module, image: Tensor, file: str) -> None:
-    """Trace a whole detector to TorchScript, for inference on one image of any size.
-
-    The trace takes one tensor, and returns a tuple of those in the detections, sorted by the names
-    of their fields, and the size of the image at last. A GeneralizedRCNN is traced up to the boxes
-    and the masks (N, 1, M, M) in them; to paste these into the image is left to its user, as in
-    detectron2's own export.
-
-    Args:
-        model: in eval mode.
-        image: an example (3, H, W), in which the model had better detect something.
-        file: to write.
+    Returns:
+        The largest difference between outputs, relative to the largest magnitude in the model's
+        output; infinity if a shape differs or a value is not finite.
 
     Raises:
-        ExportError: torch or detectron2 cannot do it.
+        ExportError: the file cannot be run on this image.
     """
-    with _exporting("torchscript-trace"):
-        adapter = tracing_adapter(model, image)
-        # Tracing twice to compare is left out, since load() and relative_error() do it better.
-        torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False).save(file)
+    with _exporting(image, format):
+        outputs = _load(format, file)(image)
+        expected = _as_function(model, image, format)(image)
+    outputs, expected = (x.values() if isinstance(x, dict) else x for x in (outputs, expected))
+    if [x.shape for x in outputs] != [y.shape for y in expected]:
+        return math.inf
+    errors = [0.0]
+    for x, y in zip(outputs, expected):
+        x, y = x.cpu().double(), y.cpu().double()
+        if not torch.equal(x, y):
+            error = ((x - y).abs().max() / y.abs().max()).item()
+            errors.append(math.inf if math.isnan(error) else error)
+    return max(errors)
 
 
-def tracing_adapter(model: nn.Module, image: Tensor) -> nn.Module:
-    """The detector as a function from an image (3, H, W) to what :func:`export_detector` says."""
+def _as_function(model: nn.Module, image: Tensor, format: str) -> nn.Module:
+    """Return the model as a function of an image."""
+    if isinstance(model, Backbone):
+        return model
+    if format != "torchscript-trace":
+        raise ExportError("detectron2 exports whole models by tracing only; use torchscript-trace")
     from detectron2.export import TracingAdapter
 
     def without_postprocess(model: nn.Module, inputs: list[dict]) -> list[dict]:
@@ -108,117 +106,64 @@ def tracing_adapter(model: nn.Module, image: Tensor) -> nn.Module:
     return TracingAdapter(model, [{"image": image}], function)
 
 
-def load(format: str, file: str) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A file that was exported, as a function from an image to its outputs.
-
-    ONNX Runtime runs on the CPU.
-    """
-    if format == "onnx":
-        from onnxruntime import InferenceSession
-
-        session = InferenceSession(file, providers=["CPUExecutionProvider"])
-        (image,) = session.get_inputs()
-        return lambda x: tuple(map(torch.from_numpy, session.run(None, {image.name: x.numpy()})))
-    if format == "torch-export":
-        module = torch.export.load(file).module()
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # that torch.jit is deprecated
-            module = torch.jit.load(file)
-    return lambda x: flatten(module(x))
-
-
-def flatten(outputs: Any) -> tuple[Tensor, ...]:
-    """The tensors of what a backbone (a dict) or a traced detector (a tuple) returns."""
-    return tuple(outputs.values() if isinstance(outputs, dict) else outputs)
-
-
-def relative_error(outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
-    """The largest difference, each relative to the largest magnitude in its tensor.
-
-    Infinity if the number of tensors or a shape differs, or a value is not finite.
-    """
-    if [x.shape for x in outputs] != [y.shape for y in expected]:
-        return float("inf")
-    errors = [0.0]
-    for x, y in zip(outputs, expected):
-        x, y = x.detach().cpu().double(), y.detach().cpu().double()
-        if not torch.equal(x, y):
-            error = ((x - y).abs().max() / y.abs().max()).item()
-            errors.append(error if error == error else float("inf"))
-    return max(errors)
-
-
-def _step(backbone: Backbone) -> int:
-    return max(backbone.size_divisibility, 1)
-
-
-def _stride(backbone: Backbone) -> int:
-    return max(feature.stride for feature in backbone.output_shape().values())
-
-
-def _program(backbone: Backbone, image: Tensor) -> ExportedProgram:
-    check_size(backbone, "torch-export", *image.shape[2:])
-    if len(image) < 2:
-        raise ExportError("the example must have 2 images or more, for it to stand for any number")
-    step, stride = _step(backbone), _stride(backbone)
+def _export_program(backbone: Backbone, image: Tensor) -> ExportedProgram:
+    step = max(backbone.size_divisibility, 1)
+    stride = max(feature.stride for feature in backbone.output_shape().values())
+    # torch.export specializes sizes of 1, so the smallest feature map must have at least 2 x 2.
     height, width = (step * Dim(side, min=stride // step + 1) for side in ("height", "width"))
-    # What it cannot prove of the rounding in the pooling is asserted when the program runs.
     return torch.export.export(
         backbone,
         (image,),
         dynamic_shapes=({0: Dim("batch", min=1), 2: height, 3: width},),
+        # It cannot prove how pooling rounds, so it asserts that when the program runs.
         prefer_deferred_runtime_asserts_over_guards=True,
     )
 
 
-def _save_onnx(program: ExportedProgram, output_names: list[str], file: str) -> None:
-    torch.onnx.export(
-        program,
-        f=file,
-        input_names=["image"],
-        output_names=output_names,
-        opset_version=18,
-        dynamo=True,
-        verbose=False,
-        custom_translation_table={torch.ops.aten.searchsorted.Tensor: _onnx_searchsorted},
-    )
-
-
 def _onnx_searchsorted(sorted_sequence, values, **options):
-    """torch.searchsorted(sorted_sequence, values), which ONNX lacks, by sorting both together.
+    """Translate torch.searchsorted, which ONNX lacks, by sorting both tensors together.
 
-    A value stands after as many of the sequence as are less than it; where they are equal the value
-    comes first, for TopK keeps the order of equals.
+    The position of a value is the number of elements of the sequence before it. TopK is stable, so
+    a value precedes the elements that equal it.
     """
     from onnxscript import opset18 as op
 
     count = op.Shape(values, start=-1)
     both = op.Concat(values, sorted_sequence, axis=-1)
     _, order = op.TopK(both, op.Shape(both, start=-1), largest=0)
-    of_sequence = op.Cast(op.GreaterOrEqual(order, count), to=7)  # int64
-    before = op.CumSum(of_sequence, op.Constant(value_int=-1))
-    # Back where they came from; order is overwritten whole.
-    before = op.ScatterElements(order, order, before, axis=-1)
+    is_sequence = op.Cast(op.GreaterOrEqual(order, count), to=7)  # int64
+    before = op.CumSum(is_sequence, op.Constant(value_int=-1))
+    before = op.ScatterElements(order, order, before, axis=-1)  # undo the sorting
     return op.Slice(before, op.Constant(value_ints=[0]), count, op.Constant(value_ints=[-1]))
 
 
+ONNX_TRANSLATIONS = {torch.ops.aten.searchsorted.Tensor: _onnx_searchsorted}
+
+
+def _load(format: str, file: str) -> Callable[[Tensor], Any]:
+    if format == "onnx":
+        from onnxruntime import InferenceSession
+
+        session = InferenceSession(file, providers=["CPUExecutionProvider"])
+        return lambda x: [
+            torch.from_numpy(y) for y in session.run(None, {"image": x.cpu().numpy()})
+        ]
+    if format == "torch-export":
+        return torch.export.load(file).module()
+    return torch.jit.load(file)
+
+
 @contextmanager
-def _exporting(format: str) -> Iterator[None]:
-    """No gradients, no warnings, and one kind of error."""
+def _exporting(image: Tensor, format: str) -> Iterator[None]:
+    """Disable gradients and warnings, and raise every error as ExportError."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # Of constants in a trace, mostly: load() and relative_error() tell if they matter.
             warnings.simplefilter("ignore")
             yield
-    except ExportError as error:
-        raise ExportError(f"{format}: {error}") from error
     except ImportError as error:
-        raise ExportError(
-            f"{format}: {error}; in a clone of nl_detectron, pip install -e '.[export]'"
-        ) from error
-    except Exception as error:  # the exporters' own errors have nothing in common
+        hint = "in a clone of nl_detectron, pip install -e '.[export]'"
+        raise ExportError(f"{format}: {error}; {hint}") from error
+    except Exception as error:  # the exporters have no common error class
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ExportError(
-            f"{format}: torch {torch.__version__} cannot export this model: {reason}"
-        ) from error
+        size = "x".join(map(str, image.shape))
+        raise ExportError(f"{format}, image {size}, torch {torch.__version__}: {reason}") from error

@@ -1,46 +1,44 @@
-"""Write a file whole or not at all."""
+"""Atomic writing of files."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Union
 
 from .errors import UserError
 
-PARTIAL = ".partial"  # after the name of a file that is being written
+PARTIAL = ".partial"  # suffix of a file that is being written
 
 
 class SaveError(UserError):
-    """A file could not be written."""
+    """A file cannot be written."""
 
 
 @contextmanager
-def write_atomically(path: str, mode: str) -> Iterator[IO]:
-    """Open a file that takes its name, and the place of one of that name, when it is on disk whole.
+def write_atomically(path: Union[str, Path], mode: str) -> Iterator[IO]:
+    """Open a file that appears under its name, replacing an older one, only when it is complete.
 
-    Until then it is called ``path + PARTIAL``. If the body fails, that is removed; if the process
-    is killed, it stays.
+    If the body raises, the partial file is removed and ``path`` is left as it was.
 
     Args:
-        path: in a folder that exists.
-        mode: "w" or "wb".
+        mode: "w" for UTF-8 text or "wb".
 
     Raises:
-        SaveError: the system refuses; the message names the file and the reason.
+        SaveError: the operating system reports an error.
     """
-    partial = path + PARTIAL
+    partial = Path(f"{path}{PARTIAL}")
     try:
-        with open(partial, mode) as file:
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # or a power cut may leave the new name with nothing behind it
+            os.fsync(file.fileno())  # the data must be on disk before the name is
         os.replace(partial, path)
     except BaseException as error:
-        Path(partial).unlink(missing_ok=True)
-        cause = error  # torch.save may have another error for what file.write raises
+        partial.unlink(missing_ok=True)
+        cause = error  # torch.save can replace the OSError by an error of its own
         while cause is not None and not isinstance(cause, OSError):
             cause = cause.__context__
         if cause is None:
             raise
-        raise SaveError(f"{path} could not be written ({cause.strerror})") from error
+        raise SaveError(f"{path} cannot be written ({cause.strerror})") from error

@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Convert the weights of another implementation's ResNet with non-local blocks.
+"""Convert a ResNet with non-local blocks from mmdet, mmaction2 or Caffe2 for MODEL.WEIGHTS.
 
-OUT is for MODEL.WEIGHTS. What no name in detectron2 is known for, such as heads, is left out and
-listed. With which MODEL.NONLOCAL keys the blocks compute the same stands in
-nl_detectron/checkpoint/conversion.py.
+nl_detectron/checkpoint/conversion.py lists the MODEL.NONLOCAL keys with which the blocks compute
+the same function. Tensors outside the backbone are left out and listed.
 """
 
 import argparse
 
-from nl_detectron.checkpoint import SOURCES, LoadError, SaveError, convert_file
-from nl_detectron.errors import as_user_error, exit_on_user_error
+from nl_detectron.checkpoint.conversion import SOURCES, convert_file
+from nl_detectron.errors import exit_on_user_error
 
 
 def main() -> None:
@@ -24,7 +23,7 @@ def main() -> None:
         help="mmdet: mmdet, mmaction2, torchvision; caffe2: video-nonlocal-net",
     )
     args = parser.parse_args()
-    with exit_on_user_error(), as_user_error(LoadError), as_user_error(SaveError):
+    with exit_on_user_error():
         print(convert_file(args.path, args.new_path, args.source))
 
 

@@ -1,20 +1,7 @@
-"""Loading weights, finding out what arrived, and saving them."""
+"""Load checkpoints safely, audit what they contain, and save them atomically."""
 
-from ..files import SaveError, write_atomically
 from .checkpointer import AuditedCheckpointer
-from .conversion import SOURCES, convert, convert_file
 from .load_audit import audit
-from .reading import LoadError, read_checkpoint, read_file
+from .reading import LoadError
 
-__all__ = [
-    "SOURCES",
-    "AuditedCheckpointer",
-    "LoadError",
-    "SaveError",
-    "audit",
-    "convert",
-    "convert_file",
-    "read_checkpoint",
-    "read_file",
-    "write_atomically",
-]
+__all__ = ["AuditedCheckpointer", "LoadError", "audit"]

@@ -1,0 +1,235 @@
+"""AuditedCheckpointer: one read per load, resuming, and atomic saving."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from nl_detectron.checkpoint import AuditedCheckpointer, LoadError
+from nl_detectron.files import SaveError
+from nl_detectron.layers import NonLocalBlock
+
+WEIGHTS = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.ones(2)}
+
+opened_files = []
+sys.addaudithook(lambda event, args: opened_files.append(args[0]) if event == "open" else None)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.pkl", "a.pyth"])
+def test_file_is_opened_once(tmp_path, name):
+    file = str(tmp_path / name)
+    torch.save({"model": WEIGHTS, "model_state": WEIGHTS}, file)
+    if name == "a.pkl":
+        (tmp_path / name).write_bytes(pickle.dumps({"model": WEIGHTS, "__author__": "x"}))
+    model = nn.Linear(3, 2)
+    opened_files.clear()
+    AuditedCheckpointer(model, str(tmp_path)).resume_or_load(file)
+    assert opened_files.count(file) == 1
+    assert torch.equal(model.weight, WEIGHTS["weight"])
+
+
+def test_matching_heuristics_in_the_path(tmp_path):
+    file = str(tmp_path / "a.pth")
+    torch.save(WEIGHTS, file)
+    model = nn.Sequential()
+    model.add_module("linear", nn.Linear(3, 2))
+    AuditedCheckpointer(model).load(file)
+    assert not torch.equal(model.linear.weight, WEIGHTS["weight"])
+    AuditedCheckpointer(model).load(f"{file}?matching_heuristics=True")
+    assert torch.equal(model.linear.weight, WEIGHTS["weight"])
+
+
+def test_nothing_to_load():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert AuditedCheckpointer(model, optimizer=optimizer).load("") == {}
+
+
+def test_files_that_are_not_there(tmp_path, monkeypatch):
+    checkpointer = AuditedCheckpointer(nn.Linear(3, 2))
+    with pytest.raises(LoadError, match=f"^there is no file {tmp_path}/a.pth$"):
+        checkpointer.load(f"{tmp_path}/a.pth")
+
+    def get_local_path(path):
+        raise OSError("no network")
+
+    monkeypatch.setattr(checkpointer.path_manager, "get_local_path", get_local_path)
+    with pytest.raises(LoadError, match=r"^https://a/b.pkl cannot be downloaded \(no network\)$"):
+        checkpointer.load("https://a/b.pkl")
+
+
+def make_run(folder, names=("model_0000001", "model_0000003")):
+    """Save checkpoints of a model with an optimizer."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    checkpointer = AuditedCheckpointer(model, str(folder), optimizer=optimizer)
+    for time, name in enumerate(names):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        checkpointer.save(name, iteration=int(name[-1]))
+        os.utime(folder / f"{name}.pth", (time, time))
+    return checkpointer
+
+
+def test_resuming_restores_everything(tmp_path):
+    saved = make_run(tmp_path)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.2)
+    new = AuditedCheckpointer(model, str(tmp_path), optimizer=optimizer)
+    assert new.resume_or_load("", resume=True) == {"iteration": 3}
+    assert torch.equal(model.weight, saved.model.weight)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    momentum = [state["momentum_buffer"] for state in optimizer.state_dict()["state"].values()]
+    expected = saved.checkpointables["optimizer"].state_dict()["state"].values()
+    assert all(torch.equal(a, b["momentum_buffer"]) for a, b in zip(momentum, expected))
+
+    assert "optimizer" in new.resume_or_load(f"{tmp_path}/model_0000001.pth", resume=False)
+    assert not torch.equal(model.weight, saved.model.weight)
+
+
+def test_resuming_from_a_damaged_checkpoint(tmp_path):
+    checkpointer = make_run(tmp_path)
+    first, last = tmp_path / "model_0000001.pth", tmp_path / "model_0000003.pth"
+    hint = (
+        f"; the latest complete checkpoint is {first}: to resume from it, write its name, "
+        f"{first.name}, into {tmp_path}/last_checkpoint$"
+    )
+    for damage, problem in (
+        (lambda: os.truncate(last, 1000), f"{last} cannot be read as a checkpoint .*"),
+        (last.unlink, f"there is no file {last}"),
+    ):
+        damage()
+        with pytest.raises(LoadError, match=f"^{problem}{hint}"):
+            checkpointer.resume_or_load("", resume=True)
+    with pytest.raises(LoadError, match=f"^there is no file {last}$"):
+        checkpointer.resume_or_load(str(last), resume=False)
+    os.truncate(first, 1000)
+    with pytest.raises(LoadError, match=f"; there is no complete checkpoint in {tmp_path}$"):
+        checkpointer.resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize(
+    "parts, error",
+    [
+        ({}, "KeyError: 'optimizer'"),
+        ({"optimizer": {}}, "KeyError: 'param_groups'"),
+        ({"optimizer": {"param_groups": [{}, {}], "state": {}}}, "ValueError: "),
+    ],
+)
+def test_checkpointables_that_do_not_fit(tmp_path, parts, error):
+    """They are needed only for resuming."""
+    model, file = nn.Linear(3, 2), f"{tmp_path}/a.pth"
+    torch.save({"model": WEIGHTS, **parts}, file)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    checkpointer = AuditedCheckpointer(model, optimizer=optimizer)
+    with pytest.raises(LoadError, match=f"^{file} .* 'optimizer' .*{error}.* SOLVER .*MODEL.WEIG"):
+        checkpointer.load(file)
+    AuditedCheckpointer(model, optimizer=optimizer).load(file, checkpointables=[])
+    assert torch.equal(model.weight, WEIGHTS["weight"])
+
+
+def test_blocks_of_a_later_version_are_refused(tmp_path):
+    model = nn.Module()
+    model.block = NonLocalBlock(4)
+    state = model.state_dict()
+    assert state._metadata["block"] == {"version": 1}
+    file = str(tmp_path / "a.pth")
+    for metadata in ({"version": 1}, {}):
+        state._metadata["block"] = metadata
+        torch.save({"model": state}, file)
+        AuditedCheckpointer(model).load(file)
+    state._metadata["block"] = {"version": 2}
+    torch.save({"model": state}, file)
+    with pytest.raises(LoadError, match=rf"^{file}: .*block .*\(version 2 "):
+        AuditedCheckpointer(model).load(file)
+
+
+# Saving.
+
+
+def test_saved_files_equal_those_of_detectron2(tmp_path):
+    parent = AuditedCheckpointer.__mro__[1]
+    checkpointer = make_run(tmp_path)
+    for folder, kind in ((tmp_path / "ours", AuditedCheckpointer), (tmp_path / "theirs", parent)):
+        folder.mkdir()
+        kind(checkpointer.model, str(folder), **checkpointer.checkpointables).save("a", iteration=3)
+        assert (folder / "last_checkpoint").read_text() == "a.pth"
+    ours, theirs = (tmp_path / folder / "a.pth" for folder in ("ours", "theirs"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_save_that_fails_at_first(tmp_path):
+    checkpointer = AuditedCheckpointer(nn.Linear(3, 2), str(tmp_path / "missing"))
+    with pytest.raises(
+        SaveError, match=r"\(No such file or directory\); there is no checkpoint yet$"
+    ):
+        checkpointer.save("a")
+
+
+def test_only_the_main_process_saves(tmp_path):
+    checkpointer = AuditedCheckpointer(nn.Linear(3, 2), str(tmp_path))
+    checkpointer.save_to_disk = False
+    checkpointer.save("a")
+    assert os.listdir(tmp_path) == []
+
+
+SAVE_HALF = """
+import io, os, signal, sys, torch
+from torch import nn
+from nl_detectron.checkpoint import AuditedCheckpointer
+
+def save_half(content, file):
+    buffer = io.BytesIO()
+    save(content, buffer)
+    file.write(buffer.getvalue()[: buffer.tell() // 2])
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+save, torch.save = torch.save, save_half
+AuditedCheckpointer(nn.Linear(3, 2), sys.argv[1]).save("model_0000005")
+"""
+
+
+@pytest.mark.slow
+def test_killed_during_a_save(tmp_path):
+    checkpointer = make_run(tmp_path)
+    killed = subprocess.run([sys.executable, "-c", SAVE_HALF, str(tmp_path)])
+    assert killed.returncode == -signal.SIGKILL
+    saved = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]
+    assert sorted(os.listdir(tmp_path)) == [*saved, "model_0000005.pth.partial"]
+    assert checkpointer.resume_or_load("", resume=True) == {"iteration": 3}
+    checkpointer.save("model_0000007")
+    assert sorted(os.listdir(tmp_path)) == [*saved, "model_0000007.pth"]
+
+
+LIMITED = """
+import resource, signal, sys
+from torch import nn
+from nl_detectron.checkpoint import AuditedCheckpointer
+from nl_detectron.errors import exit_on_user_error
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+with exit_on_user_error():
+    AuditedCheckpointer(nn.Linear(400, 400), sys.argv[1]).save("model_0000005")
+"""
+
+
+@pytest.mark.slow
+def test_full_disk(tmp_path):
+    """A limit to the size of a file stops a write in the middle, as a full disk does."""
+    make_run(tmp_path)
+    limited = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True
+    )
+    assert limited.returncode == 2
+    assert limited.stderr.splitlines()[-1] == (
+        f"error: {tmp_path}/model_0000005.pth cannot be written (File too large); "
+        f"--resume continues from {tmp_path}/model_0000003.pth"
+    )
+    saved = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]
+    assert sorted(os.listdir(tmp_path)) == saved

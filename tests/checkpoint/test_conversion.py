@@ -1,0 +1,224 @@
+"""Converted weights of mmdet, mmaction2 and video-nonlocal-net compute the same function."""
+
+import pickle
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone
+from mmcv.cnn import NonLocal2d, NonLocal3d
+from torch import nn
+
+from nl_detectron.checkpoint.conversion import convert
+from nl_detectron.checkpoint.reading import read_checkpoint
+from nl_detectron.config import add_nonlocal_config
+from nl_detectron.layers import NonLocalBlock
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_weights.py"
+CHANNELS = 32
+
+
+def randomize(module):
+    """Fill a module with random double-precision values, none of which are zero."""
+    generator = torch.Generator().manual_seed(0)
+    module.double().eval()
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            low = 0.5 if name.endswith("running_var") else -0.5
+            tensor.uniform_(low, 1, generator=generator)
+    return module
+
+
+def with_prefix(prefix, module):
+    return {prefix + name: tensor for name, tensor in module.state_dict().items()}
+
+
+def load_block(weights, source, name, **options):
+    """Return a NonLocalBlock with the converted tensors, all of which it must use."""
+    tensors, left_out = convert(weights, source)
+    assert not left_out
+    block = NonLocalBlock(CHANNELS, **options).double().eval()
+    block.load_state_dict({key.removeprefix(f"{name}."): t for key, t in tensors.items()})
+    return block
+
+
+def assert_same(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "mode, use_scale, sub_sample, norm",
+    [
+        ("gaussian", False, True, "BN"),
+        ("embedded_gaussian", True, False, "GN"),
+        ("embedded_gaussian", False, True, ""),
+        ("dot_product", True, False, "BN"),
+        ("dot_product", False, True, ""),
+        ("concatenation", True, False, "GN"),
+        ("concatenation", False, True, "BN"),
+    ],
+)
+@pytest.mark.parametrize(
+    "prefix, kind",
+    [
+        ("backbone.layer3.4.nonlocal_block_1.", NonLocal2d),  # mmdet
+        ("module.backbone.layer3.4.non_local_block.", NonLocal3d),  # mmaction2
+    ],
+)
+def test_block_of_mmcv(prefix, kind, mode, use_scale, sub_sample, norm):
+    norm_name = {"BN": kind.__name__.replace("NonLocal", "BN")}.get(norm, norm)
+    norm_cfg = {"type": norm_name, **({"num_groups": 32} if norm == "GN" else {})} if norm else None
+    options = {"use_scale": use_scale, "sub_sample": sub_sample, "norm_cfg": norm_cfg}
+    theirs = randomize(kind(CHANNELS, mode=mode, **options))
+    ours = load_block(
+        {"meta": {}, "state_dict": with_prefix(prefix, theirs)},
+        "mmdet",
+        "res4.nonlocal4",
+        instantiation=mode,
+        scale=use_scale and mode != "gaussian",
+        subsample="conv_pool" if sub_sample else "none",
+        norm=norm,
+    )
+    space = (6, 8) if kind is NonLocal2d else (3, 4, 6)
+    x = torch.randn(2, CHANNELS, *space, dtype=torch.float64)
+    assert_same(ours(x), theirs(x))
+    assert not torch.equal(ours(x), x)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_mmdet_resnet(depth):
+    """Its names are torchvision's. The block stands after a residual block, as in mmaction2."""
+    theirs = randomize(getattr(torchvision.models, f"resnet{depth}")())
+    channels = 256 if depth == 18 else 1024
+    block = randomize(NonLocal2d(channels, norm_cfg={"type": "BN"}))
+    tensors, left_out = convert(
+        {
+            "state_dict": {
+                **with_prefix("backbone.", theirs),
+                **with_prefix("backbone.layer3.0.nonlocal_block.", block),
+                "neck.lateral_convs.0.conv.weight": torch.ones(1),
+            }
+        },
+        "mmdet",
+    )
+    fc = ["backbone.fc.weight", "backbone.fc.bias"]
+    assert left_out == [*fc, "neck.lateral_convs.0.conv.weight"]
+
+    options = f"""MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN MODEL.RESNETS.STRIDE_IN_1X1 False
+        MODEL.BACKBONE.NAME build_nonlocal_backbone MODEL.NONLOCAL.LOCATION ('res4.0',)
+        MODEL.NONLOCAL.BACKBONE build_resnet_backbone MODEL.NONLOCAL.NORM BN
+        MODEL.NONLOCAL.SUBSAMPLE none MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4','res5']
+        MODEL.RESNETS.DEPTH {depth} MODEL.RESNETS.RES2_OUT_CHANNELS {channels // 4}"""
+    cfg = get_cfg()
+    add_nonlocal_config(cfg)
+    cfg.merge_from_list(options.split())
+    ours = build_backbone(cfg).double().eval()
+    ours.load_state_dict(tensors)
+
+    theirs.layer3 = nn.Sequential(theirs.layer3[0], block, *theirs.layer3[1:])
+    x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    features = ours(x)
+    y = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+    for stage in range(2, 6):
+        y = getattr(theirs, f"layer{stage - 1}")(y)
+        assert_same(features[f"res{stage}"], y)
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_video_nonlocal_net_block(statistics):
+    """With USE_AFFINE, the norm has no statistics."""
+    inner, prefix = CHANNELS // 2, "nonlocal_conv4_1_"
+    shapes = dict.fromkeys(("theta_w", "phi_w", "g_w"), (inner, CHANNELS, 1, 1, 1))
+    shapes |= dict.fromkeys(("theta_b", "phi_b", "g_b"), (inner,))
+    shapes["out_w"] = (CHANNELS, inner, 1, 1, 1)
+    norm = ("bn_s", "bn_b", "bn_rm", "bn_riv") if statistics else ("bn_s", "bn_b")
+    shapes |= dict.fromkeys(("out_b", *norm), (CHANNELS,))
+    w = {name: torch.rand(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    blobs = {prefix + name: tensor.numpy() for name, tensor in w.items()}
+    norm = "BN" if statistics else ""
+    ours = load_block({"blobs": blobs}, "caffe2", "res4.nonlocal1", norm=norm)
+
+    # The released code in evaluation.
+    x = torch.randn(2, CHANNELS, 2, 4, 6, dtype=torch.float64)
+    pooled = F.max_pool3d(x, (1, 2, 2))
+    theta, phi, g = (
+        F.conv3d(source, w[f"{name}_w"], w[f"{name}_b"]).flatten(2)
+        for name, source in (("theta", x), ("phi", pooled), ("g", pooled))
+    )
+    p = (theta.transpose(1, 2) @ phi * inner**-0.5).softmax(2)
+    y = F.conv3d((g @ p.transpose(1, 2)).view(2, -1, *x.shape[2:]), w["out_w"], w["out_b"])
+    if statistics:
+        y = F.batch_norm(y, w["bn_rm"], w["bn_riv"], w["bn_s"], w["bn_b"])
+    else:
+        y = y * w["bn_s"].view(-1, 1, 1, 1) + w["bn_b"].view(-1, 1, 1, 1)
+    assert_same(ours(x), x + y)
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """Return a function that runs the tool and returns its exit status, stdout and stderr."""
+    main = runpy.run_path(str(TOOL))["main"]
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["convert_weights.py", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as exit:
+            status = exit.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_tool(tmp_path, run_tool):
+    names = {
+        "conv1_w": "stem.conv1.weight",
+        "res_conv1_bn_s": "stem.conv1.norm.weight",
+        "res4_5_branch1_bn_rm": "res4.5.shortcut.norm.running_mean",
+        "res4_5_branch2c_bn_riv": "res4.5.conv3.norm.running_var",
+        "nonlocal_conv4_4_theta_w": "res4.nonlocal4.theta.weight",
+        "nonlocal_conv4_4_bn_riv": "res4.nonlocal4.out.norm.running_var",
+    }
+    blobs = {name: np.full((2,), i, np.float32) for i, name in enumerate(names)}
+    blobs |= {"res2_0_branch2a_w": np.ones((4, 4, 3, 1, 1))}  # convolves in time
+    blobs |= {"conv1_w_momentum": np.ones(2), "pred_w": np.ones((4, 3)), "lr": 0.1}
+    old, new = tmp_path / "video.pkl", tmp_path / "converted.pth"
+    old.write_bytes(pickle.dumps({"blobs": blobs}))
+    status, printed, _ = run_tool(old, new, "--from", "caffe2")
+    assert status == 0
+    assert printed.splitlines() == [
+        f"{new}: 6 tensors",
+        "non-local blocks: MODEL.NONLOCAL.LOCATION \"('res4.4',)\"",
+        "left out:",
+        *("    res2_0_branch2a_w", "    conv1_w_momentum", "    pred_w", "    lr"),
+    ]
+    content = read_checkpoint(str(new))
+    assert content["matching_heuristics"]
+    assert {name: tensor[0].item() for name, tensor in content["model"].items()} == {
+        name: i for i, name in enumerate(names.values())
+    }
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"text", "cannot be read as a checkpoint"),
+        (pickle.dumps({"a.b": torch.ones(1).numpy()}), "has no tensor of a ResNet .* 'a.b'"),
+        (pickle.dumps([1]), "has no tensor of a ResNet with a name of mmdet"),
+    ],
+    ids=["no pickle", "other names", "no dict"],
+)
+def test_files_that_cannot_be_converted(tmp_path, run_tool, content, message):
+    file = tmp_path / "in.pkl"
+    file.write_bytes(content)
+    status, printed, errors = run_tool(file, tmp_path / "out.pth", "--from", "mmdet")
+    assert status == 2 and printed == ""
+    assert re.fullmatch(f"error: {file} {message}.*\n", errors)
+    assert list(tmp_path.iterdir()) == [file]
