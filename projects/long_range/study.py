@@ -1,0 +1,150 @@
+#!/usr/bin/env python
+"""Run the rows that results.jsonl does not have, and write the tables of the Markdown files."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import long_range  # noqa: F401 - registers the backbones and the datasets
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from long_range.report import read_results, write_tables
+from long_range.rows import ROWS, start_row
+from long_range.scores import guess, scores
+from pycocotools.coco import COCO
+
+from nl_detectron.config import config_hash
+from nl_detectron.engine import forward_signals
+from nl_detectron.errors import exit_on_user_error
+from nl_detectron.evaluation.coco_results import read_annotations
+from nl_detectron.evaluation.runs import read_metrics, read_run
+
+PROJECT = Path(__file__).resolve().parent
+RESULTS = PROJECT / "results.jsonl"
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--report-only", action="store_true", help="do not train")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--seeds", type=int, default=3, help="runs per row (default: 3)")
+    parser.add_argument("--output", type=Path, default=Path("output/long_range"), metavar="DIR")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for all rows")
+    args = parser.parse_args(argv)
+    if args.opts and args.results == RESULTS:
+        parser.error("--opts needs --results, because other options give other results")
+
+    failures = []
+    with exit_on_user_error():
+        if not args.report_only:
+            failures = run_rows(args.rows, args.seeds, args.output, args.results, args.opts)
+    if args.results == RESULTS:
+        for name in ("README.md", "RESULTS.md"):
+            write_tables(read_results(RESULTS), PROJECT / name)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def run_rows(
+    rows: Sequence[str], seeds: int, output: Path, results_file: Path, opts: Sequence[str] = ()
+) -> list[str]:
+    """Run rows with the seeds 1 to ``seeds``, one after another, and append a line for each run.
+
+    Runs that are in the results are skipped, except those whose weights another run starts from
+    and which are not in ``output``. An interrupted run is resumed.
+
+    Returns:
+        One line for each failed run.
+    """
+    results = read_results(results_file)
+    if "chance" not in results:
+        _write_guesses(results_file)
+    todo = []
+    for seed in range(1, seeds + 1):
+        missing = {row for row in rows if seed not in results.get(row, {})}
+        starts = {start_row(row) for row in missing} - {None}
+        missing |= {row for row in starts if not _weights(output, row, seed).is_file()}
+        todo += [(row, seed) for row in ROWS if row in missing]
+
+    failures, began = [], time.monotonic()
+    for number, (row, seed) in enumerate(todo):
+        minutes = (time.monotonic() - began) / max(number, 1) * (len(todo) - number) / 60
+        eta = f", {minutes:.0f} min left" if number else ""
+        print(f"[{number + 1}/{len(todo)}] {row}, seed {seed}{eta}", flush=True)
+        seconds_before = sum(os.times()[2:4])  # of child processes, on all cores
+        status = _train(row, seed, output, opts)
+        seconds = sum(os.times()[2:4]) - seconds_before
+        folder = _weights(output, row, seed).parent
+        if status:
+            failures.append(f"{folder}: exit status {status}; see log.txt there")
+        elif seed not in results.get(row, {}):
+            line = {"row": row, "seed": seed, **_read_run(folder), "core seconds": seconds}
+            _append(results_file, line)
+    return failures
+
+
+def _write_guesses(results_file: Path) -> None:
+    annotations = _annotations("nl_synthetic_hard_val")
+    for row in ("chance", "colours"):
+        for seed in range(5):
+            guessed = scores(annotations, guess(annotations, row, seed))
+            _append(results_file, {"row": row, "seed": seed, **guessed})
+
+
+def _weights(output: Path, row: str, seed: int) -> Path:
+    return output / row / f"seed{seed}" / "model_final.pth"
+
+
+def _train(row: str, seed: int, output: Path, opts: Sequence[str]) -> int:
+    start = start_row(row)
+    command = [
+        *(sys.executable, str(PROJECT / "train_net.py"), "--resume"),
+        *("--config-file", str(PROJECT / "configs/faster_rcnn_hard.yaml"), *ROWS[row]),
+        *(["MODEL.WEIGHTS", str(_weights(output, start, seed))] if start else []),
+        *(*opts, "SEED", str(seed), "OUTPUT_DIR", str(_weights(output, row, seed).parent)),
+    ]
+    children = []
+    with forward_signals(lambda: children):  # on SIGTERM and Ctrl-C it writes a checkpoint
+        children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        return children[0].wait()
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """Return the results of a finished run."""
+    run = read_run(folder)
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""  # the path depends on the machine
+    norms = {}  # of each block, at the end
+    for line in read_metrics(folder):
+        norms.update({key: line[key] for key in line if key.endswith("/out_norm")})
+    detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
+    return {
+        "iterations": cfg.SOLVER.MAX_ITER,
+        **scores(_annotations(cfg.DATASETS.TEST[0]), detections),
+        "norm": sum(norm**2 for norm in norms.values()) ** 0.5 if norms else None,
+        "config": config_hash(cfg),
+        "commit": run.environment["commit"],
+    }
+
+
+def _append(results_file: Path, line: dict) -> None:
+    rounded = json.loads(json.dumps(line), parse_float=lambda text: float(f"{float(text):.5g}"))
+    with open(results_file, "a") as file:
+        file.write(json.dumps(rounded) + "\n")
+
+
+def _annotations(dataset: str) -> COCO:
+    DatasetCatalog.get(dataset)  # generates the dataset if necessary
+    return read_annotations(MetadataCatalog.get(dataset).json_file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
