@@ -6,6 +6,7 @@ the mean of their weights. A weight is on the key if its position overlaps the k
 """
 
 import argparse
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Optional
 
@@ -22,6 +23,9 @@ from nl_detectron.errors import exit_on_user_error
 from nl_detectron.visualization import Attention, attend
 from nl_detectron.visualization.attention import ImageGeometry
 
+XYXY = BoxMode.XYXY_ABS
+Box = Sequence[float]  # x0, y0, x1, y1 in pixels of the image
+
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -32,37 +36,34 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         cfg = load_config(find_config_file(args.config_file), args.opts)
         predictor = build_predictor(cfg)
         for name in cfg.DATASETS.TEST:
-            hits = {}  # block -> for each lock, as hits_key returns
             dataset, classes = DatasetCatalog.get(name), MetadataCatalog.get(name).thing_classes
+            hits = defaultdict(list)  # block -> one item per lock
             for image in tqdm(dataset, unit="image"):
-                boxes = [(classes[a["category_id"]], _box(a)) for a in image["annotations"]]
+                objects = [
+                    (classes[a["category_id"]], BoxMode.convert(a["bbox"], a["bbox_mode"], XYXY))
+                    for a in image["annotations"]
+                ]
                 attention = attend(predictor, read_image(image["file_name"], "BGR"))
-                for what, lock in boxes:
+                for what, lock in objects:
                     for block in attention.names if "lock" in what else ():
-                        key = dict(boxes)[what.replace("lock", "key")]
-                        hits.setdefault(block, []).append(hits_key(attention, block, lock, key))
+                        key = dict(objects)[what.replace("lock", "key")]
+                        hits[block].append(hits_key(attention, block, lock, key))
             for block, of_locks in hits.items():
                 centre, box, chance = (f"{sum(k) / len(of_locks):.1%}" for k in zip(*of_locks))
-                print(f"{name}, {block}: {len(of_locks)} locks, {centre} from the centre, ", end="")
-                print(f"{box} from the box, {chance} by chance")
+                counted = f"{name}, {block}: {len(of_locks)} locks"
+                print(
+                    f"{counted}, {centre} from the centre, {box} from the box, {chance} by chance"
+                )
 
 
-def hits_key(
-    attention: Attention, block: str, lock: Sequence[float], key: Sequence[float]
-) -> tuple[bool, bool, float]:
-    """Return whether a block attends to the key from a lock's centre and from its box.
+def hits_key(attention: Attention, block: str, lock: Box, key: Box) -> tuple[bool, bool, float]:
+    """Return whether a block attends to the key, and the share of positions that are on the key.
 
-    Args:
-        attention: of the image.
-        block: such as "res4.0".
-        lock, key: boxes, x0, y0, x1, y1 in pixels of the image.
-
-    Returns:
-        The two answers, and the share of positions that are on the key.
+    The first answer is for the centre of the lock, and the second for its box.
     """
     geometry, recorder = attention.geometry[block], attention.recorder
-    on_key = _covers(geometry, key, geometry.key_size, geometry.key_stride).flatten()
-    on_lock = _covers(geometry, lock, recorder.map_size(block), geometry.stride)
+    on_key = _overlaps(geometry, key, geometry.key_size, geometry.key_stride).flatten()
+    on_lock = _overlaps(geometry, lock, recorder.map_size(block), geometry.stride)
     x0, y0, x1, y1 = lock
     from_centre = attention.rows(block, [((x0 + x1) / 2, (y0 + y1) / 2)])
     from_box = recorder.rows(block, on_lock.nonzero()).mean(dim=0, keepdim=True)
@@ -70,21 +71,13 @@ def hits_key(
     return *on_key[largest].tolist(), on_key.double().mean().item()
 
 
-def _covers(
-    geometry: ImageGeometry, box: Sequence[float], size: tuple[int, int], stride: int
-) -> Tensor:
+def _overlaps(geometry: ImageGeometry, box: Box, size: tuple[int, int], stride: int) -> Tensor:
     """Return a mask of the positions of a map that overlap a box, (H, W), bool."""
+    (height, width), (resized_height, resized_width) = geometry.image_size, geometry.resized_size
+    y = torch.arange(size[0] + 1).double() * stride * height / resized_height
+    x = torch.arange(size[1] + 1).double() * stride * width / resized_width
     x0, y0, x1, y1 = box
-    sides = zip(size, geometry.image_size, geometry.resized_size, (y0, x0), (y1, x1))
-    inside = []
-    for count, image_side, resized_side, start, end in sides:
-        edges = torch.arange(count + 1).double() * stride * image_side / resized_side
-        inside.append((edges[:-1] < end) & (edges[1:] > start))
-    return inside[0][:, None] & inside[1]
-
-
-def _box(annotation: dict) -> list[float]:
-    return BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    return ((y[:-1] < y1) & (y[1:] > y0))[:, None] & (x[:-1] < x1) & (x[1:] > x0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 """Run the rows that results.jsonl does not have, and write the tables of the Markdown files."""
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -12,26 +13,29 @@ from pathlib import Path
 from typing import Any, Optional
 
 import long_range  # noqa: F401 - registers the backbones and the datasets
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from long_range.report import read_results, write_tables
-from long_range.rows import ROWS, start_row
 from long_range.scores import guess, scores
 from pycocotools.coco import COCO
 
 from nl_detectron.config import config_hash
-from nl_detectron.engine import forward_signals
+from nl_detectron.engine import forward_signals, load_config
 from nl_detectron.errors import exit_on_user_error
 from nl_detectron.evaluation.coco_results import read_annotations
 from nl_detectron.evaluation.runs import read_metrics, read_run
 
 PROJECT = Path(__file__).resolve().parent
 RESULTS = PROJECT / "results.jsonl"
+WARM_UPS = ["R18_warm_up", "R50_warm_up"]  # the rows that the others start from
+ROWS = [path.stem for path in sorted(PROJECT.glob("configs/*.yaml"))]
+ROWS = WARM_UPS + [row for row in ROWS if row not in (*WARM_UPS, "faster_rcnn_hard")]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--report-only", action="store_true", help="do not train")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW")
     parser.add_argument("--seeds", type=int, default=3, help="runs per row (default: 3)")
     parser.add_argument("--output", type=Path, default=Path("output/long_range"), metavar="DIR")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
@@ -41,12 +45,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         parser.error("--opts needs --results, because other options give other results")
 
     failures = []
-    with exit_on_user_error():
-        if not args.report_only:
+    if not args.report_only:
+        with exit_on_user_error():
             failures = run_rows(args.rows, args.seeds, args.output, args.results, args.opts)
-    if args.results == RESULTS:
-        for name in ("README.md", "RESULTS.md"):
-            write_tables(read_results(RESULTS), PROJECT / name)
+    for name in ("README.md", "RESULTS.md") if args.results == RESULTS else ():
+        write_tables(read_results(RESULTS), PROJECT / name)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -65,11 +68,15 @@ def run_rows(
     """
     results = read_results(results_file)
     if "chance" not in results:
-        _write_guesses(results_file)
+        annotations = _annotations("nl_synthetic_hard_val")
+        for row, seed in itertools.product(("chance", "colours"), range(5)):
+            guessed = scores(annotations, guess(annotations, row, seed))
+            _append(results_file, {"row": row, "seed": seed, **guessed})
+
     todo = []
     for seed in range(1, seeds + 1):
         missing = {row for row in rows if seed not in results.get(row, {})}
-        starts = {start_row(row) for row in missing} - {None}
+        starts = {_start(row) for row in missing}
         missing |= {row for row in starts if not _weights(output, row, seed).is_file()}
         todo += [(row, seed) for row in ROWS if row in missing]
 
@@ -78,60 +85,50 @@ def run_rows(
         minutes = (time.monotonic() - began) / max(number, 1) * (len(todo) - number) / 60
         eta = f", {minutes:.0f} min left" if number else ""
         print(f"[{number + 1}/{len(todo)}] {row}, seed {seed}{eta}", flush=True)
+        config_file, folder = PROJECT / f"configs/{row}.yaml", _weights(output, row, seed).parent
+        run_opts = [*opts, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+        if row != _start(row):
+            run_opts += ["MODEL.WEIGHTS", str(_weights(output, _start(row), seed))]
+        cfg = load_config(str(config_file), opts)
         seconds_before = sum(os.times()[2:4])  # of child processes, on all cores
-        status = _train(row, seed, output, opts)
+        status = _train(["--config-file", str(config_file), *run_opts])
         seconds = sum(os.times()[2:4]) - seconds_before
-        folder = _weights(output, row, seed).parent
         if status:
             failures.append(f"{folder}: exit status {status}; see log.txt there")
         elif seed not in results.get(row, {}):
-            line = {"row": row, "seed": seed, **_read_run(folder), "core seconds": seconds}
+            line = {"row": row, "seed": seed, **_read_run(folder, cfg), "core seconds": seconds}
             _append(results_file, line)
     return failures
 
 
-def _write_guesses(results_file: Path) -> None:
-    annotations = _annotations("nl_synthetic_hard_val")
-    for row in ("chance", "colours"):
-        for seed in range(5):
-            guessed = scores(annotations, guess(annotations, row, seed))
-            _append(results_file, {"row": row, "seed": seed, **guessed})
+def _start(row: str) -> str:
+    """Return the row whose final weights, of the same seed, a row starts from."""
+    return f"{'R50' if row.startswith('R50') else 'R18'}_warm_up"
 
 
 def _weights(output: Path, row: str, seed: int) -> Path:
     return output / row / f"seed{seed}" / "model_final.pth"
 
 
-def _train(row: str, seed: int, output: Path, opts: Sequence[str]) -> int:
-    start = start_row(row)
-    command = [
-        *(sys.executable, str(PROJECT / "train_net.py"), "--resume"),
-        *("--config-file", str(PROJECT / "configs/faster_rcnn_hard.yaml"), *ROWS[row]),
-        *(["MODEL.WEIGHTS", str(_weights(output, start, seed))] if start else []),
-        *(*opts, "SEED", str(seed), "OUTPUT_DIR", str(_weights(output, row, seed).parent)),
-    ]
+def _train(arguments: list[str]) -> int:
+    command = [sys.executable, str(PROJECT / "train_net.py"), "--resume", *arguments]
     children = []
     with forward_signals(lambda: children):  # on SIGTERM and Ctrl-C it writes a checkpoint
         children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
         return children[0].wait()
 
 
-def _read_run(folder: Path) -> dict[str, Any]:
-    """Return the results of a finished run."""
-    run = read_run(folder)
-    cfg = run.cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = ""  # the path depends on the machine
+def _read_run(folder: Path, cfg: CfgNode) -> dict[str, Any]:
+    detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
     norms = {}  # of each block, at the end
     for line in read_metrics(folder):
         norms.update({key: line[key] for key in line if key.endswith("/out_norm")})
-    detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
     return {
         "iterations": cfg.SOLVER.MAX_ITER,
         **scores(_annotations(cfg.DATASETS.TEST[0]), detections),
         "norm": sum(norm**2 for norm in norms.values()) ** 0.5 if norms else None,
         "config": config_hash(cfg),
-        "commit": run.environment["commit"],
+        "commit": read_run(folder).environment["commit"],
     }
 
 

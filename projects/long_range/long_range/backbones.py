@@ -25,7 +25,6 @@ def build_nonlocal_narrow_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Ba
     """Build R18, R34 or R50 up to res4, with the FPN level p4.
 
     All widths are proportional to ``MODEL.RESNETS.STEM_OUT_CHANNELS``; 64 gives the usual ones.
-    detectron2's own builder has no narrower R18 and R34.
     """
     resnet_cfg = cfg.MODEL.RESNETS
     width, norm = resnet_cfg.STEM_OUT_CHANNELS, resnet_cfg.NORM

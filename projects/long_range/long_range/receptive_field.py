@@ -10,10 +10,6 @@ def stage_receptive_field(resnet: ResNet, stage: str) -> tuple[int, int]:
     Every layer with kernel k and dilation d adds (k - 1) d times the stride before it (Araujo et
     al., "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019).
 
-    Args:
-        resnet: a ResNet with detectron2's ``BasicStem``.
-        stage: such as "res4".
-
     Returns:
         The side of the field and the stride, in pixels of the input image.
     """

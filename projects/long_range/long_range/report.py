@@ -9,16 +9,16 @@ from statistics import mean, stdev
 from scipy import stats
 from tabulate import tabulate
 
-from .rows import FUNCTIONS
 from .scores import DISTANCES
 
 METRICS = ("locks AP50", "locks AP", "keys AP50", "box AP")
-BY_DISTANCE = ("R18", "R50", "mean", "NL", *FUNCTIONS)
+FUNCTIONS = ("NL_gaussian", "NL_dot_product", "NL_concatenation")
+BY_DISTANCE = ("chance", "colours", "R18", "R50", "mean", "NL", *FUNCTIONS)
+BY_DISTANCE += tuple(f"{row}_long" for row in BY_DISTANCE[2:])
 LONG = ("R18", "NL", *FUNCTIONS, "mean", "conv3x3", "R50")
 OPTIONS = ("no_subsampling", "conv_pool", "no_scale", "BN", "GN", "reduction_1", "reduction_4")
 # Name of a table -> its rows, and the rows that they are compared with.
 COMPARISONS = {
-    "guesses": (("chance", "colours"), ()),
     "controls": (("R18", "NL", "mean", "local", "conv1x1", "conv3x3", "R50"), ("R18", "NL")),
     "functions": (("R18", "NL", *FUNCTIONS), ("R18", "NL", "mean")),
     "places": (("R18", "NL", "NL_2_blocks", "NL_4_blocks", "NL_res3", "NL_res2"), ("R18", "NL")),
@@ -41,13 +41,8 @@ def write_tables(results: Results, path: Path) -> None:
     """Replace the text between ``<!-- table NAME -->`` and ``<!-- end -->`` in a file."""
     tables = {name: _comparison(results, *rows) for name, rows in COMPARISONS.items()}
     tables["distance"] = _by_distance(results)
-    text = re.sub(
-        r"(<!-- table (\w+) -->).*?(<!-- end -->)",
-        lambda match: f"{match[1]}\n\n{tables[match[2]]}\n\n{match[3]}",
-        path.read_text(),
-        flags=re.DOTALL,
-    )
-    path.write_text(text)
+    pattern = re.compile(r"(<!-- table (\w+) -->).*?(<!-- end -->)", re.DOTALL)
+    path.write_text(pattern.sub(lambda m: f"{m[1]}\n\n{tables[m[2]]}\n\n{m[3]}", path.read_text()))
 
 
 def difference(values: dict[int, float], baseline: dict[int, float]) -> str:
@@ -77,10 +72,10 @@ def _comparison(results: Results, rows: Iterable[str], references: Sequence[str]
 
 def _by_distance(results: Results) -> str:
     cells = []
-    for row in filter(results.get, ("chance", *BY_DISTANCE, *(f"{r}_long" for r in BY_DISTANCE))):
-        per_seed = [line["by distance"] for line in results[row].values()]
+    for row in filter(results.get, BY_DISTANCE):
+        per_seed = [(line[METRICS[0]], *line["by distance"]) for line in results[row].values()]
         cells.append([row, *map(_mean, zip(*per_seed))])
-    return _table(cells, ["", *(f"{a} to {b} px" for a, b in zip(DISTANCES, DISTANCES[1:]))])
+    return _table(cells, ["", "all", *(f"{a} to {b} px" for a, b in zip(DISTANCES, DISTANCES[1:]))])
 
 
 def _mean(values: Iterable[float]) -> str:

@@ -25,19 +25,14 @@ def scores(annotations: COCO, detections: Sequence[dict]) -> dict:
     """
     with contextlib.redirect_stdout(io.StringIO()):
         detected = annotations.loadRes(detections)
-    locks, keys, boxes = (
-        _precision(annotations, detected, names) for names in (LOCKS, KEYS, LOCKS + KEYS)
-    )
-    near_to_far = [
-        _precision(annotations, detected, LOCKS, images)
-        for images in images_by_distance(annotations)
-    ]
+    locks = _precision(annotations, detected, LOCKS)
+    ranges = images_by_distance(annotations)
     return {
-        "locks AP50": 100 * float(locks[0].mean()),
-        "locks AP": 100 * float(locks.mean()),
-        "keys AP50": 100 * float(keys[0].mean()),
-        "box AP": 100 * float(boxes.mean()),
-        "by distance": [100 * float(locks[0].mean()) for locks in near_to_far],
+        "locks AP50": locks[0].mean(),
+        "locks AP": locks.mean(),
+        "keys AP50": _precision(annotations, detected, KEYS)[0].mean(),
+        "box AP": _precision(annotations, detected, KEYS + LOCKS).mean(),
+        "by distance": [_precision(annotations, detected, LOCKS, of)[0].mean() for of in ranges],
     }
 
 
@@ -60,35 +55,27 @@ def guess(annotations: COCO, knowledge: str, seed: int) -> list[dict]:
         annotations: the ground truth.
         knowledge: "chance" reports every colour for a lock, and "colours" each of the colours that
             the keys of the image have.
-        seed: for the confidences, which are random.
+        seed: of the confidences, which are random.
     """
     rng = np.random.default_rng(seed)
-    names = {category["id"]: category["name"] for category in annotations.cats.values()}
-    ids = {name: i for i, name in names.items()}
+    names = KEYS + LOCKS
     possible = defaultdict(lambda: set(COLOURS) if knowledge == "chance" else set())
-    for annotation in annotations.dataset["annotations"]:
-        if annotation["category_id"] <= len(KEYS):
-            possible[annotation["image_id"]].add(names[annotation["category_id"]].split()[1])
     detections = []
-    for annotation in annotations.dataset["annotations"]:
-        kind, colour, what = names[annotation["category_id"]].split()
-        colours = {colour} if what == "key" else possible[annotation["image_id"]]
-        for colour in sorted(colours):
-            detections.append(
-                {
-                    "image_id": annotation["image_id"],
-                    "category_id": ids[f"{kind} {colour} {what}"],
-                    "bbox": annotation["bbox"],
-                    "score": rng.random(),
-                }
-            )
+    for annotation in annotations.dataset["annotations"]:  # keys come before locks
+        kind, colour, what = names[annotation["category_id"] - 1].split()
+        colours = possible[annotation["image_id"]]
+        if what == "key":
+            colours.add(colour)
+        for guessed in sorted(colours) if what == "lock" else [colour]:
+            category_id = names.index(f"{kind} {guessed} {what}") + 1
+            detections.append({**annotation, "category_id": category_id, "score": rng.random()})
     return detections
 
 
 def _precision(
     annotations: COCO, detected: COCO, classes: Sequence[str], images: Optional[list] = None
 ) -> np.ndarray:
-    """Return the precision for each IoU threshold, recall and class that the images have."""
+    """Return the precision, in percent, per IoU threshold, recall and class of the images."""
     evaluation = COCOeval(annotations, detected, "bbox")
     evaluation.params.catIds = annotations.getCatIds(catNms=classes)
     if images is not None:
@@ -97,4 +84,4 @@ def _precision(
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][:, :, :, 0, -1]  # of all sizes
-    return precision[:, :, precision[0, 0] > -1]
+    return 100 * precision[:, :, precision[0, 0] > -1]

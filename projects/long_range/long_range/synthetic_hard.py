@@ -9,6 +9,7 @@ The annotation of a lock has the gap between it and its key, in pixels, as ``"di
 """
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ KEYS = [f"{kind} {colour} key" for kind in KINDS for colour in COLOURS]
 LOCKS = [f"{kind} {colour} lock" for kind in KINDS for colour in COLOURS]
 CATEGORIES = [{"id": i, "name": name} for i, name in enumerate(KEYS + LOCKS, start=1)]
 SPLITS = {"train": 4000, "val": 240}  # images
+ROOT = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "nl_synthetic_hard"
 
 _SHAFT = [(0.325, 0.98), (0.9, 0.98), (0.9, 0.82), (0.675, 0.82)]
 _SQUARE_BOW = [(0.675, 0.7), (0.85, 0.7), (0.85, 0.01), (0.15, 0.01), (0.15, 0.7)]
@@ -133,20 +135,14 @@ def _overlap(a: tuple, b: tuple) -> bool:
     return _gap(a, b) <= MARGIN and max(a[1] - b[3], b[1] - a[3]) <= MARGIN
 
 
-def _register(split: str) -> None:
-    """Register a split; it is generated below ``$DETECTRON2_DATASETS`` when it is first loaded."""
-    root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "nl_synthetic_hard"
-    json_file, image_root = str(root / f"{split}.json"), str(root / split)
+def _load(split: str) -> list[dict]:
+    generate(ROOT, SPLITS, draw=draw, categories=CATEGORIES)
     name = f"nl_synthetic_hard_{split}"
-
-    def load() -> list[dict]:
-        generate(root, SPLITS, draw=draw, categories=CATEGORIES)
-        return load_coco_json(json_file, image_root, name)
-
-    DatasetCatalog.register(name, load)
-    metadata = MetadataCatalog.get(name)
-    metadata.set(json_file=json_file, image_root=image_root, evaluator_type="coco")
+    return load_coco_json(str(ROOT / f"{split}.json"), str(ROOT / split), name)
 
 
 for _split in SPLITS:
-    _register(_split)
+    _name = f"nl_synthetic_hard_{_split}"
+    DatasetCatalog.register(_name, partial(_load, _split))
+    _files = {"json_file": str(ROOT / f"{_split}.json"), "image_root": str(ROOT / _split)}
+    MetadataCatalog.get(_name).set(**_files, evaluator_type="coco")
