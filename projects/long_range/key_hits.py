@@ -50,10 +50,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                         hits[block].append(hits_key(attention, block, lock, key))
             for block, of_locks in hits.items():
                 centre, box, chance = (f"{sum(k) / len(of_locks):.1%}" for k in zip(*of_locks))
-                counted = f"{name}, {block}: {len(of_locks)} locks"
-                print(
-                    f"{counted}, {centre} from the centre, {box} from the box, {chance} by chance"
-                )
+                rates = f"from centre {centre}, from box {box}, by chance {chance}"
+                print(f"{name}, {block}, {len(of_locks)} locks: {rates}")
 
 
 def hits_key(attention: Attention, block: str, lock: Box, key: Box) -> tuple[bool, bool, float]:
@@ -62,12 +60,15 @@ def hits_key(attention: Attention, block: str, lock: Box, key: Box) -> tuple[boo
     The first answer is for the centre of the lock, and the second for its box.
     """
     geometry, recorder = attention.geometry[block], attention.recorder
-    on_key = _overlaps(geometry, key, geometry.key_size, geometry.key_stride).flatten()
-    on_lock = _overlaps(geometry, lock, recorder.map_size(block), geometry.stride)
+    map_size = recorder.map_size(block)
+    on_lock = _overlaps(geometry, lock, map_size, geometry.stride)
     x0, y0, x1, y1 = lock
     from_centre = attention.rows(block, [((x0 + x1) / 2, (y0 + y1) / 2)])
     from_box = recorder.rows(block, on_lock.nonzero()).mean(dim=0, keepdim=True)
     largest = torch.cat([from_centre, from_box]).abs().flatten(1).argmax(dim=1)
+    size = from_centre.shape[1:]  # with sub-sampling, half of the map's
+    stride = geometry.stride * (1 if size == map_size else 2)
+    on_key = _overlaps(geometry, key, size, stride).flatten()
     return *on_key[largest].tolist(), on_key.double().mean().item()
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -18,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from long_range.report import read_results, write_tables
 from long_range.scores import guess, scores
 from pycocotools.coco import COCO
+from tqdm import tqdm
 
 from nl_detectron.config import config_hash
 from nl_detectron.engine import forward_signals, load_config
@@ -32,7 +32,7 @@ ROWS = [path.stem for path in sorted(PROJECT.glob("configs/*.yaml"))]
 ROWS = WARM_UPS + [row for row in ROWS if row not in (*WARM_UPS, "faster_rcnn_hard")]
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--report-only", action="store_true", help="do not train")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW")
@@ -50,21 +50,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             failures = run_rows(args.rows, args.seeds, args.output, args.results, args.opts)
     for name in ("README.md", "RESULTS.md") if args.results == RESULTS else ():
         write_tables(read_results(RESULTS), PROJECT / name)
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    if failures:
+        sys.exit("\n".join(["failed runs:", *failures]))
 
 
 def run_rows(
     rows: Sequence[str], seeds: int, output: Path, results_file: Path, opts: Sequence[str] = ()
 ) -> list[str]:
-    """Run rows with the seeds 1 to ``seeds``, one after another, and append a line for each run.
+    """Run rows with the seeds 1 to ``seeds``, append a line for each run, and return the failures.
 
     Runs that are in the results are skipped, except those whose weights another run starts from
     and which are not in ``output``. An interrupted run is resumed.
-
-    Returns:
-        One line for each failed run.
     """
     results = read_results(results_file)
     if "chance" not in results:
@@ -80,18 +76,16 @@ def run_rows(
         missing |= {row for row in starts if not _weights(output, row, seed).is_file()}
         todo += [(row, seed) for row in ROWS if row in missing]
 
-    failures, began = [], time.monotonic()
-    for number, (row, seed) in enumerate(todo):
-        minutes = (time.monotonic() - began) / max(number, 1) * (len(todo) - number) / 60
-        eta = f", {minutes:.0f} min left" if number else ""
-        print(f"[{number + 1}/{len(todo)}] {row}, seed {seed}{eta}", flush=True)
-        config_file, folder = PROJECT / f"configs/{row}.yaml", _weights(output, row, seed).parent
+    failures = []
+    for row, seed in (progress := tqdm(todo, unit="run")):
+        progress.set_description(f"{row}, seed {seed}")
+        config_file, folder = str(PROJECT / f"configs/{row}.yaml"), output / row / f"seed{seed}"
         run_opts = [*opts, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
         if row != _start(row):
             run_opts += ["MODEL.WEIGHTS", str(_weights(output, _start(row), seed))]
-        cfg = load_config(str(config_file), opts)
+        cfg = load_config(config_file, opts)
         seconds_before = sum(os.times()[2:4])  # of child processes, on all cores
-        status = _train(["--config-file", str(config_file), *run_opts])
+        status = _train(["--config-file", config_file, *run_opts])
         seconds = sum(os.times()[2:4]) - seconds_before
         if status:
             failures.append(f"{folder}: exit status {status}; see log.txt there")
@@ -144,4 +138,4 @@ def _annotations(dataset: str) -> COCO:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

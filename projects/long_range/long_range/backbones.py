@@ -22,10 +22,7 @@ STAGES = {
 
 @BACKBONE_REGISTRY.register()
 def build_nonlocal_narrow_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
-    """Build R18, R34 or R50 up to res4, with the FPN level p4.
-
-    All widths are proportional to ``MODEL.RESNETS.STEM_OUT_CHANNELS``; 64 gives the usual ones.
-    """
+    """Build R18, R34 or R50 to res4, and p4; all widths are proportional to STEM_OUT_CHANNELS."""
     resnet_cfg = cfg.MODEL.RESNETS
     width, norm = resnet_cfg.STEM_OUT_CHANNELS, resnet_cfg.NORM
     block_class, depths = STAGES[resnet_cfg.DEPTH]

@@ -15,21 +15,20 @@ def stage_receptive_field(resnet: ResNet, stage: str) -> tuple[int, int]:
     """
     field, stride = _add_layer(1, 1, resnet.stem.conv1)
     field, stride = field + 2 * stride, stride * 2  # the stem's 3x3 max pooling of stride 2
-    for name, blocks in zip(resnet.stage_names, resnet.stages):
+    last = resnet.stage_names.index(stage)
+    for blocks in resnet.stages[: last + 1]:
         for block in blocks.children():
             for child, layer in block.named_children():
                 if child.startswith("conv"):  # the shortcut's 1x1 convolution adds nothing
                     field, stride = _add_layer(field, stride, layer)
-        if name == stage:
-            return field, stride
-    raise ValueError(f"stage {stage!r} is not one of {', '.join(resnet.stage_names)}")
+    return field, stride
 
 
 def roi_receptive_margin(fpn: FPN) -> int:
-    """Return how many pixels outside a box can influence the features that RoIAlign pools for it.
+    """Return how many pixels outside a box can influence its features of the top FPN level.
 
-    The features come from the top FPN level. The margin is half the receptive field of the level's
-    3x3 output convolution, plus one stride, because RoIAlign interpolates between positions.
+    It is half the receptive field of the level's 3x3 output convolution, plus one stride, because
+    RoIAlign interpolates between positions.
     """
     field, stride = stage_receptive_field(fpn.bottom_up, fpn.in_features[-1])
     field, _ = _add_layer(field, stride, fpn.output_convs[0])

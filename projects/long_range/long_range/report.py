@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -26,6 +27,7 @@ COMPARISONS = {
     "long": ([f"{row}_long" for row in LONG], ("R18_long", "NL_long", "mean_long")),
 }
 
+_table = partial(tabulate, tablefmt="github", disable_numparse=True)
 Results = dict[str, dict[int, dict]]  # row -> seed -> line
 
 
@@ -66,8 +68,8 @@ def _comparison(results: Results, rows: Iterable[str], references: Sequence[str]
         gains = {of: difference(values, by_seed(of, METRICS[0])) for of in others}
         norms = [f"{line['norm']:.2f}" for line in results[row].values() if line.get("norm")]
         cells.append([row, means[0], *map(gains.get, references), *means[1:], ", ".join(norms)])
-    over = [f"over {of}" for of in references]
-    return _table(cells, ["", METRICS[0], *over, *METRICS[1:], "norm of the block"])
+    headers = ["", METRICS[0], *(f"over {of}" for of in references), *METRICS[1:]]
+    return _table(cells, [*headers, "norm of the block"])
 
 
 def _by_distance(results: Results) -> str:
@@ -81,7 +83,3 @@ def _by_distance(results: Results) -> str:
 def _mean(values: Iterable[float]) -> str:
     values = list(values)
     return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
-
-
-def _table(cells: list[list], headers: Sequence[str]) -> str:
-    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)

@@ -17,11 +17,9 @@ DISTANCES = (0, 45, 90, 135, 180, 240)  # pixels, the ends of the ranges
 
 
 def scores(annotations: COCO, detections: Sequence[dict]) -> dict:
-    """Score detections in COCO's format on the hard synthetic data.
+    """Return the AP of detections in COCO's format, in percent, as a mean over classes.
 
-    Returns:
-        "locks AP50", "locks AP", "keys AP50" and "box AP" in percent, each a mean over classes,
-        and "by distance": the AP50 of the locks in the images of each range of DISTANCES.
+    "by distance" is the AP50 of the locks in the images of each range of DISTANCES.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         detected = annotations.loadRes(detections)
@@ -51,11 +49,8 @@ def images_by_distance(annotations: COCO) -> list[list[int]]:
 def guess(annotations: COCO, knowledge: str, seed: int) -> list[dict]:
     """Return the detections of a detector that finds every box, and guesses the colour of locks.
 
-    Args:
-        annotations: the ground truth.
-        knowledge: "chance" reports every colour for a lock, and "colours" each of the colours that
-            the keys of the image have.
-        seed: of the confidences, which are random.
+    With the knowledge "chance" it reports all colours for a lock, and with "colours" those of the
+    keys in the image. The confidences are random.
     """
     rng = np.random.default_rng(seed)
     names = KEYS + LOCKS

@@ -3,9 +3,8 @@
 An image has a column of two keys and, at some distance, a column of two locks. Each column has one
 round and one square object. The class of a lock is its shape and the colour of the key of the same
 shape. Often both keys have the same colour; where they differ, it is not enough to know which
-colours are in the image. Clutter and distractors are coloured or grey too.
-
-The annotation of a lock has the gap between it and its key, in pixels, as ``"distance"``.
+colours are in the image. Distractors are coloured or grey too. The annotation of a lock has the
+gap between it and its key, in pixels, as ``"distance"``.
 """
 
 import os
