@@ -45,7 +45,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 ]
                 attention = attend(predictor, read_image(image["file_name"], "BGR"))
                 for what, lock in objects:
-                    for block in attention.names if "lock" in what else ():
+                    for block in attention.geometry if "lock" in what else ():
                         key = dict(objects)[what.replace("lock", "key")]
                         hits[block].append(hits_key(attention, block, lock, key))
             for block, of_locks in hits.items():
