@@ -60,14 +60,13 @@ def hits_key(attention: Attention, block: str, lock: Box, key: Box) -> tuple[boo
     The first answer is for the centre of the lock, and the second for its box.
     """
     geometry, recorder = attention.geometry[block], attention.recorder
-    map_size = recorder.map_size(block)
-    on_lock = _overlaps(geometry, lock, map_size, geometry.stride)
+    on_lock = _overlaps(geometry, lock, recorder.map_size(block), geometry.stride)
     x0, y0, x1, y1 = lock
     from_centre = attention.rows(block, [((x0 + x1) / 2, (y0 + y1) / 2)])
     from_box = recorder.rows(block, on_lock.nonzero()).mean(dim=0, keepdim=True)
     largest = torch.cat([from_centre, from_box]).abs().flatten(1).argmax(dim=1)
     size = from_centre.shape[1:]  # with sub-sampling, half of the map's
-    stride = geometry.stride * (1 if size == map_size else 2)
+    stride = geometry.stride * (1 if size == on_lock.shape else 2)
     on_key = _overlaps(geometry, key, size, stride).flatten()
     return *on_key[largest].tolist(), on_key.double().mean().item()
 
