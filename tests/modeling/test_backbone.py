@@ -1,0 +1,266 @@
+"""Whole detectors with blocks from a config, against plain detectron2; scripting and compiling."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from detectors import (
+    NONLOCAL,
+    detections,
+    equal,
+    images,
+    losses_and_gradients,
+    randomize,
+    small_config,
+    tiny_config,
+)
+from detectron2.modeling import build_backbone, build_model
+from detectron2.utils.events import EventStorage
+from helpers import backbone_without_weights, model_without_weights, zoo_config
+from torch import nn
+
+from nl_detectron import insert_nonlocal
+from nl_detectron.errors import OptionError
+from nl_detectron.layers import INSTANTIATIONS
+
+instantiations = pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+BLOCK_KEYS = sorted(
+    f"{layer}.{kind}" for layer in ("theta", "phi", "g", "out") for kind in ("weight", "bias")
+)
+
+
+# Identity.
+
+
+@pytest.fixture(scope="module")
+def plain_model():
+    return randomize(build_model(small_config()))
+
+
+@pytest.fixture(scope="module")
+def plain_outputs(plain_model):
+    model = copy.deepcopy(plain_model)
+    outputs = losses_and_gradients(model), detections(model)
+    assert all(value.isfinite().all() for values in outputs for value in values)
+    return outputs
+
+
+def assert_same_outputs(model, expected):
+    assert equal(losses_and_gradients(model), expected[0])
+    assert equal(detections(model), expected[1])
+
+
+def test_new_blocks_change_no_bit(plain_model, plain_outputs):
+    """Losses, gradients and detections are those of the model without blocks."""
+    torch.manual_seed(7)
+    model = build_model(small_config(*NONLOCAL))
+    keys = model.load_state_dict(plain_model.state_dict(), strict=False)
+    assert keys.unexpected_keys == []
+    block = "backbone.bottom_up.res4.nonlocal4"
+    assert sorted(keys.missing_keys) == [f"{block}.{name}" for name in BLOCK_KEYS]
+    assert_same_outputs(model, plain_outputs)
+
+
+@pytest.mark.parametrize(
+    "location, options",
+    [
+        (["res3.1::2", "res4.1::2"], {"instantiation": "dot_product", "norm": "BN"}),
+        (["res3.0", "res5.*"], {"instantiation": "concatenation", "subsample": "none"}),
+        ("res4.*", {"instantiation": "gaussian", "subsample": "conv_pool", "norm": "GN"}),
+    ],
+    ids=["dot_product", "concatenation", "gaussian"],
+)
+def test_insertion_changes_no_bit(location, options, plain_model, plain_outputs):
+    model = copy.deepcopy(plain_model)
+    insert_nonlocal(model, location, **options)
+    assert_same_outputs(model, plain_outputs)
+
+
+def test_trained_block_changes_the_outputs(plain_model, plain_outputs):
+    model = copy.deepcopy(plain_model)
+    insert_nonlocal(model, "res4.-2")
+    out = model.backbone.bottom_up.res4.nonlocal4.out
+    with EventStorage():
+        sum(model.train()(images()).values()).backward()
+    assert out.weight.grad.norm() > 0
+    with torch.no_grad():
+        out.weight -= 0.1 * out.weight.grad.sign()
+    assert not equal(losses_and_gradients(model), plain_outputs[0])
+    assert not equal(detections(model), plain_outputs[1])
+
+
+RESNEXT = ("MODEL.RESNETS.NUM_GROUPS", 32, "MODEL.RESNETS.WIDTH_PER_GROUP", 8)
+
+
+@pytest.mark.parametrize("depth, options", [(18, ()), (50, ()), (152, RESNEXT)], ids=str)
+def test_keys_of_the_state_dict(depth, options):
+    plain = model_without_weights(zoo_config(*options, depth=depth)).state_dict()
+    model = model_without_weights(zoo_config(*options, *NONLOCAL, depth=depth))
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    block = f"backbone.bottom_up.res4.nonlocal{len(model.backbone.bottom_up.res4) - 3}"
+    assert {name: shapes[name] for name in plain} == {n: v.shape for n, v in plain.items()}
+    assert set(shapes) - set(plain) == {f"{block}.{name}" for name in BLOCK_KEYS}
+
+
+# Config.
+
+
+def build(*options):
+    return backbone_without_weights(zoo_config(*NONLOCAL, *options))
+
+
+def test_every_key_reaches_the_block():
+    options = {
+        "LOCATION": ("res3.0", "res5.-1"),
+        "INSTANTIATION": "concatenation",
+        "REDUCTION": 4,
+        "SUBSAMPLE": "conv_pool",
+        "NORM": "GN",
+    }
+    keys = [item for key, value in options.items() for item in (f"MODEL.NONLOCAL.{key}", value)]
+    bottom_up = build(*keys).bottom_up
+    for block, channels in ((bottom_up.res3.nonlocal0, 512), (bottom_up.res5.nonlocal2, 2048)):
+        assert block.in_channels == channels
+        assert block.bottleneck_channels == channels // 4
+        assert (block.instantiation, block.subsample) == ("concatenation", "conv_pool")
+        assert isinstance(block.out.norm, nn.GroupNorm)
+    for scale, expected in ((True, 512**-0.5), (False, 1)):
+        assert build("MODEL.NONLOCAL.SCALE", scale).bottom_up.res4.nonlocal4.scale == expected
+
+
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("LOCATION", (), "is empty: no block would be inserted"),
+        ("LOCATION", ("res9.0",), "'res9.0' names no stage"),
+        ("LOCATION", ("res2.0",), "'res2.0' lies in a frozen stage, bottom_up.res2"),
+        ("LOCATION", ("res4.4", "res4.-2"), "'res4.-2' is occupied"),
+        ("INSTANTIATION", "mean", "'mean' is unknown; valid: 'gaussian'"),
+        ("SUBSAMPLE", "pool", "'pool' is unknown; valid: 'none'"),
+        ("NORM", "FrozenBN", "'FrozenBN' cannot be learned"),
+        ("REDUCTION", 3, "3 must be positive and divide the 1024 channels of the input$"),
+        ("BACKBONE", "build_resnet", "'build_resnet' is not registered; .*resnet_fpn_backbone"),
+        ("BACKBONE", "build_nonlocal_backbone", "is 'build_nonlocal_backbone' itself"),
+    ],
+    ids=str,
+)
+def test_bad_value(option, value, message):
+    with pytest.raises(OptionError, match=f"^MODEL.NONLOCAL.{option} {message}"):
+        build(f"MODEL.NONLOCAL.{option}", value)
+
+
+def test_p4_fpn():
+    cfg = small_config("MODEL.BACKBONE.NAME", "build_nonlocal_p4_resnet_fpn_backbone")
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
+    features = build_backbone(cfg)(torch.zeros(1, 3, 64, 64))
+    assert {name: tuple(f.shape[1:]) for name, f in features.items()} == {
+        "p2": (16, 16, 16),
+        "p3": (16, 8, 8),
+        "p4": (16, 4, 4),
+    }
+
+
+# Programs.
+
+
+def trained_backbone(*options, location=None, **block_options):
+    """Return a small backbone in float64 and evaluation mode; its blocks are not the identity."""
+    torch.compiler.reset()
+    model = randomize(build_backbone(small_config(*options))).double().eval()
+    for name in insert_nonlocal(model, location, **block_options) if location else ():
+        nn.init.normal_(model.get_submodule(name).out.weight, std=0.1)
+    return model
+
+
+RESNET = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res3"])
+
+
+def assert_same_compiled(model, backend, gradients=False):
+    """Compare two image sizes; fused kernels may add in another order."""
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for size in ((32, 64), (64, 96)):
+        x = torch.randn(1, 3, *size, dtype=torch.float64, requires_grad=gradients)
+        with torch.set_grad_enabled(gradients):
+            expected, actual = model(x), compiled(x)
+        assert list(actual) == list(expected)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+        if gradients:
+            variables = [x, *(p for p in model.parameters() if p.requires_grad)]
+            cotangents = [torch.randn_like(feature) for feature in expected.values()]
+            torch.testing.assert_close(
+                torch.autograd.grad(tuple(actual.values()), variables, cotangents),
+                torch.autograd.grad(tuple(expected.values()), variables, cotangents),
+                rtol=1e-9,
+                atol=1e-9,
+            )
+
+
+def test_compile():
+    """Fullgraph raises an error if the blocks break the graph."""
+    assert_same_compiled(trained_backbone(location=["res3.1::2", "res4.1::2"]), "eager")
+
+
+@pytest.mark.slow
+@instantiations
+def test_compile_with_gradients(instantiation):
+    model = trained_backbone(*RESNET, location="res3.0", instantiation=instantiation, norm="BN")
+    assert_same_compiled(model, "aot_eager", gradients=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@instantiations
+def test_inductor(instantiation):
+    model = trained_backbone(*RESNET, location="res3.0", instantiation=instantiation)
+    assert_same_compiled(model, "inductor")
+
+
+@instantiations
+def test_compile_inside_autocast(instantiation):
+    model = trained_backbone(*RESNET, location="res3.0", instantiation=instantiation).float()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    x = torch.randn(1, 3, 32, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, actual = model(x)["res3"], compiled(x)["res3"]
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@instantiations
+def test_script(instantiation):
+    backbone = trained_backbone(location="res4.-2", instantiation=instantiation)
+    # TorchScript has no lists of modules; detectron2.export replaces them in the same way.
+    backbone.bottom_up.stages = nn.ModuleList(backbone.bottom_up.stages)
+    backbone.lateral_convs = nn.ModuleList(backbone.lateral_convs)
+    backbone.output_convs = nn.ModuleList(backbone.output_convs)
+    scripted = torch.jit.script(backbone)
+    for size in ((64, 96), (32, 64)):
+        x = torch.randn(1, 3, *size, dtype=torch.float64)
+        torch.testing.assert_close(scripted(x), backbone(x), rtol=1e-9, atol=1e-9)
+
+
+# Mixed precision.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@instantiations
+def test_mixed_precision_training(instantiation, dtype):
+    torch.manual_seed(0)
+    model = build_model(tiny_config("MODEL.NONLOCAL.INSTANTIATION", instantiation)).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=2e-4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=dtype == torch.float16)
+    batch, totals = images(), []
+    with EventStorage():
+        for _ in range(4):
+            with torch.autocast("cpu", dtype):
+                losses = model(batch)
+            totals.append(sum(losses.values()))
+            optimizer.zero_grad()
+            scaler.scale(totals[-1]).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert torch.stack(totals).isfinite().all()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert model.backbone.bottom_up.res4.nonlocal4.out.weight.norm() > 0

@@ -1,0 +1,190 @@
+"""Training of the blocks only, and their learning rate and weight decay."""
+
+import pytest
+import torch
+from detectors import images, randomize, tiny_config
+from detectron2.modeling import build_model as build_detectron2_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.solver import build_optimizer as build_detectron2_optimizer
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.errors import OptionError
+from nl_detectron.modeling import build_model, build_optimizer, freeze_rest, override_nonlocal
+
+BLOCK = "backbone.bottom_up.res4.nonlocal4"
+PLAIN = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
+FREEZE_REST = ("MODEL.NONLOCAL.FREEZE_REST", True)
+STATISTICS = ("running_mean", "running_var")
+
+
+def train(*options, steps=2):
+    """Return the state dict of a trained plain model, and that after training with blocks."""
+    trained = randomize(build_detectron2_model(tiny_config(*PLAIN))).state_dict()
+    cfg = tiny_config(*options)
+    torch.manual_seed(3)
+    model = build_model(cfg)
+    model.load_state_dict(trained, strict=False)
+    optimizer = build_optimizer(cfg, model.train())
+    with EventStorage():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            sum(model(images()).values()).backward()
+            optimizer.step()
+    return trained, model.state_dict()
+
+
+@pytest.mark.parametrize("norm", ["", "BN"])
+def test_freeze_rest(norm):
+    """After training, every tensor outside the blocks equals that of the checkpoint."""
+    torch.manual_seed(3)
+    start = build_model(tiny_config(*FREEZE_REST, "MODEL.NONLOCAL.NORM", norm)).state_dict()
+    trained, end = train(*FREEZE_REST, "MODEL.NONLOCAL.NORM", norm)
+    assert any(name.endswith(STATISTICS) for name in trained)
+    for name, value in trained.items():
+        if not name.endswith("num_batches_tracked"):  # the FrozenBN of detectron2 0.5 has none
+            assert torch.equal(end[name], value), name
+    in_block = {name for name in end if name.startswith(BLOCK)}
+    learned = {name for name in in_block if not torch.equal(end[name], start[name])}
+    # The bias of phi adds the same number to all logits of a query.
+    assert learned | {f"{BLOCK}.phi.bias"} == in_block
+
+
+def test_everything_learns_without_freeze_rest():
+    trained, end = train()
+    same = {name for name, value in trained.items() if torch.equal(end[name], value)}
+    assert not any(name.endswith((*STATISTICS, "conv1.weight")) for name in same)
+
+
+def test_no_unused_parameter():
+    """DistributedDataParallel refuses a second step if a parameter got no gradient in the first."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = build_model(tiny_config(*FREEZE_REST))
+        parallel = DistributedDataParallel(model, broadcast_buffers=False).train()
+        with EventStorage():
+            for _ in range(2):
+                sum(parallel(images()).values()).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    gradients = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients == {name for name, _ in model.named_parameters() if name.startswith(BLOCK)}
+
+
+def test_freeze_rest_does_not_change_the_output():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), NonLocalBlock(8, norm="BN"))
+    randomize(model).eval()
+    x = torch.randn(2, 3, 9, 9)
+    with torch.no_grad():
+        expected = model(x)
+        assert freeze_rest(model) is model
+        assert torch.equal(model(x), expected)
+    assert isinstance(model[2].out.norm, nn.BatchNorm2d)
+
+
+def test_freeze_rest_without_block():
+    problem = "leaves nothing to train: the model has no non-local block"
+    with pytest.raises(OptionError, match=f"^freeze_rest {problem}"):
+        freeze_rest(nn.Conv2d(3, 8, 3))
+    with pytest.raises(OptionError, match=f"^MODEL.NONLOCAL.FREEZE_REST {problem}"):
+        build_model(tiny_config(*PLAIN, *FREEZE_REST))
+
+
+def settings_of_parameters(optimizer, model):
+    """Return name -> (learning rate, weight decay, momentum) for every parameter."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = [
+        (names[parameter], (group["lr"], group["weight_decay"], group["momentum"]))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    assert len(dict(found)) == len(found)
+    assert all(group["params"] for group in optimizer.param_groups)
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    "factor, decay, clip",
+    [(1.0, None, False), (10.0, None, True), (1.0, 0.0, False), (0.5, 0.03, True)],
+)
+def test_learning_rate_and_weight_decay(factor, decay, clip):
+    cfg = tiny_config(
+        *("SOLVER.NONLOCAL_LR_FACTOR", factor, "SOLVER.WEIGHT_DECAY_NONLOCAL", decay),
+        *("SOLVER.CLIP_GRADIENTS.ENABLED", clip, "MODEL.NONLOCAL.NORM", "BN"),
+        *("SOLVER.WEIGHT_DECAY_NORM", 0.2, "SOLVER.BIAS_LR_FACTOR", 2.0),
+        *("SOLVER.WEIGHT_DECAY_BIAS", 0.4),
+    )
+    model = build_model(cfg)
+    plain, optimizer = build_detectron2_optimizer(cfg, model), build_optimizer(cfg, model)
+    expected = settings_of_parameters(plain, model)
+    assert {lr for lr, *_ in expected.values()} == {0.01, 0.02}
+    assert {d for _, d, _ in expected.values()} == {1e-4, 0.2, 0.4}
+    for name, (lr, weight_decay, momentum) in expected.items():
+        if name.startswith(BLOCK):
+            weight_decay = weight_decay if decay is None else decay
+            expected[name] = (lr * factor, weight_decay, momentum)
+    assert settings_of_parameters(optimizer, model) == expected
+    assert type(optimizer).__name__ == type(plain).__name__ == "SGD" + "WithGradientClip" * clip
+    assert optimizer.defaults == plain.defaults
+
+
+def test_schedule_scales_every_learning_rate():
+    cfg = tiny_config("SOLVER.NONLOCAL_LR_FACTOR", 10.0)
+    model = build_model(cfg)
+    optimizer = build_optimizer(cfg, model)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    seen = []
+    for _ in range(3):
+        found = settings_of_parameters(optimizer, model).items()
+        (other,) = {lr for name, (lr, *_) in found if not name.startswith(BLOCK)}
+        (block,) = {lr for name, (lr, *_) in found if name.startswith(BLOCK)}
+        assert block == pytest.approx(10 * other)
+        seen.append(other)
+        optimizer.step()  # without gradients
+        scheduler.step()
+    assert seen[0] < seen[1] < seen[2]  # warm-up
+
+
+def test_optimizer_that_was_not_built_from_a_config():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), NonLocalBlock(8), nn.Conv2d(8, 8, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.25, weight_decay=0.5)
+    override_nonlocal(optimizer, model, lr_factor=4, weight_decay=0)
+    groups = [(g["lr"], g["weight_decay"], g["params"]) for g in optimizer.param_groups]
+    assert [group[:2] for group in groups] == [(0.25, 0.5), (1.0, 0)]
+    assert set(groups[1][2]) == set(model[1].parameters())
+    assert set(groups[0][2]) == {*model[0].parameters(), *model[2].parameters()}
+
+
+LR_FACTOR = "must be a positive number"
+WEIGHT_DECAY = "must be a number, 0 or more, or None"
+
+
+@pytest.mark.parametrize(
+    "key, value, problem",
+    [
+        ("NONLOCAL_LR_FACTOR", 0.0, LR_FACTOR),
+        ("NONLOCAL_LR_FACTOR", -1.0, LR_FACTOR),
+        ("NONLOCAL_LR_FACTOR", float("nan"), LR_FACTOR),
+        ("NONLOCAL_LR_FACTOR", float("inf"), LR_FACTOR),
+        ("WEIGHT_DECAY_NONLOCAL", -0.1, WEIGHT_DECAY),
+        ("WEIGHT_DECAY_NONLOCAL", "none", WEIGHT_DECAY),
+        ("WEIGHT_DECAY_NONLOCAL", True, WEIGHT_DECAY),
+        ("WEIGHT_DECAY_NONLOCAL", float("nan"), WEIGHT_DECAY),
+    ],
+)
+def test_bad_value(key, value, problem):
+    with pytest.raises(OptionError) as error:
+        build_optimizer(tiny_config(f"SOLVER.{key}", value), nn.Sequential(NonLocalBlock(8)))
+    assert str(error.value) == f"SOLVER.{key} {value!r} {problem}"
+
+
+@pytest.mark.parametrize(
+    "key, value", [("NONLOCAL_LR_FACTOR", 2.0), ("WEIGHT_DECAY_NONLOCAL", 0.0)]
+)
+def test_key_without_block(key, value):
+    problem = "has no effect: the optimizer has no parameter of a non-local block"
+    with pytest.raises(OptionError, match=f"^SOLVER.{key} {problem}"):
+        build_optimizer(tiny_config(f"SOLVER.{key}", value), nn.Conv2d(3, 8, 1))

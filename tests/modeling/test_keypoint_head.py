@@ -1,0 +1,168 @@
+"""The keypoint head of Table 6 against that of detectron2."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead, build_keypoint_head
+from detectron2.structures import Boxes, Instances, Keypoints
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from nl_detectron import add_nonlocal_config, nonlocal_keypoint_head
+from nl_detectron.errors import OptionError
+
+REGION = ShapeSpec(channels=8, width=14, height=14)
+EVERY = "MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY"
+
+
+def config(*options, convolutions=8):
+    cfg = get_cfg()
+    add_nonlocal_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = [32] * convolutions
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def plain_head():
+    torch.manual_seed(0)
+    return KRCNNConvDeconvUpsampleHead(config(), REGION)
+
+
+def nonlocal_head(*options, **kwargs):
+    name = ("MODEL.ROI_KEYPOINT_HEAD.NAME", "build_nonlocal_keypoint_head")
+    return build_keypoint_head(config(*name, *options, **kwargs), REGION)
+
+
+def children(head):
+    return [name for name, _ in head.named_children()]
+
+
+def with_blocks(after, convolutions=8):
+    names = []
+    for i in range(1, convolutions + 1):
+        names += [f"conv_fcn{i}", f"conv_fcn_relu{i}"] + [f"nonlocal{i}"] * (i in after)
+    return [*names, "score_lowres"]
+
+
+def regions(count):
+    """Return features of regions, and one image with the people in them."""
+    torch.manual_seed(1)
+    people = Instances((64, 64))
+    people.pred_boxes = people.proposal_boxes = Boxes(torch.tensor([[4.0, 4, 60, 60]] * count))
+    points = torch.cat([torch.rand(count, 17, 2) * 50 + 6, torch.full((count, 17, 1), 2.0)], dim=2)
+    people.gt_keypoints = Keypoints(points)
+    return torch.randn(count, 8, 14, 14), [people]
+
+
+def outputs(head, count):
+    """Return the loss, its gradient for the input, and the predicted keypoints."""
+    features, images = regions(count)
+    features.requires_grad_()
+    with EventStorage():
+        (loss,) = head.train()(features, images).values()
+    (gradient,) = torch.autograd.grad(loss, features)
+    with torch.no_grad():
+        (people,) = head.eval()(features, images)
+    return [loss, gradient, people.pred_keypoints, people.pred_keypoint_heatmaps]
+
+
+def test_registered_head():
+    head = nonlocal_head()
+    assert children(head) == with_blocks([2, 4, 6, 8])
+    plain_keys = list(plain_head().state_dict())
+    assert [key for key in head.state_dict() if not key.startswith("nonlocal")] == plain_keys
+    for i in (2, 4, 6, 8):
+        block = head.get_submodule(f"nonlocal{i}")
+        assert block.in_channels == 32 and block.bottleneck_channels == 16
+        assert not block.out.weight.any() and block.theta.weight.any()
+
+
+@pytest.mark.parametrize("norm", ["", "BN", "GN"])
+@pytest.mark.parametrize("count", [3, 0])
+def test_new_blocks_change_no_bit(norm, count):
+    plain = plain_head()
+    head = nonlocal_head("MODEL.NONLOCAL.NORM", norm)
+    missing, unexpected = head.load_state_dict(plain.state_dict(), strict=False)
+    assert missing and all(key.startswith("nonlocal") for key in missing) and not unexpected
+    actual, expected = outputs(head, count), outputs(plain, count)
+    assert expected[2].shape == (count, 17, 3) and bool(expected[0] > 0) == (count > 0)
+    for a, b in zip(actual, expected):
+        assert torch.equal(a, b)
+
+
+def test_blocks_run_after_the_relu_and_learn():
+    head = nonlocal_keypoint_head(plain_head())
+    seen = []
+    head.nonlocal8.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head.conv_fcn_relu8.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    features, images = regions(3)
+    with EventStorage():
+        (loss,) = head.train()(features, images).values()
+    loss.backward()
+    after_relu, into_block = seen
+    assert into_block is after_relu
+    for i in (2, 4, 6, 8):
+        assert head.get_submodule(f"nonlocal{i}").out.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    "every, after, convolutions",
+    [(1, range(1, 9), 8), (3, [3, 6], 8), (8, [8], 8), (2, [2, 4], 5)],
+)
+def test_every(every, after, convolutions):
+    head = nonlocal_head(EVERY, every, convolutions=convolutions)
+    assert children(head) == with_blocks(after, convolutions)
+
+
+@pytest.mark.parametrize("every", [0, -1, 9])
+def test_bad_every(every):
+    with pytest.raises(OptionError) as error:
+        nonlocal_head(EVERY, every)
+    problem = "leaves no place for a block: the head has 8 convolutions; valid: 1 to 8"
+    assert str(error.value) == f"{EVERY} {every} {problem}"
+
+
+def test_bad_block_option_names_its_key():
+    with pytest.raises(OptionError, match="^MODEL.NONLOCAL.REDUCTION 5 .* the 32 channels"):
+        nonlocal_head("MODEL.NONLOCAL.REDUCTION", 5)
+
+
+def test_every_key_reaches_the_blocks():
+    options = {
+        "INSTANTIATION": "gaussian",
+        "REDUCTION": 4,
+        "SUBSAMPLE": "none",
+        "NORM": "BN",
+        "SCALE": False,
+    }
+    keys = [item for key, value in options.items() for item in (f"MODEL.NONLOCAL.{key}", value)]
+    block = nonlocal_head(*keys).nonlocal6
+    assert block.instantiation == "gaussian" and block.bottleneck_channels == 8
+    assert block.subsample == "none" and block.scale == 1
+    assert isinstance(block.out.norm, nn.BatchNorm2d)
+
+
+def test_insertion_into_an_existing_head():
+    head = plain_head().to("meta", torch.bfloat16).eval()
+    modules = dict(head.named_children())
+    assert nonlocal_keypoint_head(head, every=4, instantiation="dot_product") is head
+    assert children(head) == with_blocks([4, 8])
+    assert {n: m for n, m in head.named_children() if n in modules} == modules
+    assert head.nonlocal4.instantiation == "dot_product" and not head.nonlocal4.training
+    for parameter in head.nonlocal4.parameters():
+        assert parameter.is_meta and parameter.dtype == torch.bfloat16
+
+
+def test_head_is_unchanged_after_an_error():
+    head = plain_head()
+    with pytest.raises(OptionError, match="^norm 'FrozenBN'"):
+        nonlocal_keypoint_head(head, norm="FrozenBN")
+    with pytest.raises(OptionError, match="^every 0"):
+        nonlocal_keypoint_head(head, 0)
+    assert children(head) == with_blocks([])
+    nonlocal_keypoint_head(head, 4)
+    with pytest.raises(OptionError, match="^head already has non-local blocks"):
+        nonlocal_keypoint_head(head, 2)
+    assert children(head) == with_blocks([4, 8])
