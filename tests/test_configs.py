@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
@@ -184,20 +183,6 @@ def test_x152_uses_its_weights_as_the_zoo_does(name):
     assert cfg.MODEL.PIXEL_STD == zoo.MODEL.PIXEL_STD == [1.0, 1.0, 1.0]
     # The weights have no deformable convolutions; the detector of the zoo adds them.
     assert set(differences(cfg.MODEL.RESNETS, zoo.MODEL.RESNETS)) == {"DEFORM_ON_PER_STAGE"}
-
-
-@pytest.mark.parametrize("name", OF_COCO)
-def test_schedule_on_any_number_of_gpus(name):
-    cfg = ours(name).SOLVER
-    lr, epochs = 0.01 if "etina" in name else 0.02, 3 if "3x" in name else 1
-    steps = (60000, 80000) if epochs == 1 else (210000, 250000)
-    for gpus in (1, 2, 4, 8):
-        scaled = DefaultTrainer.auto_scale_workers(ours(name), gpus).SOLVER
-        assert scaled.IMS_PER_BATCH == 2 * gpus
-        assert scaled.BASE_LR == lr * gpus / 8
-        assert scaled.MAX_ITER == epochs * 90000 * 8 // gpus
-        assert scaled.STEPS == tuple(step * 8 // gpus for step in steps)
-        assert scaled.WARMUP_ITERS == cfg.WARMUP_ITERS * 8 // gpus
 
 
 def image():

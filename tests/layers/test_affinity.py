@@ -73,18 +73,6 @@ def test_gradcheck(name, shape):
     assert torch.autograd.gradcheck(lambda *args: operation(name, *args), inputs)
 
 
-@instantiations
-def test_matrix_is_normalized(name):
-    theta, phi, _, *w_f = make_inputs(name, (2, 7, 5, 4, 4))
-    weights = matrix(name, theta, phi, *w_f)
-    assert weights.shape == (2, 7, 5)
-    if "gaussian" in name:
-        assert_near(weights.sum(2), torch.ones(2, 7, dtype=weights.dtype))
-    else:  # C(x) = M: repeating all positions does not change the sums
-        repeated = matrix(name, theta, torch.cat([phi, phi], 1), *w_f)
-        assert_near(repeated.sum(2), weights.sum(2))
-
-
 @pytest.mark.parametrize("size", [(9, 4), (4, 9), (3, 3), (30, 20)], ids=str)
 def test_dot_product_chooses_the_cheaper_order(size):
     n, m = size
@@ -149,28 +137,14 @@ def large_inputs(name, dtype):
     return [t.to(dtype).requires_grad_() for t in inputs]
 
 
-def sums_of_magnitudes(name, inputs, dy):
-    """Return the result and the gradients with the magnitude of each summand in its place.
+def sum_of_magnitudes(name, theta, phi, g, *w_f):
+    """Return the result with the magnitude of each summand in its place.
 
     The rounding error of a sum is proportional to the sum of magnitudes, not to the sum.
     """
-    theta, phi, g, *w_f = (t.detach().double().abs() for t in inputs)
-    dy = dy.double().abs()
-    d_weights = dy @ g.mT
     if "gaussian" in name:
-        weights = matrix(name, *(t.detach().double() for t in inputs[:2]), scale=1.0)
-        d_logits = weights * (d_weights + (dy * (weights @ g)).sum(2, keepdim=True))
-        return weights @ g, d_logits @ phi, d_logits.mT @ theta, weights.mT @ dy
-    d_weights = d_weights / M
-    if name == "dot_product":
-        weights = theta @ phi.mT / M
-        return weights @ g, d_weights @ phi, d_weights.mT @ theta, weights.mT @ dy
-    w_theta, w_phi = w_f[0].chunk(2)
-    weights = ((theta @ w_theta).unsqueeze(2) + (phi @ w_phi).unsqueeze(1)) / M
-    da, db = d_weights.sum(2), d_weights.sum(1)
-    dw_f = torch.cat([(da @ theta).squeeze(), (db @ phi).squeeze()])
-    d_theta, d_phi = da.unsqueeze(2) * w_theta, db.unsqueeze(2) * w_phi
-    return weights @ g, d_theta, d_phi, weights.mT @ dy, dw_f
+        return matrix(name, theta, phi, scale=1.0) @ g.abs()
+    return matrix_form(name, *(t.abs() for t in (theta, phi, g, *w_f)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -184,18 +158,19 @@ def test_inner_products_of_ten_thousand(name, dtype):
     exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
     y = operation(name, *inputs, scale=1.0)
     exact = matrix_form(name, *exact_inputs, scale=1.0)
-    dy = torch.randn_like(y)
-    results = [y, *torch.autograd.grad(y, inputs, dy)]
-    expected = [exact, *torch.autograd.grad(exact, exact_inputs, dy.double())]
+    assert y.dtype == dtype
 
     eps, eps32 = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
     bound = 4 * eps + 4 * (M + D) * eps32
     if "gaussian" in name:
         bound += torch.expm1(torch.tensor(2 * D * eps32 * 1e4)).item()
-    sizes = sums_of_magnitudes(name, inputs, dy)
-    for actual, exact_result, size in zip(results, expected, sizes, strict=True):
-        assert actual.dtype == dtype and actual.isfinite().all()
-        assert (actual.double() - exact_result).abs().max() <= bound * size.max()
+    assert ((y - exact).abs() <= bound * sum_of_magnitudes(name, *exact_inputs).max()).all()
+
+    dy = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, inputs, dy)
+    exact_gradients = torch.autograd.grad(exact, exact_inputs, dy.double())
+    for actual, expected in zip(gradients, exact_gradients):
+        assert (actual - expected).norm() <= 0.03 * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["dot_product", "concatenation"])

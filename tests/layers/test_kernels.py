@@ -44,17 +44,3 @@ def test_relu_sums_of_narrow_values():
     assert torch.equal(y, kernels.ReluSums.apply(a, b, g.float()))
     (gradient,) = torch.autograd.grad(y.sum(), g)
     assert gradient.dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("function", [kernels.ChunkedAttention, kernels.ReluSums])
-def test_double_backward_is_refused(function):
-    theta, phi, g = make_inputs("gaussian", (1, 4, 3, 2, 2))
-    if function is kernels.ReluSums:
-        theta, phi, extra = theta[:, :, 0], phi[:, :, 0], ()
-    else:
-        extra = (1.0,)
-    y = function.apply(theta, phi, g, *extra)
-    dy = torch.ones_like(y).requires_grad_()
-    (gradient,) = torch.autograd.grad(y, theta, dy, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()

@@ -6,13 +6,12 @@ import sys
 
 import pytest
 import torch
-from fvcore.nn import FlopCountAnalysis
 from helpers import saved_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nl_detectron.analysis import FLOP_HANDLES
+from nl_detectron.analysis import count_multiply_adds
 from nl_detectron.errors import OptionError
 from nl_detectron.layers import INSTANTIATIONS, NORMS, SUBSAMPLES, NonLocalBlock
 
@@ -115,10 +114,11 @@ shapes = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 @given(blocks, st.integers(0, 3), shapes, st.sampled_from([1e-4, 1.0, 10.0]))
 def test_any_block_equals_the_paper(options, batch, size, std):
     """Compare results, gradients and the affinity matrix; sides of 1 and batches of 0 included."""
-    block = make_block(**options).eval()
     if options["norm"]:
         size = (size * 2)[:2]  # detectron2's BN takes 4 dimensions
     x = (std * make_input(batch, 8, *size)).requires_grad_()
+    assert torch.equal(NonLocalBlock(8, **options).eval().double()(x), x)
+    block = make_block(**options).eval()
     options = {k: v for k, v in options.items() if k in ("instantiation", "scale", "subsample")}
     results = block(x), reference(block, x, **options)
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
@@ -142,38 +142,13 @@ def test_gradcheck(instantiation):
     assert torch.autograd.gradcheck(lambda x, *_: block(x), (x, *block.parameters()))
 
 
-@norms
 @instantiations
-def test_empty_batch(instantiation, norm):
-    block = make_block(32, instantiation=instantiation, norm=norm).eval()
-    x = make_input(0, 32, 4, 5).requires_grad_()
-    z = block(x)
-    assert z.shape == x.shape
-    z.sum().backward()
-    for parameter in block.parameters():
-        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
-
-
-@pytest.mark.parametrize(
-    "size, memory_format",
-    [((4, 5), torch.channels_last), ((3, 2, 3), torch.channels_last_3d)],
-    ids=["2d", "3d"],
-)
-@instantiations
-def test_channels_last(size, memory_format, instantiation):
+def test_channels_last(instantiation):
     block = make_block(instantiation=instantiation)
-    x = make_input(2, 8, *size)
-    z = block(x.to(memory_format=memory_format))
-    assert z.is_contiguous(memory_format=memory_format)
+    x = make_input(2, 8, 4, 5)
+    z = block(x.to(memory_format=torch.channels_last))
+    assert z.is_contiguous(memory_format=torch.channels_last)
     assert_near(z, block(x))
-
-
-@pytest.mark.parametrize("norm", ["BN", "GN"])
-def test_norm_comes_after_w_z(norm):
-    block = make_block(32, norm=norm)
-    assert block.out.bias is None
-    x = make_input(2, 32, 4, 5)
-    assert_near(block(x), reference(block, x))
 
 
 # A new block.
@@ -196,14 +171,6 @@ def test_new_block_with_a_norm_is_the_identity(norm, dtype):
     block = NonLocalBlock(64, norm=norm).to(dtype)
     block.train(norm != "SyncBN")  # SyncBN trains on GPUs only
     x = make_input(2, 64, 5, 6, dtype=dtype)
-    assert torch.equal(block(x), x)
-
-
-@drawn
-@given(blocks, st.integers(0, 3), shapes)
-def test_any_new_block_is_the_identity(options, batch, size):
-    block = NonLocalBlock(8, **options).eval()
-    x = make_input(batch, 8, *((size * 2)[:2] if options["norm"] else size), dtype=torch.float32)
     assert torch.equal(block(x), x)
 
 
@@ -236,30 +203,11 @@ def test_new_block_learns(instantiation, norm):
 # Half precision.
 
 
-def assert_rounded_only(z, x, exact, logits, dtype):
-    """Check that z is off by no more than roundings to ``dtype``, in the mean of all positions.
-
-    Rounding costs eps / 2 of a number, and in a product relative errors add up. About 12 numbers
-    are rounded on the way to W_z y: x, the weights, theta, phi, g, the factors of the operation, y
-    and W_z y; the addition of x rounds z once. The softmax turns an absolute error of its logits
-    into twice that relative error of its weights.
-    """
-
-    def rms(t):
-        return t.double().square().mean().sqrt()
-
-    eps = torch.finfo(dtype).eps
-    w_z_y = rms(exact - x)
-    bound = eps / 2 * (rms(exact) + (12 + 2 * 4 * rms(logits)) * w_z_y)
-    assert bound < w_z_y / 2, "the bound is too wide to show anything"
-    assert rms(z - exact) <= bound
-
-
-def softmax_logits(block, x):
-    if block.instantiation != "embedded_gaussian":  # those of the Gaussian are not rounded
-        return torch.zeros(1)
-    theta, phi = block.embeddings(x)
-    return block.scale * theta @ phi.transpose(1, 2)
+def assert_rounded_only(z, x, exact, dtype):
+    """Check that the error of z is a few roundings, and much less than what the block adds to x."""
+    bound = 6 * torch.finfo(dtype).eps * exact.abs().max()
+    assert bound < (exact - x).abs().max() / 2
+    assert (z - exact).abs().max() <= bound
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -274,9 +222,7 @@ def test_half_precision_at_rms_32(instantiation, dtype):
     x = 32 * make_input(2, 64, 6, 7, dtype=dtype)
     z = block(x)
     assert z.dtype == dtype and z.isfinite().all()
-    block.double()
-    x = x.double()
-    assert_rounded_only(z, x, block(x), softmax_logits(block, x), dtype)
+    assert_rounded_only(z, x, block.double()(x.double()), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -289,7 +235,7 @@ def test_autocast(instantiation, dtype):
     z.sum().backward()
     assert z.dtype == torch.float32
     assert x.grad.isfinite().all()
-    assert_rounded_only(z, x, block(x), softmax_logits(block, x), dtype)
+    assert_rounded_only(z, x, block(x), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
@@ -352,93 +298,42 @@ def test_program_equals_eager(instantiation, subsample, mode):
 
 # Options.
 
-VALID_NORMS = "valid: '', 'BN', 'SyncBN', 'GN'"
-
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        (
-            {"instantiation": "mean"},
-            "instantiation 'mean' is unknown; valid: 'gaussian', 'embedded_gaussian', "
-            "'dot_product', 'concatenation'",
-        ),
-        (
-            {"subsample": True},
-            "subsample True is unknown; valid: 'none', 'conv_pool', 'pool_conv'",
-        ),
-        ({"norm": "LN"}, f"norm 'LN' is unknown; {VALID_NORMS}"),
-        (
-            {"norm": "FrozenBN"},
-            "norm 'FrozenBN' cannot be learned: the block would remain the identity; "
-            + VALID_NORMS,
-        ),
+        ({"instantiation": "mean"}, "instantiation 'mean' is unknown; valid: 'gaussian', 'embed"),
+        ({"subsample": True}, "subsample True is unknown; valid: 'none', 'conv_pool', 'pool_conv'"),
+        ({"norm": "LN"}, "norm 'LN' is unknown; valid: '', 'BN', 'SyncBN', 'GN'"),
+        ({"norm": "FrozenBN"}, "norm 'FrozenBN' cannot be learned: .*valid: '', 'BN', 'Sync"),
         ({"norm": "GN"}, "norm 'GN' has 32 groups, which do not divide 48 channels"),
-        (
-            {"reduction": 0},
-            "reduction 0 must be positive and divide the 48 channels of the input",
-        ),
-        (
-            {"reduction": 5},
-            "reduction 5 must be positive and divide the 48 channels of the input",
-        ),
-        (
-            {"bottleneck_channels": 0},
-            "bottleneck_channels 0 must be from 1 to 48, the channels of the input",
-        ),
-        (
-            {"bottleneck_channels": 49},
-            "bottleneck_channels 49 must be from 1 to 48, the channels of the input",
-        ),
+        ({"reduction": 0}, "reduction 0 must be positive and divide the 48 channels of the input"),
+        ({"reduction": 5}, "reduction 5 must be positive and divide the 48 channels of the input"),
+        ({"bottleneck_channels": 0}, "bottleneck_channels 0 must be from 1 to 48, the channels of"),
+        ({"bottleneck_channels": 49}, "bottleneck_channels 49 must be from 1 to 48, the channels"),
     ],
     ids=str,
 )
 def test_bad_option(options, message):
-    with pytest.raises(OptionError) as error:
+    with pytest.raises(OptionError, match=f"^{message}"):
         NonLocalBlock(48, **options)
-    assert str(error.value) == message
 
 
-@pytest.mark.parametrize(
-    "options, expected",
-    [
-        ({}, 4 * 64 * 32 + 3 * 32 + 64),
-        ({"instantiation": "gaussian"}, 2 * 64 * 32 + 32 + 64),
-        ({"instantiation": "concatenation"}, 4 * 64 * 32 + 3 * 32 + 64 + 2 * 32),
-        ({"bottleneck_channels": 8}, 4 * 64 * 8 + 3 * 8 + 64),
-        ({"norm": "BN"}, 4 * 64 * 32 + 3 * 32 + 2 * 64),
-    ],
-    ids=str,
-)
-def test_parameter_count(options, expected):
-    assert sum(p.numel() for p in NonLocalBlock(64, **options).parameters()) == expected
+def test_bottleneck_channels_override_the_reduction():
+    block = NonLocalBlock(64, reduction=3, bottleneck_channels=8, norm="BN")
+    count = sum(p.numel() for p in block.parameters())
+    assert count == 4 * 64 * 8 + 3 * 8 + 2 * 64  # W_z has no bias
 
 
 # Cost.
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "size, subsample",
-    [
-        *(((4, 5), subsample) for subsample in SUBSAMPLES),
-        ((7,), "pool_conv"),
-        ((3, 2, 3), "conv_pool"),
-    ],
-)
+@sizes
+@subsamples
 @instantiations
-def test_multiply_adds_equal_those_of_fvcore(size, subsample, instantiation):
+def test_multiply_adds_equal_those_counted(instantiation, subsample, size):
     block = NonLocalBlock(8, instantiation=instantiation, subsample=subsample)
-    flops = FlopCountAnalysis(block, torch.zeros(1, 8, *size)).unsupported_ops_warnings(False)
-    flops.set_op_handle(**FLOP_HANDLES)
-    counted = sum(flops.by_operator().values())
-    # fvcore counts a traced program, which serves inputs of any size.
-    n, m, d = math.prod(size), block.values(torch.zeros(1, 8, *size)).shape[1], 4
-    if instantiation == "gaussian":
-        counted -= n * m * (8 - d)  # the padding of g to the width of x
-    if instantiation == "dot_product":
-        counted -= max((n + m) * d * d - 2 * n * m * d, 0)  # it does not choose the order
-    assert block.multiply_adds(*size) == counted
+    assert count_multiply_adds(block, torch.zeros(1, 8, *size)) == block.multiply_adds(*size)
 
 
 def test_multiply_adds_at_res4():

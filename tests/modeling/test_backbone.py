@@ -77,19 +77,6 @@ def test_insertion_changes_no_bit(location, options, plain_model, plain_outputs)
     assert_same_outputs(model, plain_outputs)
 
 
-def test_trained_block_changes_the_outputs(plain_model, plain_outputs):
-    model = copy.deepcopy(plain_model)
-    insert_nonlocal(model, "res4.-2")
-    out = model.backbone.bottom_up.res4.nonlocal4.out
-    with EventStorage():
-        sum(model.train()(images()).values()).backward()
-    assert out.weight.grad.norm() > 0
-    with torch.no_grad():
-        out.weight -= 0.1 * out.weight.grad.sign()
-    assert not equal(losses_and_gradients(model), plain_outputs[0])
-    assert not equal(detections(model), plain_outputs[1])
-
-
 RESNEXT = ("MODEL.RESNETS.NUM_GROUPS", 32, "MODEL.RESNETS.WIDTH_PER_GROUP", 8)
 
 
@@ -150,17 +137,6 @@ def test_bad_value(option, value, message):
         build(f"MODEL.NONLOCAL.{option}", value)
 
 
-def test_p4_fpn():
-    cfg = small_config("MODEL.BACKBONE.NAME", "build_nonlocal_p4_resnet_fpn_backbone")
-    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
-    features = build_backbone(cfg)(torch.zeros(1, 3, 64, 64))
-    assert {name: tuple(f.shape[1:]) for name, f in features.items()} == {
-        "p2": (16, 16, 16),
-        "p3": (16, 8, 8),
-        "p4": (16, 4, 4),
-    }
-
-
 # Programs.
 
 
@@ -202,18 +178,11 @@ def test_compile():
 
 
 @pytest.mark.slow
-@instantiations
-def test_compile_with_gradients(instantiation):
-    model = trained_backbone(*RESNET, location="res3.0", instantiation=instantiation, norm="BN")
-    assert_same_compiled(model, "aot_eager", gradients=True)
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @instantiations
 def test_inductor(instantiation):
-    model = trained_backbone(*RESNET, location="res3.0", instantiation=instantiation)
-    assert_same_compiled(model, "inductor")
+    model = trained_backbone(*RESNET, location="res3.0", instantiation=instantiation, norm="BN")
+    assert_same_compiled(model, "inductor", gradients=True)
 
 
 @instantiations

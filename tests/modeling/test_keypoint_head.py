@@ -7,7 +7,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead, build_keypoint_head
 from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
-from torch import nn
 
 from nl_detectron import add_nonlocal_config, nonlocal_keypoint_head
 from nl_detectron.errors import OptionError
@@ -127,21 +126,6 @@ def test_bad_every(every):
 def test_bad_block_option_names_its_key():
     with pytest.raises(OptionError, match="^MODEL.NONLOCAL.REDUCTION 5 .* the 32 channels"):
         nonlocal_head("MODEL.NONLOCAL.REDUCTION", 5)
-
-
-def test_every_key_reaches_the_blocks():
-    options = {
-        "INSTANTIATION": "gaussian",
-        "REDUCTION": 4,
-        "SUBSAMPLE": "none",
-        "NORM": "BN",
-        "SCALE": False,
-    }
-    keys = [item for key, value in options.items() for item in (f"MODEL.NONLOCAL.{key}", value)]
-    block = nonlocal_head(*keys).nonlocal6
-    assert block.instantiation == "gaussian" and block.bottleneck_channels == 8
-    assert block.subsample == "none" and block.scale == 1
-    assert isinstance(block.out.norm, nn.BatchNorm2d)
 
 
 def test_insertion_into_an_existing_head():
