@@ -15,7 +15,7 @@ from nl_detectron.analysis import count_multiply_adds
 from nl_detectron.errors import OptionError
 from nl_detectron.layers import INSTANTIATIONS, NORMS, SUBSAMPLES, NonLocalBlock
 
-SIZES = {"1d": (7,), "2d": (4, 5), "3d": (3, 2, 3)}
+SIZES = {"1d": (3,), "2d": (4, 5), "3d": (3, 2, 3)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 instantiations = pytest.mark.parametrize("instantiation", INSTANTIATIONS)
 subsamples = pytest.mark.parametrize("subsample", SUBSAMPLES)
@@ -293,6 +293,8 @@ def test_program_equals_eager(instantiation, subsample, mode):
     else:
         torch.compiler.reset()
         program = torch.compile(block, fullgraph=True, backend="eager")
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(program(x), block(x))
     assert_near(program(other), block(other), bound)
 
 
@@ -317,12 +319,6 @@ def test_program_equals_eager(instantiation, subsample, mode):
 def test_bad_option(options, message):
     with pytest.raises(OptionError, match=f"^{message}"):
         NonLocalBlock(48, **options)
-
-
-def test_bottleneck_channels_override_the_reduction():
-    block = NonLocalBlock(64, reduction=3, bottleneck_channels=8, norm="BN")
-    count = sum(p.numel() for p in block.parameters())
-    assert count == 4 * 64 * 8 + 3 * 8 + 2 * 64  # W_z has no bias
 
 
 # Cost.
