@@ -133,14 +133,15 @@ class NonLocalBlock(CNNBlockBase):
         return _as_rows(self._pool_after(self.g(self._pool_before(x)), x))
 
     def aggregate(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-        """Return y (B, N, D) of Eq. 1, computed in the type of the inputs.
+        """Return y (B, N, D) of Eq. 1, computed in the type of the inputs, without autocast.
 
-        Autocast is disabled here: the inputs already have the type that it chose, and two of the
-        instantiations must compute in float32.
+        Two of the instantiations must compute in float32.
         """
         if not torch.jit.is_scripting():
             device = theta.device.type
-            if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            # torch 2.4 cannot compile is_autocast_available.
+            available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+            if available and torch.is_autocast_enabled(device):
                 with torch.autocast(device, enabled=False):
                     return self._aggregate(theta, phi, g)
         return self._aggregate(theta, phi, g)

@@ -103,6 +103,11 @@ def test_concatenation_at_the_kink_of_the_relu():
 N, M, D = 60, 40, 32
 
 
+def skip_on_torch_2_4(name, dtype):
+    if name == "embedded_gaussian" and dtype == torch.float16 and torch.__version__ < (2, 5):
+        pytest.skip("on a CPU, the attention of torch 2.4 computes in float16")
+
+
 def large_inputs(name, dtype):
     """Return inputs with inner products of magnitude 1e4.
 
@@ -142,6 +147,7 @@ def test_inner_products_of_ten_thousand(name, dtype):
 
     Logits are summed in float32 for every type; their error changes a softmax by a factor.
     """
+    skip_on_torch_2_4(name, dtype)
     inputs = large_inputs(name, dtype)
     exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
     y = operation(name, *inputs, scale=1.0)
