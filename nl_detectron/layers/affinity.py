@@ -21,8 +21,8 @@ def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Te
     """Compute Eq. 3: softmax over j of ``scale * theta_i . phi_j``.
 
     This is softmax attention with one head, so it calls torch's fused attention, which accumulates
-    in float32 for every input type and saves O(N + M) numbers for the backward pass. The fused
-    kernels need contiguous rows and E = D. For other inputs torch silently uses the N x M matrix.
+    in float32 (torch 2.4 does not for float16 on a CPU) and saves O(N + M) numbers for backward.
+    It needs contiguous rows and E = D. For other inputs torch silently uses the N x M matrix.
     """
     y = F.scaled_dot_product_attention(
         theta.unsqueeze(1).contiguous(),
@@ -65,9 +65,8 @@ def gaussian_affinity(theta: Tensor, phi: Tensor, scale: float) -> Tensor:
 def dot_product(theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
     """Compute Eq. 4: ``f = theta_i . phi_j``, C = M.
 
-    The products are associative. ``phi^T g`` (D x E) is computed first, unless the map is so small
-    that ``theta phi^T`` (N x M) takes fewer multiply-adds. An exported or compiled program must
-    serve maps of any size, so it always computes ``phi^T g`` first.
+    ``phi^T g`` (D x E) is computed first, unless the map is so small that ``theta phi^T`` (N x M)
+    takes fewer multiply-adds. An exported or compiled program always computes ``phi^T g`` first.
     """
     n, m, d, e = theta.shape[1], phi.shape[1], theta.shape[2], g.shape[2]
     if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():

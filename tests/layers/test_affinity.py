@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from helpers import saved_bytes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -211,13 +210,3 @@ def test_no_pair_matrix_in_forward_or_backward(name, dtype, monkeypatch):
     with LargestResult() as largest:
         operation(name, *inputs).sum().backward()
     assert n * d <= largest.elements < n * m
-
-
-@instantiations
-def test_saved_memory_is_linear(name):
-    def saved(n):
-        inputs = make_inputs(name, (1, n, n // 4, 8, 8), torch.float32)
-        inputs[:3] = map(channels_first, inputs[:3])
-        return saved_bytes(lambda: operation(name, *inputs))
-
-    assert 0 < saved(512) <= 2 * saved(256)

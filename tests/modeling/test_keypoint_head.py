@@ -136,7 +136,10 @@ def test_head_is_unchanged_after_an_error():
     with pytest.raises(OptionError, match="^every 0"):
         nonlocal_keypoint_head(head, 0)
     assert children(head) == with_blocks([])
-    nonlocal_keypoint_head(head, 4)
+
+
+def test_second_insertion():
+    head = nonlocal_keypoint_head(plain_head(), 4)
     with pytest.raises(OptionError, match="^head already has non-local blocks"):
         nonlocal_keypoint_head(head, 2)
     assert children(head) == with_blocks([4, 8])
