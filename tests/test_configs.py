@@ -195,16 +195,11 @@ def image():
     "name, loss",
     [
         ("Synthetic/mask_rcnn_R_18_FPN_NL.yaml", "loss_mask"),
-        *(
-            pytest.param(name, loss, marks=pytest.mark.slow)
-            for name, loss in [
-                (f"{MASK}R_50_FPN_NL_5_blocks_1x.yaml", "loss_mask"),
-                (f"{KEYPOINT}R_101_FPN_NL_head_backbone_3x.yaml", "loss_keypoint"),
-                ("COCO-Detection/retinanet_R_50_FPN_NL_1x.yaml", "loss_cls"),
-                ("COCO-PanopticSegmentation/panoptic_fpn_R_50_NL_1x.yaml", "loss_sem_seg"),
-                ("Misc/cascade_mask_rcnn_R_50_FPN_NL_1x.yaml", "loss_box_reg_stage2"),
-            ]
-        ),
+        (f"{MASK}R_50_FPN_NL_5_blocks_1x.yaml", "loss_mask"),
+        (f"{KEYPOINT}R_101_FPN_NL_head_backbone_3x.yaml", "loss_keypoint"),
+        ("COCO-Detection/retinanet_R_50_FPN_NL_1x.yaml", "loss_cls"),
+        ("COCO-PanopticSegmentation/panoptic_fpn_R_50_NL_1x.yaml", "loss_sem_seg"),
+        ("Misc/cascade_mask_rcnn_R_50_FPN_NL_1x.yaml", "loss_box_reg_stage2"),
     ],
 )
 def test_training_step_and_inference(name, loss):
@@ -213,6 +208,9 @@ def test_training_step_and_inference(name, loss):
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 8  # for speed
     model = build_model(cfg)
+    for key, scale in model.backbone.bottom_up.named_buffers():
+        if key.endswith("conv3.norm.weight"):
+            scale.mul_(0.1)  # FrozenBN has no statistics here, and features would overflow
     with EventStorage():
         losses = model([image()])
     assert loss in losses

@@ -9,7 +9,7 @@ import torch
 from helpers import saved_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_affinity import skip_on_torch_2_4
+from test_affinity import assert_near, skip_on_torch_2_4
 from torch import nn
 
 from nl_detectron.analysis import count_multiply_adds
@@ -38,10 +38,6 @@ def make_block(channels=8, seed=0, dtype=torch.float64, std=0.4, **options):
 def make_input(*shape, seed=1, dtype=torch.float64):
     torch.manual_seed(seed)
     return torch.randn(shape).to(dtype)
-
-
-def assert_near(actual, expected, bound=1e-10):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=bound)
 
 
 # The formulas of the paper.
@@ -314,6 +310,17 @@ def test_program_equals_eager(instantiation, subsample, mode):
 def test_bad_option(options, message):
     with pytest.raises(OptionError, match=f"^{message}"):
         NonLocalBlock(48, **options)
+
+
+def test_state_dict_keys():
+    layers = [f"{layer}.{kind}" for layer in ("theta", "phi", "g") for kind in ("weight", "bias")]
+    assert list(NonLocalBlock(8).state_dict()) == [*layers, "out.weight", "out.bias"]
+    keys = set(NonLocalBlock(8, instantiation="concatenation", norm="BN").state_dict())
+    assert keys > {*layers, "w_f", "out.weight", "out.norm.weight", "out.norm.running_mean"}
+    assert list(NonLocalBlock(8, instantiation="gaussian").state_dict()) == [
+        *layers[4:],
+        *("out.weight", "out.bias"),
+    ]
 
 
 # Cost.
