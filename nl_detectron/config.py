@@ -1,4 +1,4 @@
-"""The configuration keys of this package, and the configuration files that it ships."""
+"""The config keys that nl_detectron adds to detectron2, and its config files."""
 
 import hashlib
 import json
@@ -13,72 +13,70 @@ from .errors import OptionError
 
 
 def add_nonlocal_config(cfg: CN) -> None:
-    """Add this package's keys to a detectron2 config; a second call changes nothing."""
+    """Add the keys of nl_detectron to a detectron2 config, unless it has them already."""
     if "NONLOCAL" in cfg.MODEL:
         return
-    # Weights that do not give the whole backbone its values, or that hold blocks which the model
-    # does not have, are an error; True loads what fits of them. (No weights at all are no error.)
+    # False: raise an error if MODEL.WEIGHTS lacks a part of the backbone, or has non-local blocks
+    # that the model does not have. True: load what matches.
     cfg.MODEL.WEIGHTS_PARTIAL = False
 
+    # Read by the backbone "build_nonlocal_backbone". The options of the block are also read by the
+    # keypoint head "build_nonlocal_keypoint_head".
     cfg.MODEL.NONLOCAL = CN()
-    # They take effect with MODEL.BACKBONE.NAME "build_nonlocal_backbone", and those of the block
-    # itself also with MODEL.ROI_KEYPOINT_HEAD.NAME "build_nonlocal_keypoint_head".
 
-    # The registered builder of the backbone into which the blocks go.
+    # Registered name of the backbone in which the blocks are inserted.
     cfg.MODEL.NONLOCAL.BACKBONE = "build_resnet_fpn_backbone"
-    # Where: "res4.-2" is after the last but one residual block of res4 (the paper's place),
-    # "res3.1::2" a slice, "res4.*" after each.
+    # Where to insert blocks: "res4.-2" is after the second to last residual block of res4, as in
+    # the paper; "res3.1::2" is a slice of residual blocks; "res4.*" is all of them.
     cfg.MODEL.NONLOCAL.LOCATION = ("res4.-2",)
-    # The pairwise function: "gaussian", "embedded_gaussian", "dot_product" or "concatenation".
+    # Pairwise function: "gaussian", "embedded_gaussian", "dot_product" or "concatenation".
     cfg.MODEL.NONLOCAL.INSTANTIATION = "embedded_gaussian"
-    # Divide the inner product inside the softmax by the square root of its length, as the authors'
-    # released code does; False is the paper's Eq. 2 and 3.
+    # Divide the inner products by the square root of their length before the softmax, as in the
+    # authors' released code. False is Eq. 2 and 3 of the paper.
     cfg.MODEL.NONLOCAL.SCALE = True
-    # Inner channels = channels // REDUCTION.
+    # Channels inside the block = input channels // REDUCTION.
     cfg.MODEL.NONLOCAL.REDUCTION = 2
-    # Max pooling of phi and g: "none", "conv_pool" (the paper's text) or "pool_conv" (the released
-    # code, cheapest).
+    # Max pooling of phi and g: "none", "conv_pool" (the paper) or "pool_conv" (the released code;
+    # cheapest).
     cfg.MODEL.NONLOCAL.SUBSAMPLE = "pool_conv"
-    # After W_z: "" (none; W_z starts at zero), "BN", "SyncBN" or "GN" (their scale starts at zero).
+    # Norm after W_z: "" (W_z starts at zero), "BN", "SyncBN" or "GN" (their scale starts at zero).
     cfg.MODEL.NONLOCAL.NORM = ""
-    # Train the blocks alone, in a detector that MODEL.WEIGHTS has: all other parameters, and the
-    # statistics of BN, stay what they are.
+    # Train only the blocks. All other parameters and BN statistics keep the values of
+    # MODEL.WEIGHTS.
     cfg.MODEL.NONLOCAL.FREEZE_REST = False
 
-    # In the keypoint head: a block after every so many convolutions.
+    # In the keypoint head, insert a block after every EVERY convolutions.
     cfg.MODEL.NONLOCAL.KEYPOINT_HEAD = CN()
     cfg.MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY = 2
 
-    # The blocks' learning rate, as a multiple of the others'.
+    # Factor of the learning rate of the blocks.
     cfg.SOLVER.NONLOCAL_LR_FACTOR = 1.0
-    # The weight decay of all parameters of the blocks; None is that of the others.
+    # Weight decay of all parameters of the blocks. None: as for all other parameters.
     cfg.SOLVER.WEIGHT_DECAY_NONLOCAL = None
 
 
 def block_options(cfg: CN) -> dict[str, Any]:
-    """Return the keyword arguments of NonLocalBlock that ``MODEL.NONLOCAL`` has keys for."""
-    options = cfg.MODEL.NONLOCAL
-    return {
-        "instantiation": options.INSTANTIATION,
-        "scale": options.SCALE,
-        "reduction": options.REDUCTION,
-        "subsample": options.SUBSAMPLE,
-        "norm": options.NORM,
-    }
+    """Return the keyword arguments of NonLocalBlock that are keys of ``MODEL.NONLOCAL``."""
+    options = ("instantiation", "scale", "reduction", "subsample", "norm")
+    return {option: cfg.MODEL.NONLOCAL[option.upper()] for option in options}
 
 
 @contextmanager
-def name_config_key() -> Iterator[None]:
-    """Restate an OptionError about an argument as one about its key in ``MODEL.NONLOCAL``."""
+def name_config_key(**keys: str) -> Iterator[None]:
+    """In an OptionError from the body, replace the argument by the config key of its value.
+
+    Args:
+        keys: argument -> config key; the default is ``MODEL.NONLOCAL.<ARGUMENT>``.
+    """
     try:
         yield
     except OptionError as error:
-        key = f"MODEL.NONLOCAL.{error.option.upper()}"
+        key = keys.get(error.option, f"MODEL.NONLOCAL.{error.option.upper()}")
         raise OptionError(key, error.problem) from None
 
 
 def config_hash(cfg: CN) -> str:
-    """Twelve hexadecimal digits that tell configs apart, whatever seed, output folder, device."""
+    """Return 12 hexadecimal digits of a hash of all keys but seed, output folder and device."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.merge_from_list(["SEED", 0, "OUTPUT_DIR", "", "MODEL.DEVICE", ""])
@@ -86,17 +84,17 @@ def config_hash(cfg: CN) -> str:
 
 
 def get_config_file(name: str) -> str:
-    """The path of a shipped configuration file, installed or in a clone.
+    """Return the path of a config file of nl_detectron.
 
     Args:
-        name: such as ``"COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_NL_1x.yaml"``.
+        name: path in ``configs/``: "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_NL_1x.yaml".
 
     Raises:
-        FileNotFoundError: there is none of that name; the message lists those that there are.
+        FileNotFoundError: if there is no such file. The message lists the existing ones.
     """
     package = Path(__file__).resolve().parent
-    installed, clone = package / "configs", package.parent / "configs"
-    folder = installed if installed.is_dir() else clone
+    installed, in_clone = package / "configs", package.parent / "configs"
+    folder = installed if installed.is_dir() else in_clone
     path = folder / name
     if not path.is_file():
         names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))

@@ -3,7 +3,7 @@ from detectron2.modeling.backbone import BottleneckBlock, ResNet
 
 from .mask_rcnn_R_50_FPN_1x import dataloader, lr_multiplier, model, optimizer, train
 
-# make_default_stages knows no ResNeXt: its inner channels are a quarter of the outer ones.
+# make_default_stages does not support ResNeXt.
 model.backbone.bottom_up.stages = [
     L(ResNet.make_stage)(
         block_class=BottleneckBlock,
@@ -23,5 +23,5 @@ model.backbone.bottom_up.stages = [
         (3, 2, 1024, 2048),
     ]
 ]
-# These weights have the pixels' standard deviation in their first layer: pixel_std stays 1.
+# The first layer of these weights includes the standard deviation of the pixels: pixel_std is 1.
 train.init_checkpoint = "catalog://ImageNetPretrained/FAIR/X-152-32x8d-IN5k"

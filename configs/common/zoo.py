@@ -1,4 +1,4 @@
-"""The common parts of detectron2's LazyConfigs, of which those here are made."""
+"""Load the common parts of detectron2's LazyConfigs."""
 
 from pathlib import Path
 
@@ -7,10 +7,10 @@ from detectron2.config import LazyConfig
 
 
 def load_common(name):
-    """The config objects in a file of configs/common of detectron2's zoo.
+    """Return the config objects in a file of configs/common of detectron2's model zoo.
 
-    As detectron2.model_zoo.get_config, but without importing that, which in some releases needs
-    pkg_resources, which newer setuptools do not have.
+    This replaces detectron2.model_zoo.get_config, because some releases of detectron2.model_zoo
+    import pkg_resources, which recent versions of setuptools do not have.
     """
     folder = Path(detectron2.__file__).parent / "model_zoo" / "configs" / "common"
     return LazyConfig.load(str(folder / name))

@@ -1,4 +1,4 @@
-"""The non-local operation and the block around it; knows tensors, not configs."""
+"""Pairwise functions of the non-local operation, and the non-local block."""
 
 from .affinity import (
     concatenation,

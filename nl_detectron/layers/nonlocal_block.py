@@ -1,7 +1,6 @@
 """The non-local block of Wang et al., CVPR 2018, Sec. 3.3 (https://arxiv.org/abs/1711.07971)."""
 
 import math
-from typing import Any, Optional
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -20,19 +19,19 @@ NORMS = ("", "BN", "SyncBN", "GN")
 class NonLocalBlock(CNNBlockBase):
     """``z = W_z y + x`` (Eq. 6), where y is the non-local operation on x (Eq. 1).
 
-    Takes and returns (B, C, L), (B, C, H, W) or (B, C, T, H, W): every convolution in it is 1x1, so
-    space and time are one axis of N positions, and the weights are the same for all three. A new
-    block is the identity, so it can be put into a trained model without changing its output.
+    Input and output are (B, C, L), (B, C, H, W) or (B, C, T, H, W). All convolutions are 1x1, so
+    space and time are flattened to N positions. A new block is the identity: it can be inserted
+    into a trained model without changing its output.
 
     Attributes:
-        theta, phi, g (nn.Module): the paper's embeddings, C -> D channels; ``theta`` and ``phi`` do
-            nothing in the Gaussian instantiation.
-        out (Conv2d): the paper's W_z, D -> C channels, and the norm after it.
-        w_f (nn.Parameter or None): (2 D), the weights of Eq. 5; concatenation only.
+        theta, phi, g (nn.Module): the embeddings of the paper, C -> D channels; ``theta`` and
+            ``phi`` are identities in the Gaussian instantiation.
+        out (Conv2d): W_z of the paper, D -> C channels, and the norm after it.
+        w_f (nn.Parameter or None): (2 D), the weights of Eq. 5; only for concatenation.
         bottleneck_channels (int): D.
     """
 
-    # Of the names in a state dict. Who renames one adds 1, and renames it in what is of before.
+    # State-dict version. Increase it when a parameter is renamed, and convert old keys on load.
     _version = 1
 
     def __init__(
@@ -42,57 +41,43 @@ class NonLocalBlock(CNNBlockBase):
         instantiation: str = "embedded_gaussian",
         scale: bool = True,
         reduction: int = 2,
-        bottleneck_channels: Optional[int] = None,
+        bottleneck_channels: int | None = None,
         subsample: str = "pool_conv",
         norm: str = "",
     ):
         """
         Args:
-            in_channels: C, channels of input and output.
+            in_channels: C, the channels of input and output.
             instantiation: the pairwise function of Sec. 3.2: "gaussian", "embedded_gaussian",
                 "dot_product" or "concatenation".
-            scale: divide the inner product inside the softmax by the square root of its length, as
-                the authors' released code does; False is the paper's Eq. 2 and 3. The other two
-                instantiations have no softmax and ignore it.
-            reduction: D = C // reduction; the paper's is 2.
-            bottleneck_channels: D itself; overrides ``reduction``.
-            subsample: 2x2 max pooling of phi and g (Sec. 3.3). "conv_pool" pools after them, as the
-                paper says; "pool_conv" before them, as the released code does, which is another
-                function and cheaper; "none" does not pool. (B, C, T, H, W) is pooled in H and W
-                only. Odd sides are rounded up, so no position is dropped.
-            norm: "", "BN", "SyncBN" or "GN", after W_z, its scale starting at zero (Sec. 4.1).
-                Without one, W_z itself starts at zero. FrozenBN is refused: its scale is not
-                learned, so the block would stay the identity for ever.
+            scale: divide the inner products by the square root of their length before the softmax,
+                as in the authors' released code; False is Eq. 2 and 3 of the paper. Ignored by the
+                instantiations without softmax, dot product and concatenation.
+            reduction: D = C // reduction; 2 in the paper.
+            bottleneck_channels: D; overrides ``reduction``.
+            subsample: 2x2 max pooling of phi and g (Sec. 3.3). "conv_pool" pools after the
+                convolutions, as in the paper; "pool_conv" pools before them, as in the released
+                code, which is a different function and cheaper; "none" does not pool. Inputs of 5
+                dimensions are pooled in H and W only. Odd sizes are rounded up.
+            norm: "", "BN", "SyncBN" or "GN" after W_z. The scale of the norm starts at zero
+                (Sec. 4.1); without a norm, W_z starts at zero. FrozenBN is not allowed: its scale
+                is not trained, so the block would remain the identity.
 
         Raises:
-            ValueError: an option has a value that is not listed here.
+            OptionError: if an option has an invalid value.
         """
         super().__init__(in_channels, in_channels, stride=1)
         _check_choice("instantiation", instantiation, INSTANTIATIONS)
         _check_choice("subsample", subsample, SUBSAMPLES)
-        if norm == "FrozenBN":
-            raise OptionError(
-                "norm",
-                "'FrozenBN' cannot be learned: with its scale at zero the block would stay "
-                f"the identity for ever; valid: {', '.join(map(repr, NORMS))}",
-            )
-        _check_choice("norm", norm, NORMS)
+        _check_norm(norm, in_channels)
         if bottleneck_channels is None:
             if reduction < 1 or in_channels % reduction:
-                raise OptionError(
-                    "reduction",
-                    f"{reduction} must be positive and divide the {in_channels} channels",
-                )
+                problem = f"must be positive and divide the {in_channels} channels of the input"
+                raise OptionError("reduction", f"{reduction} {problem}")
             bottleneck_channels = in_channels // reduction
         if not 1 <= bottleneck_channels <= in_channels:
-            raise OptionError(
-                "bottleneck_channels",
-                f"{bottleneck_channels} must be from 1 to {in_channels}, the channels of the input",
-            )
-        if norm == "GN" and in_channels % 32:
-            raise OptionError(
-                "norm", f"'GN' has 32 groups, which do not divide {in_channels} channels"
-            )
+            problem = f"must be from 1 to {in_channels}, the channels of the input"
+            raise OptionError("bottleneck_channels", f"{bottleneck_channels} {problem}")
 
         self.instantiation = instantiation
         self.subsample = subsample
@@ -113,74 +98,51 @@ class NonLocalBlock(CNNBlockBase):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He initialisation, as in the paper, and the zero that makes the block the identity."""
+        """Apply the He initialization of the paper, and make the block the identity."""
         for layer in (self.theta, self.phi, self.g, self.out):
             if isinstance(layer, nn.Conv2d):
                 weight_init.c2_msra_fill(layer)
         if self.w_f is not None:
             nn.init.normal_(self.w_f, std=math.sqrt(2 / self.w_f.numel()))
-        if self.out.norm is None:
-            nn.init.zeros_(self.out.weight)
-        else:
-            nn.init.zeros_(self.out.norm.weight)
+        nn.init.zeros_(self.out.weight if self.out.norm is None else self.out.norm.weight)
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
         version = local_metadata.get("version", self._version)
         if version > self._version:
+            error_msgs = args[-1]
             error_msgs.append(
-                f"{prefix[:-1]} was saved by a later nl_detectron (version {version} of the "
-                f"block, here it is {self._version}): install that, or a later one"
+                f"{prefix[:-1]} was saved by a later nl_detectron (version {version} of the block, "
+                f"here {self._version}): upgrade nl_detectron"
             )
-        super()._load_from_state_dict(
-            state_dict,
-            prefix,
-            local_metadata,
-            strict,
-            missing_keys,
-            unexpected_keys,
-            error_msgs,
-        )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *space) -> the same shape."""
+        """Map (B, C, *space) to the same shape."""
         theta, phi = self.embeddings(x)
         y = self.aggregate(theta, phi, self.values(x))
         return x + self.out(y.transpose(1, 2).unsqueeze(3)).reshape(x.shape)
 
     def embeddings(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """theta (B, N, D) and phi (B, M, D) of x; M = N without sub-sampling."""
+        """Return theta (B, N, D) and phi (B, M, D) of x; M = N without sub-sampling."""
         theta = self.theta(_flatten_space(x))
-        if self.subsample == "pool_conv":
-            phi = self.phi(_flatten_space(_max_pool(x)))
-        else:
-            phi = self._pool_embedding(self.phi(_flatten_space(x)), x)
-        return _as_rows(theta), _as_rows(phi)
+        phi = self.phi(self._pool_before(x))
+        return _as_rows(theta), _as_rows(self._pool_after(phi, x))
 
     def values(self, x: Tensor) -> Tensor:
-        """g (B, M, D) of x."""
-        if self.subsample == "pool_conv":
-            return _as_rows(self.g(_flatten_space(_max_pool(x))))
-        return _as_rows(self._pool_embedding(self.g(_flatten_space(x)), x))
+        """Return g (B, M, D) of x."""
+        return _as_rows(self._pool_after(self.g(self._pool_before(x)), x))
 
     def aggregate(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-        """y (B, N, D) of Eq. 1, computed in the type of its inputs.
+        """Return y (B, N, D) of Eq. 1, computed in the type of the inputs, without autocast.
 
-        Autocast ends here: it has made the embeddings what it wants, and two of the instantiations
-        need float32 whatever they get.
+        Two of the instantiations must compute in float32.
         """
         if not torch.jit.is_scripting():
-            kind = theta.device.type
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-                with torch.autocast(kind, enabled=False):
+            device = theta.device.type
+            # torch 2.4 cannot compile is_autocast_available.
+            available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+            if available and torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):
                     return self._aggregate(theta, phi, g)
         return self._aggregate(theta, phi, g)
 
@@ -196,7 +158,7 @@ class NonLocalBlock(CNNBlockBase):
 
     @torch.jit.unused
     def affinity_matrix(self, x: Tensor) -> Tensor:
-        """The weights f / C(x) of Eq. 1, (B, N, M), for looking at; memory grows with N times M."""
+        """Return the matrix f / C(x) of Eq. 1, (B, N, M); the forward pass does not build it."""
         theta, phi = self.embeddings(x)
         if self.instantiation == "gaussian":
             return affinity.gaussian_affinity(theta, phi, self.scale)
@@ -208,30 +170,25 @@ class NonLocalBlock(CNNBlockBase):
 
     @torch.jit.unused
     def multiply_adds(self, *space: int) -> int:
-        """Multiply-adds of one forward pass on one input of that size, such as (50, 84).
+        """Return the multiply-adds of a forward pass on one input of size ``space``: (50, 84).
 
-        Counted: the convolutions, the products with w_f, and the operation in the form that is
-        used here: for Eq. 2, N x M products of C and of D; for Eq. 3, two of D; for Eq. 4, N + M
-        of D x D or, on small maps, those of Eq. 3. Not counted, as is usual: pooling, softmax,
-        sorting, sums, and the norm.
+        They include the convolutions, the products with w_f, and the operation as implemented in
+        ``affinity.py``. As usual they exclude pooling, softmax, sorting, sums, and the norm.
         """
         c, d = self.in_channels, self.bottleneck_channels
         n = m = math.prod(space)
         if self.subsample != "none":
-            pooled = space if len(space) < 3 else space[1:]
-            m = math.prod(space[: len(space) - len(pooled)])
-            m *= math.prod(math.ceil(side / 2) for side in pooled)
+            m = math.prod(space[:-2]) * math.prod(math.ceil(side / 2) for side in space[-2:])
         source = m if self.subsample == "pool_conv" else n
         total = source * c * d + n * d * c  # g, W_z
-        if self.instantiation != "gaussian":
-            total += (n + source) * c * d  # theta, phi
         if self.instantiation == "gaussian":
             return total + n * m * (c + d)
+        total += (n + source) * c * d  # theta, phi
         if self.instantiation == "embedded_gaussian":
             return total + 2 * n * m * d
         if self.instantiation == "dot_product":
             return total + min(2 * n * m, (n + m) * d) * d
-        return total + 2 * (n + m) * d  # w_f, then a_i and b_j times a row of width D each
+        return total + 2 * (n + m) * d  # w_f; a_i and b_j times a row of D channels
 
     def extra_repr(self) -> str:
         return (
@@ -239,8 +196,11 @@ class NonLocalBlock(CNNBlockBase):
             f"scale={self.scale:.4g}, subsample={self.subsample}"
         )
 
-    def _pool_embedding(self, embedding: Tensor, x: Tensor) -> Tensor:
-        if self.subsample == "none":
+    def _pool_before(self, x: Tensor) -> Tensor:
+        return _flatten_space(_max_pool(x) if self.subsample == "pool_conv" else x)
+
+    def _pool_after(self, embedding: Tensor, x: Tensor) -> Tensor:
+        if self.subsample != "conv_pool":
             return embedding
         size = list(x.shape)
         size[1] = embedding.shape[1]
@@ -248,17 +208,17 @@ class NonLocalBlock(CNNBlockBase):
 
 
 def _flatten_space(x: Tensor) -> Tensor:
-    """(B, C, *space) -> (B, C, N, 1), a view when x is contiguous: what a 1x1 Conv2d takes."""
+    """Reshape (B, C, *space) to (B, C, N, 1), as 1x1 convolutions take it, without a copy."""
     return x.flatten(2).unsqueeze(3)
 
 
 def _as_rows(embedding: Tensor) -> Tensor:
-    """(B, D, N, 1) -> (B, N, D)."""
+    """Reshape (B, D, N, 1) to (B, N, D)."""
     return embedding.squeeze(3).transpose(1, 2)
 
 
 def _max_pool(x: Tensor) -> Tensor:
-    """Halves every side of space, not time; ``ceil_mode`` keeps odd sides whole and 1 legal."""
+    """Halve the size in space, not in time; ``ceil_mode`` allows a size of 1 and odd sizes."""
     if x.dim() == 3:
         return F.max_pool1d(x, kernel_size=2, ceil_mode=True)
     if x.dim() == 4:
@@ -266,6 +226,16 @@ def _max_pool(x: Tensor) -> Tensor:
     return F.max_pool3d(x, kernel_size=[1, 2, 2], ceil_mode=True)
 
 
-def _check_choice(name: str, value: str, choices: tuple) -> None:
-    if value not in choices:
-        raise OptionError(name, f"{value!r} is unknown; valid: {', '.join(map(repr, choices))}")
+def _check_choice(name: str, choice: str, valid: tuple[str, ...]) -> None:
+    if choice not in valid:
+        raise OptionError(name, f"{choice!r} is unknown; valid: {', '.join(map(repr, valid))}")
+
+
+def _check_norm(norm: str, channels: int) -> None:
+    if norm == "FrozenBN":
+        valid = ", ".join(map(repr, NORMS))
+        problem = f"cannot be learned: the block would remain the identity; valid: {valid}"
+        raise OptionError("norm", f"'FrozenBN' {problem}")
+    _check_choice("norm", norm, NORMS)
+    if norm == "GN" and channels % 32:
+        raise OptionError("norm", f"'GN' has 32 groups, which do not divide {channels} channels")

@@ -1,6 +1,6 @@
-"""``build_nonlocal_backbone``: any registered backbone, with non-local blocks in its stages."""
+"""Backbones with non-local blocks."""
 
-from typing import Sequence, Union
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -12,22 +12,11 @@ from ..errors import OptionError
 from .insertion import insert_nonlocal
 
 
-def nonlocal_backbone(
-    backbone: Backbone, location: Union[str, Sequence[str]], **options
-) -> Backbone:
-    """:func:`insert_nonlocal` as an expression, which is what a LazyConfig can hold.
+def nonlocal_backbone(backbone: Backbone, location: str | Sequence[str], **options) -> Backbone:
+    """Insert non-local blocks into a backbone and return it, for use in a LazyConfig.
 
-    Args:
-        backbone: gets the blocks.
-        location: as in :func:`insert_nonlocal`.
-        options: of :class:`NonLocalBlock`.
-
-    Returns:
-        The same object, not a wrapper around it: every key of its state dict stays what it was, and
-        the blocks' keys are new.
-
-    Raises:
-        ValueError, TypeError: as :func:`insert_nonlocal`.
+    The arguments and errors are those of :func:`insert_nonlocal`. The result is the same object,
+    not a wrapper, so the keys of its state dict do not change.
     """
     insert_nonlocal(backbone, location, **options)
     return backbone
@@ -35,10 +24,10 @@ def nonlocal_backbone(
 
 @BACKBONE_REGISTRY.register()
 def build_nonlocal_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Build the backbone named in ``MODEL.NONLOCAL.BACKBONE``, with the blocks in it.
+    """Build the backbone ``MODEL.NONLOCAL.BACKBONE`` and insert non-local blocks.
 
     Raises:
-        ValueError: a key of ``MODEL.NONLOCAL`` has a bad value; the message names key and value.
+        OptionError: if a key of ``MODEL.NONLOCAL`` has an invalid value.
     """
     name = cfg.MODEL.NONLOCAL.BACKBONE
     if name == build_nonlocal_backbone.__name__:
@@ -47,10 +36,9 @@ def build_nonlocal_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
             f"is {name!r} itself; name the plain backbone, such as 'build_resnet_fpn_backbone'",
         )
     if name not in BACKBONE_REGISTRY:
+        registered = ", ".join(sorted(name for name, _ in BACKBONE_REGISTRY))
         raise OptionError(
-            "MODEL.NONLOCAL.BACKBONE",
-            f"{name!r} is not registered; "
-            f"registered: {', '.join(sorted(name for name, _ in BACKBONE_REGISTRY))}",
+            "MODEL.NONLOCAL.BACKBONE", f"{name!r} is not registered; registered: {registered}"
         )
     backbone = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
     with name_config_key():
@@ -58,10 +46,10 @@ def build_nonlocal_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
 
 
 @BACKBONE_REGISTRY.register()
-def build_nonlocal_p4_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
-    """As detectron2's ``build_resnet_fpn_backbone``, without the p6 that is pooled from p5.
+def build_nonlocal_p4_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
+    """Build detectron2's ``build_resnet_fpn_backbone`` without p6, which is pooled from p5.
 
-    ``MODEL.FPN.IN_FEATURES`` may therefore end at "res4", and the levels at p4.
+    ``MODEL.FPN.IN_FEATURES`` can end at "res4"; p4 is then the last level.
     """
     return FPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),

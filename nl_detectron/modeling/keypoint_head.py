@@ -1,4 +1,4 @@
-"""The keypoint head of Table 6: detectron2's, with non-local blocks between its convolutions."""
+"""The keypoint head of Table 6 of the paper: detectron2's head with non-local blocks."""
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -14,35 +14,31 @@ from .insertion import insert_block, log_block
 def nonlocal_keypoint_head(
     head: KRCNNConvDeconvUpsampleHead, every: int = 2, **options
 ) -> KRCNNConvDeconvUpsampleHead:
-    """Insert a non-local block after every few convolutions of a keypoint head, in place.
+    """Insert non-local blocks into a keypoint head, in place, and return it.
 
-    The block after the i-th convolution, counted from 1 as detectron2 does, and its ReLU is the
-    child ``nonlocal{i}``. The head's old keys stay what they were, and its output does not change
-    until the blocks are trained. For the head of an existing model, and for a LazyConfig.
+    The block after the i-th convolution (counted from 1, as in detectron2) and its ReLU is the
+    child ``nonlocal{i}``. The other keys of the state dict do not change, and neither does the
+    output of the head before the blocks are trained.
 
     Args:
-        head: has convolutions ``conv_fcn1``, ``conv_fcn2``, ... on (R, C, H, W) of R regions.
-        every: convolutions per block; the paper's 2 gives 4 blocks in the head of 8 (Sec. 6).
-        options: of :class:`NonLocalBlock`, without ``in_channels``.
-
-    Returns:
-        The same object.
+        head: its convolutions are ``conv_fcn1``, ``conv_fcn2``, ...
+        every: convolutions per block; 2 in the paper, which gives 4 blocks in a head of 8.
+        options: keyword arguments of :class:`NonLocalBlock` other than ``in_channels``.
 
     Raises:
-        ValueError: the head has fewer convolutions than ``every``, or has blocks already, or an
-            option has a bad value. The head is then unchanged.
-        TypeError: an option that :class:`NonLocalBlock` does not have.
+        OptionError: if the head has fewer convolutions than ``every`` or already has blocks, or if
+            an option has an invalid value. The head is then unchanged.
     """
     children = dict(head.named_children())
     count = sum(name.startswith("conv_fcn_relu") for name in children)
     if not 1 <= every <= count:
         raise OptionError(
-            "keypoint_head.every",
-            f"{every} leaves no place for a block: the head has {count} "
-            f"convolutions; valid: 1 to {count}, 2 is the paper's",
+            "every",
+            f"{every} leaves no place for a block: the head has {count} convolutions; "
+            f"valid: 1 to {count}",
         )
     if any(isinstance(child, NonLocalBlock) for child in children.values()):
-        raise OptionError("keypoint_head", "has non-local blocks already; insert them once")
+        raise OptionError("head", "already has non-local blocks")
     blocks = {
         i: NonLocalBlock(children[f"conv_fcn{i}"].out_channels, **options)
         for i in range(every, count + 1, every)
@@ -57,15 +53,13 @@ def nonlocal_keypoint_head(
 def build_nonlocal_keypoint_head(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> KRCNNConvDeconvUpsampleHead:
-    """Build detectron2's keypoint head, with blocks as ``MODEL.NONLOCAL`` says.
-
-    They go in when the head is complete: its constructor ends by initialising all its weights,
-    and the blocks' zero would be lost.
+    """Build detectron2's keypoint head and insert non-local blocks.
 
     Raises:
-        ValueError: a key of ``MODEL.NONLOCAL`` has a bad value; the message names key and value.
+        OptionError: if a key of ``MODEL.NONLOCAL`` has an invalid value.
     """
+    # The constructor of the head initializes all weights, so the blocks must come after it.
     head = KRCNNConvDeconvUpsampleHead(cfg, input_shape)
     every = cfg.MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY
-    with name_config_key():
+    with name_config_key(every="MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY"):
         return nonlocal_keypoint_head(head, every, **block_options(cfg))

@@ -1,33 +1,32 @@
-"""The keypoint head of Table 6, against detectron2's own."""
+"""The keypoint head of Table 6 against that of detectron2."""
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectors import tiny_config
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead, build_keypoint_head
 from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
-from torch import nn
 
-from nl_detectron import add_nonlocal_config, get_config_file, nonlocal_keypoint_head
-from nl_detectron.engine import Trainer, UserError, load_config
+from nl_detectron import nonlocal_keypoint_head
+from nl_detectron.errors import OptionError
 
 REGION = ShapeSpec(channels=8, width=14, height=14)
-NAME = ("MODEL.ROI_KEYPOINT_HEAD.NAME", "build_nonlocal_keypoint_head")
+EVERY = "MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY"
 
 
 def config(*options, convolutions=8):
-    cfg = get_cfg()
-    add_nonlocal_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS = [32] * convolutions
-    cfg.merge_from_list(list(options))
-    return cfg
+    return tiny_config("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [32] * convolutions, *options)
 
 
-def plain_head(**options):
+def plain_head():
     torch.manual_seed(0)
-    return KRCNNConvDeconvUpsampleHead(config(**options), REGION)
+    return KRCNNConvDeconvUpsampleHead(config(), REGION)
+
+
+def nonlocal_head(*options, **kwargs):
+    name = ("MODEL.ROI_KEYPOINT_HEAD.NAME", "build_nonlocal_keypoint_head")
+    return build_keypoint_head(config(*name, *options, **kwargs), REGION)
 
 
 def children(head):
@@ -42,7 +41,7 @@ def with_blocks(after, convolutions=8):
 
 
 def regions(count):
-    """Features of regions, and the one image whose people they show."""
+    """Return features of regions, and one image with the people in them."""
     torch.manual_seed(1)
     people = Instances((64, 64))
     people.pred_boxes = people.proposal_boxes = Boxes(torch.tensor([[4.0, 4, 60, 60]] * count))
@@ -51,8 +50,8 @@ def regions(count):
     return torch.randn(count, 8, 14, 14), [people]
 
 
-def outcome(head, count):
-    """The loss and its gradient to the input in training, then the keypoints that are found."""
+def outputs(head, count):
+    """Return the loss, its gradient for the input, and the predicted keypoints."""
     features, images = regions(count)
     features.requires_grad_()
     with EventStorage():
@@ -64,11 +63,10 @@ def outcome(head, count):
 
 
 def test_registered_head():
-    """A block after every second of 8 convolutions and its ReLU, which still starts at zero."""
-    head = build_keypoint_head(config(*NAME), REGION)
+    head = nonlocal_head()
     assert children(head) == with_blocks([2, 4, 6, 8])
-    old = list(plain_head().state_dict())
-    assert [key for key in head.state_dict() if not key.startswith("nonlocal")] == old
+    plain_keys = list(plain_head().state_dict())
+    assert [key for key in head.state_dict() if not key.startswith("nonlocal")] == plain_keys
     for i in (2, 4, 6, 8):
         block = head.get_submodule(f"nonlocal{i}")
         assert block.in_channels == 32 and block.bottleneck_channels == 16
@@ -77,85 +75,50 @@ def test_registered_head():
 
 @pytest.mark.parametrize("norm", ["", "BN", "GN"])
 @pytest.mark.parametrize("count", [3, 0])
-def test_identity_at_initialisation(norm, count):
-    """Losses, gradients and keypoints, bit for bit; also where no region was found."""
+def test_new_blocks_change_no_bit(norm, count):
     plain = plain_head()
-    head = build_keypoint_head(config(*NAME, "MODEL.NONLOCAL.NORM", norm), REGION)
+    head = nonlocal_head("MODEL.NONLOCAL.NORM", norm)
     missing, unexpected = head.load_state_dict(plain.state_dict(), strict=False)
     assert missing and all(key.startswith("nonlocal") for key in missing) and not unexpected
-    actual, expected = outcome(head, count), outcome(plain, count)
+    actual, expected = outputs(head, count), outputs(plain, count)
     assert expected[2].shape == (count, 17, 3) and bool(expected[0] > 0) == (count > 0)
     for a, b in zip(actual, expected):
         assert torch.equal(a, b)
 
 
-def test_every_block_is_run_and_learns():
-    head = nonlocal_keypoint_head(plain_head()).train()
+def test_blocks_run_after_the_relu_and_learn():
+    head = nonlocal_keypoint_head(plain_head())
+    seen = []
+    head.nonlocal8.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head.conv_fcn_relu8.register_forward_hook(lambda _, inputs, output: seen.append(output))
     features, images = regions(3)
     with EventStorage():
-        (loss,) = head(features, images).values()
+        (loss,) = head.train()(features, images).values()
     loss.backward()
+    after_relu, into_block = seen
+    assert into_block is after_relu
     for i in (2, 4, 6, 8):
         assert head.get_submodule(f"nonlocal{i}").out.weight.grad.any()
 
 
-def test_block_comes_after_the_relu():
-    head = nonlocal_keypoint_head(plain_head(), 8)
-    seen = []
-    head.nonlocal8.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    head.conv_fcn_relu8.register_forward_hook(lambda _, inputs, output: seen.append(output))
-    head.layers(regions(2)[0])
-    after_relu, into_block = seen
-    assert into_block is after_relu
-
-
 @pytest.mark.parametrize(
     "every, after, convolutions",
-    [
-        (1, range(1, 9), 8),
-        (3, [3, 6], 8),
-        (8, [8], 8),
-        (2, [2, 4], 5),
-    ],
+    [(1, range(1, 9), 8), (3, [3, 6], 8), (8, [8], 8), (2, [2, 4], 5)],
 )
 def test_every(every, after, convolutions):
-    options = [*NAME, "MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY", every]
-    head = build_keypoint_head(config(*options, convolutions=convolutions), REGION)
+    head = nonlocal_head(EVERY, every, convolutions=convolutions)
     assert children(head) == with_blocks(after, convolutions)
 
 
 @pytest.mark.parametrize("every", [0, -1, 9])
-def test_every_that_leaves_no_place(every):
-    key = "MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY"
-    with pytest.raises(ValueError, match=f"^{key} {every} leaves no place.* 8 conv.*valid: 1 to 8"):
-        build_keypoint_head(config(*NAME, key, every), REGION)
+def test_bad_every(every):
+    with pytest.raises(OptionError) as error:
+        nonlocal_head(EVERY, every)
+    problem = "leaves no place for a block: the head has 8 convolutions; valid: 1 to 8"
+    assert str(error.value) == f"{EVERY} {every} {problem}"
 
 
-def test_bad_value_is_the_users():
-    file = get_config_file("COCO-Keypoints/keypoint_rcnn_R_101_FPN_NL_head_3x.yaml")
-    options = ["MODEL.DEVICE", "meta", "MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY", "9"]
-    with pytest.raises(UserError, match="^MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY 9 leaves no place"):
-        with torch.device("meta"):
-            Trainer.build_model(load_config(file, options))
-
-
-def test_every_key_reaches_the_blocks():
-    options = {
-        "INSTANTIATION": "gaussian",
-        "REDUCTION": 4,
-        "SUBSAMPLE": "none",
-        "NORM": "BN",
-        "SCALE": False,
-    }
-    keys = [item for key, value in options.items() for item in (f"MODEL.NONLOCAL.{key}", value)]
-    block = build_keypoint_head(config(*NAME, *keys), REGION).nonlocal6
-    assert block.instantiation == "gaussian" and block.bottleneck_channels == 8
-    assert block.subsample == "none" and block.scale == 1
-    assert isinstance(block.out.norm, nn.BatchNorm2d)
-
-
-def test_head_of_an_existing_model():
-    """It stays the same object, and the blocks join it in its type, device and mode."""
+def test_insertion_into_an_existing_head():
     head = plain_head().to("meta", torch.bfloat16).eval()
     modules = dict(head.named_children())
     assert nonlocal_keypoint_head(head, every=4, instantiation="dot_product") is head
@@ -168,14 +131,15 @@ def test_head_of_an_existing_model():
 
 def test_head_is_unchanged_after_an_error():
     head = plain_head()
-    with pytest.raises(TypeError, match="sub_sample"):
-        nonlocal_keypoint_head(head, sub_sample="none")
-    with pytest.raises(ValueError, match="norm 'FrozenBN'"):
+    with pytest.raises(OptionError, match="^norm 'FrozenBN'"):
         nonlocal_keypoint_head(head, norm="FrozenBN")
-    with pytest.raises(ValueError, match="keypoint_head.every 0"):
+    with pytest.raises(OptionError, match="^every 0"):
         nonlocal_keypoint_head(head, 0)
     assert children(head) == with_blocks([])
-    nonlocal_keypoint_head(head, 4)
-    with pytest.raises(ValueError, match="keypoint_head has non-local blocks already"):
+
+
+def test_second_insertion():
+    head = nonlocal_keypoint_head(plain_head(), 4)
+    with pytest.raises(OptionError, match="^head already has non-local blocks"):
         nonlocal_keypoint_head(head, 2)
     assert children(head) == with_blocks([4, 8])
