@@ -9,6 +9,7 @@ from pathlib import Path
 import nl_detectron
 
 ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "nl_detectron" / "visualization" / "assets"
 
 
 def test_wheel_holds_every_config_and_knows_its_version(tmp_path):
@@ -29,8 +30,8 @@ def test_wheel_holds_every_config_and_knows_its_version(tmp_path):
     }
     assert configs and configs <= shipped
     assert "nl_detectron/layers/nonlocal_block.py" in shipped
-    page = {f"nl_detectron/visualization/page/page.{kind}" for kind in ("html", "css", "js")}
-    assert page <= shipped
+    assets = {f"nl_detectron/visualization/assets/{path.name}" for path in ASSETS.iterdir()}
+    assert assets <= shipped
 
 
 def test_without_detectron2_one_error_tells_how_to_get_it():
