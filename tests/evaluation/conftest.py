@@ -7,7 +7,6 @@ import pytest
 from pycocotools import mask
 
 from nl_detectron.config import config_hash
-from nl_detectron.evaluation.runner import Settings
 
 SIZE = 240  # height and width of the images: large enough for an object of the range "large"
 IMAGES = 57
@@ -51,7 +50,10 @@ def dataset():
             annotations.append(annotation)
     return {
         "info": {},
-        "images": [{"id": i, "height": SIZE, "width": SIZE} for i in range(1, IMAGES + 1)],
+        "images": [
+            {"id": i, "file_name": f"{i}.jpg", "height": SIZE, "width": SIZE}
+            for i in range(1, IMAGES + 1)
+        ],
         "categories": [{"id": i, "name": str(i)} for i in (1, 2, 5, 7, 9)],
         "annotations": annotations,
     }
@@ -91,15 +93,13 @@ def runs(dataset):
 def write_run():
     """Write what a finished run of a job leaves: config, environment and metrics."""
 
-    def write_run(job, metrics, iterations=40, settings=None):
-        cfg = job.config(settings or Settings(job.folder))
+    def write_run(job, metrics, iterations=40):
         job.folder.mkdir(parents=True)
-        (job.folder / "config.yaml").write_text(cfg.dump())
-        environment = {"iterations": iterations, "processes": 1, "config_hash": config_hash(cfg)}
-        environment |= {"device": "CPU", "commit": "abc", "torch": "2.0"}
+        (job.folder / "config.yaml").write_text(job.cfg.dump())
+        environment = {"iterations": iterations, "processes": 1}
+        environment["config_hash"] = config_hash(job.cfg)
         (job.folder / "environment.json").write_text(json.dumps(environment))
-        step = {"iteration": iterations - 1, "time": 0.5, "max_memory": 100.0}
-        lines = [step, {"iteration": iterations} | metrics]
+        lines = [{"iteration": iterations - 1, "time": 0.5}, {"iteration": iterations} | metrics]
         (job.folder / "metrics.json").write_text("".join(json.dumps(x) + "\n" for x in lines))
 
     return write_run
