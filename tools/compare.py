@@ -13,7 +13,9 @@ from typing import Optional
 
 from nl_detectron.errors import exit_on_user_error
 from nl_detectron.evaluation.coco_results import JUDGED, read_results
-from nl_detectron.evaluation.comparison import MIN_RESAMPLES, compare, difference_table
+from nl_detectron.evaluation.comparison import compare, difference_table
+
+MIN_RESAMPLES = 100  # with fewer, the ends of the interval depend on two or three resamples
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

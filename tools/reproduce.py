@@ -22,6 +22,7 @@ from nl_detectron.errors import exit_on_user_error
 from nl_detectron.evaluation import TABLES
 from nl_detectron.evaluation.report import report
 from nl_detectron.evaluation.runner import jobs, run_jobs
+from nl_detectron.evaluation.runs import final_metrics
 
 OUTPUT = Path("output/reproduce")
 
@@ -68,8 +69,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             todo += jobs(TABLES[table], args.output, **options, opts=args.opts)
         if args.action == "plan":
             for job in todo:
-                begun = f"at iteration {job.iteration()}" if job.iteration() else "not begun"
-                print(f"{'finished' if job.is_finished() else begun}: {shlex.join(job.command)}")
+                state = f"at iteration {job.iteration()}" if job.iteration() else "not begun"
+                state = "finished" if final_metrics(job.folder) else state
+                print(f"{state}: {shlex.join(job.command)}")
             return 0
         failures = run_jobs(todo)
     for failure in failures:

@@ -37,8 +37,7 @@ def analyze_cost(
         remove_nonlocal(plain_model)
     stages = find_stages(plain_model.backbone)
     if not stages:
-        name = cfg.MODEL.BACKBONE.NAME
-        raise UserError(f"MODEL.BACKBONE.NAME {name!r} has no stages of residual blocks")
+        raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has no residual stages")
 
     model_rows, block_rows = [], []
     for size in sizes:

@@ -53,9 +53,8 @@ def detector_multiply_adds(model: nn.Module, height: int, width: int) -> dict[st
         height, width: size of the image in pixels, before padding.
 
     Returns:
-        Multiply-adds of "backbone" and of those parts that the model has: "rpn", "head" (one-stage
-        detectors), "sem_seg_head", "box_head" (for ``PROPOSALS`` boxes), "mask_head" and
-        "keypoint_head" (for ``DETECTIONS`` boxes).
+        Multiply-adds of "backbone" and of those parts that the model has: "rpn", "head",
+        "sem_seg_head", "box_head" (1000 boxes), "mask_head" and "keypoint_head" (100 boxes).
     """
     features = {}
     with torch.device(model.pixel_mean.device):
@@ -126,10 +125,9 @@ _FLOP_FORMULAS = {
 }
 
 # Handles for fvcore.nn.FlopCountAnalysis(model, inputs).set_op_handle(**FLOP_HANDLES). fvcore alone
-# counts attention, which is most of a block, as 0. With the handles, a block without norm counts as
-# NonLocalBlock.multiply_adds says, apart from two effects of tracing: the Gaussian pads its values
-# to the width of its keys, and the dot product does not choose another order of its products on
-# small maps. fvcore cannot trace a model on the meta device.
+# counts attention as 0. With them, a block without norm counts as NonLocalBlock.multiply_adds says,
+# apart from two effects of tracing: the Gaussian pads its values to the width of its keys, and the
+# dot product does not choose the cheaper order of its products on small maps.
 FLOP_HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::scaled_dot_product_attention": lambda inputs, _: _attention(*map(get_shape, inputs[:3])),
     "aten::mul": lambda inputs, _: _weighted_rows(*map(get_shape, inputs)),

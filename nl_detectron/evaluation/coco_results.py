@@ -72,10 +72,9 @@ def _read_detections(path: str | Path) -> list[dict]:
         detections = json.loads(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(detections, list) or not all(isinstance(d, dict) for d in detections):
-        raise UserError(f"{path} is not a COCO result file: it is not a list of objects")
-    if not detections:
-        raise UserError(f"{path} has no detections")
+    is_list = isinstance(detections, list) and all(isinstance(d, dict) for d in detections)
+    if not is_list or not detections:
+        raise UserError(f"{path} is not a COCO result file: it needs a list of detections")
     return detections
 
 

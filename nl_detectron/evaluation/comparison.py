@@ -26,8 +26,7 @@ METRICS = {
     "APl": ("large", slice(None)),
 }
 RECALLS = np.linspace(0, 1, 101)  # the same floats as in pycocotools
-CONFIDENCE = 0.95
-MIN_RESAMPLES = 100  # with fewer, the ends of the interval depend on two or three resamples
+ENDS = (0.025, 0.975)  # quantiles at the ends of the 95% confidence interval
 BATCH = 100  # resamples that are computed at once
 
 
@@ -66,8 +65,7 @@ def compare(
         seed: seed of the bootstrap, at least 0.
 
     Returns:
-        Metric -> difference, for the metrics that have objects of their size. Keypoints have no
-        APs. The interval is that of the percentiles of the resamples.
+        Metric -> difference, with a percentile interval, for metrics with objects of their size.
     """
     images = len(annotations.imgs)
     draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
@@ -82,8 +80,7 @@ def compare(
     for metric, ap_a in metrics[0].items():
         ap_b = metrics[1][metric]
         if not np.isnan(ap_a[0]):
-            ends = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
-            low, high = np.nanquantile((ap_b - ap_a)[1:], ends)
+            low, high = np.nanquantile((ap_b - ap_a)[1:], ENDS)
             result[metric] = Difference(ap_a[0], ap_b[0], low, high)
     return result
 
@@ -101,8 +98,8 @@ def match(annotations: COCO, detections: Sequence[dict], task: str) -> dict[str,
         evaluator = COCOeval(annotations, annotations.loadRes(detections), task)
         evaluator.evaluate()
     params = evaluator.params
-    shape = len(params.catIds), len(params.areaRngLbl), len(params.imgIds)
-    entries = np.array(evaluator.evalImgs, dtype=object).reshape(shape)
+    entries = np.array(evaluator.evalImgs, dtype=object)
+    entries = entries.reshape(len(params.catIds), -1, len(params.imgIds))
     return {
         size: [_join(category) for category in entries[:, i] if any(category)]
         for i, size in enumerate(params.areaRngLbl)
@@ -158,8 +155,9 @@ def _average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
             detections = np.add.reduceat(weights[images[: hits[-1] + 1]], starts).cumsum(axis=0)
             precision = true_positives / (detections + np.spacing(1))  # as in pycocotools
             precision = np.maximum.accumulate(precision[::-1])[::-1]
-            recalls = np.take_along_axis(reached, true_positives, axis=0)
-            recalls = np.diff(recalls, axis=0, prepend=0)
+            recalls = np.diff(
+                np.take_along_axis(reached, true_positives, axis=0), axis=0, prepend=0
+            )
             result[threshold] = (precision * recalls).sum(axis=0) / len(RECALLS)
     result[:, objects == 0] = np.nan
     return result
@@ -173,22 +171,18 @@ def difference_table(differences: dict[str, dict[str, Difference]]) -> str:
             a, b, low, high = (100 * value for value in difference)
             interval = f"{low:+.2f} to {high:+.2f}"
             rows.append([f"{task} {metric}", f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}", interval])
-    headers = ["", "A", "B", "B - A", f"{CONFIDENCE:.0%} interval"]
+    headers = ["", "A", "B", "B - A", "95% interval"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
 def image_scores(annotations: COCO, detections: Sequence[dict], task: str) -> np.ndarray:
     """Compute the F1 score of each image: 2 hits / (detections + objects).
 
-    All detections count alike, so remove those with low scores first. The result is the mean over
-    COCO's IoU thresholds 0.50, 0.55, ..., 0.95. The class has to be right, too.
-
-    Args:
-        annotations, detections, task: from `read_results`.
+    All detections count alike, so remove those with low scores first. The class has to be right.
+    The result is the mean over COCO's IoU thresholds 0.50, 0.55, ..., 0.95.
 
     Returns:
-        (images,) from 0 to 1, in the order of the image ids. An image without objects has 1 if
-        nothing was detected, and otherwise 0.
+        (images,) from 0 to 1, by image id. An image with no object and no detection has 1.
     """
     categories = match(annotations, detections, task)["all"]
     hits = np.zeros((len(categories[0].hits), len(annotations.imgs)))

@@ -16,7 +16,7 @@ from .tables import BOX_AND_MASK, Table
 
 NOTES = (
     "AP is the paper's (percent, COCO val2017), with the gain over the baseline in brackets. GMAC "
-    "are 10^9 multiply-adds, with 1000 proposals and 100 detections. "
+    "are 10^9 multiply-adds, with 1000 proposals and 100 detections."
 )
 MEASURED = "Measured AP is the mean ± standard deviation over seeds, with the gain at equal seeds."
 NOT_MEASURED = "None of these configs has been trained on COCO yet."
@@ -27,15 +27,17 @@ def report(tables: Sequence[Table], output: Path) -> str:
     """Report several tables. Measured numbers appear for rows that have finished runs.
 
     Args:
-        tables: such as the values of ``TABLES``.
         output: folder of all runs.
     """
-    sections, is_measured = [], False
+    sections = []
     for table in tables:
-        runs = {row: _finished_runs(output / table.folder(row)) for row in table.rows}
-        is_measured = is_measured or any(runs.values())
+        runs = {}
+        for row in table.rows:
+            folders = output.glob(table.config(row).replace(".yaml", "/seed*"))
+            runs[row] = {path.name: read_run(path) for path in folders if final_metrics(path)}
         sections.append(f"## {table.title}\n\n{_format_table(table, runs)}")
-    return "\n\n".join([NOTES + (MEASURED if is_measured else NOT_MEASURED), *sections])
+    text = "\n\n".join(sections)
+    return f"{NOTES} {MEASURED if 'measured' in text else NOT_MEASURED}\n\n{text}"
 
 
 def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, list[str]]) -> str:
@@ -60,11 +62,6 @@ def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, lis
     for title, sign, row in zip(["baseline", name, "difference"], ["", "", "+"], rows):
         cells.append([title, *(format(number, sign + f) for number, f in zip(row, formats))])
     return tabulate(cells, headers, **STYLE)
-
-
-def _finished_runs(folder: Path) -> dict[str, Run]:
-    """Return the runs of a row by the names of their folders, such as "seed1"."""
-    return {path.name: read_run(path) for path in folder.glob("seed*") if final_metrics(path)}
 
 
 def _format_table(table: Table, runs: dict[str, dict[str, Run]]) -> str:

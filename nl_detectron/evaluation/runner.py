@@ -22,7 +22,6 @@ from ..errors import UserError
 from .runs import final_metrics, read_environment, read_metrics
 from .tables import Table
 
-LOG_TAIL = 10  # lines of a failed run's output that are printed
 POLL_PERIOD = 5.0  # seconds between two looks at the metrics of a run
 
 
@@ -33,9 +32,6 @@ class Job:
     folder: Path
     cfg: CfgNode  # without SEED and OUTPUT_DIR, and not yet scaled to the number of GPUs
     command: list[str]  # trains and evaluates, or resumes
-
-    def is_finished(self) -> bool:
-        return final_metrics(self.folder) is not None
 
     def iteration(self) -> int:
         """Return the number of finished iterations, as far as metrics.json tells."""
@@ -66,13 +62,13 @@ def jobs(
         UserError: if the table has no row of that name, or the options do not fit a config.
     """
     rows = rows or list(table.rows)
-    if unknown := ", ".join(set(rows) - set(table.rows)):
-        raise UserError(f"--rows: no row {unknown}; the rows are {', '.join(table.rows)}")
+    if unknown := [row for row in rows if row not in table.rows]:
+        raise UserError(f"--rows: no row {unknown[0]}; the rows are {', '.join(table.rows)}")
     cfgs = {row: load_config(get_config_file(table.config(row)), opts) for row in rows}
     todo = []
     for seed in range(1, seeds + 1):
         for row in rows:
-            folder = output / table.folder(row) / f"seed{seed}"
+            folder = output / table.config(row).removesuffix(".yaml") / f"seed{seed}"
             command = [sys.executable, "-m", "nl_detectron.engine", "--resume"]
             command += ["--config-file", table.config(row), "--num-gpus", str(num_gpus)]
             command += [*opts, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
@@ -92,23 +88,18 @@ def run_jobs(todo: Sequence[Job]) -> list[str]:
     failures = []
     for number, job in enumerate(todo, start=1):
         title = f"[{number}/{len(todo)}] {job.folder.parent.name}, {job.folder.name}"
-        if not _matches_config(job):
-            problem = "this run has another config: give the same options, or another --output"
-            failures.append(f"{job.folder}: {problem}")
-        elif job.is_finished():
+        if environment := read_environment(job.folder):
+            # config.yaml is not compared: a run that is killed while it starts may not complete it.
+            cfg = DefaultTrainer.auto_scale_workers(job.cfg, environment["processes"])
+            if config_hash(cfg) != environment["config_hash"]:
+                problem = "this run has another config: give the same options, or another --output"
+                failures.append(f"{job.folder}: {problem}")
+                continue
+        if final_metrics(job.folder):
             print(f"{title}: already finished", file=sys.stderr)
         elif status := _run_job(job, title):
             failures.append(f"{job.folder}: exit status {status}; see output.log in this folder")
     return failures
-
-
-def _matches_config(job: Job) -> bool:
-    # config.yaml is not compared: a run that is killed while it starts leaves an incomplete one.
-    environment = read_environment(job.folder)
-    if not environment:
-        return True
-    cfg = DefaultTrainer.auto_scale_workers(job.cfg, environment["processes"])
-    return config_hash(cfg) == environment["config_hash"]
 
 
 def _run_job(job: Job, title: str) -> int:
@@ -133,5 +124,5 @@ def _run_job(job: Job, title: str) -> int:
             bar.total = read_environment(job.folder).get("iterations")
             bar.update(min(job.iteration(), bar.total or 0) - bar.n)
     if child.returncode:
-        print(*log.read_text().splitlines()[-LOG_TAIL:], sep="\n", file=sys.stderr)
+        print(*log.read_text().splitlines()[-10:], sep="\n", file=sys.stderr)
     return child.returncode

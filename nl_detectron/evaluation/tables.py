@@ -5,7 +5,6 @@ CVPR 2018 (https://arxiv.org/abs/1711.07971): percent, on COCO val2017.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -22,10 +21,6 @@ class Table:
     def config(self, row: str) -> str:
         """Return the name of a row's config, as ``get_config_file`` takes it."""
         return self.configs.format(row)
-
-    def folder(self, row: str) -> Path:
-        """Return the relative folder of a row's runs. Tables with the same config share it."""
-        return Path(self.config(row)).with_suffix("")
 
 
 BOX_AND_MASK = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")

@@ -65,7 +65,7 @@ def test_one_block_adds_less_than_five_percent():
 
 def test_a_backbone_without_stages_is_refused(monkeypatch):
     monkeypatch.setattr("nl_detectron.analysis.cost.find_stages", lambda backbone: [])
-    with pytest.raises(UserError, match="MODEL.BACKBONE.NAME .* has no stages of residual blocks"):
+    with pytest.raises(UserError, match="MODEL.BACKBONE.NAME .* has no residual stages"):
         analyze_cost(load_config(TINY), [(64, 96)])
 
 

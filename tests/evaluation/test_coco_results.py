@@ -14,7 +14,7 @@ OBJECT = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "area"
     [
         ("bbox", "b", {"a": 1}, "b.json is not a COCO result file"),
         ("bbox", "b", [3], "b.json is not a COCO result file"),
-        ("bbox", "b", [], "b.json has no detections"),
+        ("bbox", "b", [], "b.json is not a COCO result file"),
         ("bbox", "b", '[{"image_id": 1', "b.json cannot be read as JSON"),
         ("bbox", "b", [BOX, BOX | {"score": None}], "b.json: detection 1 has no finite score"),
         ("bbox", "b", [BOX | {"score": float("nan")}], "detection 0 has no finite score"),

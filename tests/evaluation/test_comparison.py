@@ -17,7 +17,6 @@ from nl_detectron.evaluation.comparison import (
     Matches,
     average_precisions,
     compare,
-    image_scores,
     match,
 )
 
@@ -49,31 +48,20 @@ def pycocotools_metrics(dataset, detections, task):
     return dict(zip(metrics, stats.tolist()))
 
 
-def assert_equal(found, expected):
-    assert list(found) == list(expected)
-    for metric in found:
-        assert found[metric] == pytest.approx(expected[metric], rel=0, abs=1e-12, nan_ok=True)
-
-
-@pytest.mark.parametrize("task", JUDGED)
-def test_equals_pycocotools(dataset, runs, task):
-    differences = compare(to_coco(dataset), *runs, task, resamples=100)
-    for name, detections in zip("ab", runs):
-        expected = pycocotools_metrics(dataset, detections, task)
-        assert 0 < expected["AP"] < 1
-        assert_equal({m: getattr(d, name) for m, d in differences.items()}, expected)
-
-
 @pytest.mark.parametrize("task", JUDGED)
 def test_a_weight_is_a_number_of_copies(dataset, runs, task):
+    """The metrics equal pycocotools' on such a dataset, to 12 digits."""
     generator = np.random.default_rng(3)
     images = len(dataset["images"])
     weights = generator.multinomial(images, np.full(images, 1 / images), size=4).T
-    weights[2] = [0, 0, 1, 3]  # the only image of category 5
+    weights[:, 0] = 1
+    weights[2] = [1, 0, 1, 3]  # the only image of category 5
     found = average_precisions(match(to_coco(dataset), runs[0], task), weights.astype(np.int32))
     for resample in range(weights.shape[1]):
         expected = pycocotools_metrics(*copies(dataset, runs[0], weights[:, resample]), task)
-        assert_equal({metric: values[resample] for metric, values in found.items()}, expected)
+        assert 0 < expected["AP"] < 1
+        metrics = {metric: values[resample] for metric, values in found.items()}
+        assert metrics == pytest.approx(expected, rel=0, abs=1e-12, nan_ok=True)
 
 
 def copies(dataset, detections, weights):
@@ -109,13 +97,6 @@ def test_a_run_does_not_differ_from_itself(dataset, runs):
         assert (difference.low, difference.high) == (0, 0)
 
 
-def test_the_interval_depends_on_the_seed_only(dataset, runs):
-    coco = to_coco(dataset)
-    found = [compare(coco, *runs, "bbox", resamples=100, seed=seed)["AP"] for seed in (1, 1, 2)]
-    intervals = [(difference.low, difference.high) for difference in found]
-    assert intervals[0] == intervals[1] != intervals[2]
-
-
 def test_the_interval_covers_the_truth(monkeypatch):
     """It does for 95% of all samples of images, within 3.3 standard deviations.
 
@@ -145,34 +126,6 @@ def one_each(found):
     order = np.argsort(~found, kind="stable")
     hits = found[order][None]  # at one IoU threshold
     return Matches(images[order], hits, np.ones_like(hits), images)
-
-
-def test_image_scores():
-    """F1 by hand: a hit, a wrong class, an IoU of 40/52 (above 6 of 10 thresholds), a crowd."""
-    left, right, wider = [10, 20, 40, 40], [100, 20, 40, 40], [10, 20, 40, 52]
-    objects = [
-        (1, 1, left, 0),
-        (1, 2, right, 0),
-        (2, 1, left, 0),
-        (2, 2, right, 0),
-        (3, 1, left, 1),
-    ]
-    found = [(1, 1, left), (1, 1, right), (2, 1, wider), (3, 1, left), (4, 2, right)]
-    dataset = {
-        "info": {},
-        "images": [{"id": i} for i in range(1, 6)],
-        "categories": [{"id": 1}, {"id": 2}],
-        "annotations": [
-            {"id": i, "image_id": image, "category_id": c, "bbox": box, "iscrowd": crowd}
-            | {"area": 1600}
-            for i, (image, c, box, crowd) in enumerate(objects, start=1)
-        ],
-    }
-    detections = [
-        {"image_id": image, "category_id": c, "bbox": box, "score": 0.9} for image, c, box in found
-    ]
-    scores = image_scores(to_coco(dataset), detections, "bbox")
-    assert scores.tolist() == pytest.approx([2 / 4, 0.6 * 2 / 3, 1, 0, 1], abs=1e-12)
 
 
 def test_tool(dataset, runs, tmp_path, monkeypatch, capsys):

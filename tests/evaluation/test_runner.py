@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import reproduce as tool
-import torch
 from detectron2.engine import DefaultTrainer
 
 from nl_detectron.config import config_hash
@@ -21,44 +20,30 @@ from nl_detectron.evaluation.runner import jobs, run_jobs
 TINY = "SOLVER.MAX_ITER 6 SOLVER.STEPS (5,) SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0"
 TINY = [*TINY.split(), "DATASETS.TRAIN", "('nl_synthetic_train',)", "MODEL.DEVICE", "cpu"]
 SYNTHETIC = TABLES["synthetic"]
-NONLOCAL = "R_18_FPN_NL"
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_an_undisturbed_one(datasets, tmp_path, monkeypatch, capsys):
+def test_a_killed_runner_resumes_and_then_skips_the_run(datasets, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    runs = {}
-    for name in ("undisturbed", "killed"):
-        (job,) = todo = jobs(SYNTHETIC, tmp_path / name, rows=[NONLOCAL], opts=TINY)
-        if name == "killed":
-            kill_in_training(tmp_path / name, job.folder)
-            (job.folder / "config.yaml").write_text("")  # as if killed while it was written
-            assert not job.is_finished()
-        assert run_jobs(todo) == []
-        runs[name] = torch.load(job.folder / "model_final.pth", weights_only=False)["model"]
-    assert runs["killed"].keys() == runs["undisturbed"].keys()
-    assert all(torch.equal(weight, runs["undisturbed"][k]) for k, weight in runs["killed"].items())
-    assert 0 <= read_run(job.folder).metrics["bbox/AP"] <= 100
-
-    assert "mask_rcnn_R_18_FPN_NL, seed1: 100%|" in capsys.readouterr().err
-    written = (job.folder / "model_final.pth").stat().st_mtime_ns
-    assert run_jobs(todo) == []
-    assert capsys.readouterr().err == "[1/1] mask_rcnn_R_18_FPN_NL, seed1: already finished\n"
-    assert (job.folder / "model_final.pth").stat().st_mtime_ns == written
-
-
-def kill_in_training(output, folder):
-    command = [sys.executable, str(Path(tool.__file__)), "run", "synthetic", "--rows", NONLOCAL]
-    command += ["--seeds", "1", "--output", str(output), "--opts", *TINY]
-    process = subprocess.Popen(command, start_new_session=True)  # a group, to kill its children too
-    log = folder / "log.txt"
+    command = [sys.executable, str(Path(tool.__file__)), "run", "synthetic", "--rows", "R_18_FPN"]
+    command += ["--seeds", "1", "--output", str(tmp_path), "--opts", *TINY]
+    process = subprocess.Popen(command, start_new_session=True)  # a group, to kill its child too
+    (job,) = todo = jobs(SYNTHETIC, tmp_path, rows=["R_18_FPN"], opts=TINY)
+    log = job.folder / "log.txt"
     while not (log.exists() and "Starting training" in log.read_text()):
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (folder / "model_final.pth").exists()
+    assert not (job.folder / "model_final.pth").exists()
+    (job.folder / "config.yaml").write_text("")  # as if killed while it was written
+
+    assert run_jobs(todo) == []
+    assert 0 <= read_run(job.folder).metrics["bbox/AP"] <= 100
+    assert "mask_rcnn_R_18_FPN, seed1: 100%|" in capsys.readouterr().err
+    assert run_jobs(todo) == []
+    assert capsys.readouterr().err == "[1/1] mask_rcnn_R_18_FPN, seed1: already finished\n"
 
 
 def synthetic_jobs(output, code):
