@@ -13,12 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from nl_detectron.evaluation import comparison
 from nl_detectron.evaluation.coco_results import JUDGED
-from nl_detectron.evaluation.comparison import (
-    Matches,
-    average_precisions,
-    compare,
-    match,
-)
+from nl_detectron.evaluation.comparison import Matches, average_precisions, compare, match
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 
@@ -33,19 +28,16 @@ def to_coco(dataset):
 
 def pycocotools_metrics(dataset, detections, task):
     """Evaluate as detectron2 does it, with nan in place of -1."""
-    detections = copy.deepcopy(detections)
-    if task == "segm":
-        for detection in detections:
-            del detection["bbox"]
+    unused = "bbox" if task == "segm" else None
+    detections = [{key: d[key] for key in d if key != unused} for d in detections]
+    coco = to_coco(dataset)
     with redirect_stdout(io.StringIO()):
-        coco = to_coco(dataset)
         evaluator = COCOeval(coco, coco.loadRes(detections), task)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     metrics = [m for m in METRICS if task != "keypoints" or m != "APs"]
-    stats = np.where(evaluator.stats == -1, np.nan, evaluator.stats)
-    return dict(zip(metrics, stats.tolist()))
+    return dict(zip(metrics, np.where(evaluator.stats == -1, np.nan, evaluator.stats).tolist()))
 
 
 @pytest.mark.parametrize("task", JUDGED)
@@ -66,22 +58,18 @@ def test_a_weight_is_a_number_of_copies(dataset, runs, task):
 
 def copies(dataset, detections, weights):
     """The dataset and the detections with as many copies of each image as its weight says."""
-    copied = dataset | {"images": [], "annotations": []}
-    copied_detections = []
+    images, annotations, copied_detections = [], [], []
     for image, weight in zip(dataset["images"], weights):
         for _ in range(weight):
-            new = {"image_id": len(copied["images"]) + 1}
-            copied["images"].append(image | {"id": new["image_id"]})
-            for annotation in dataset["annotations"]:
-                if annotation["image_id"] == image["id"]:
-                    new["id"] = len(copied["annotations"]) + 1
-                    copied["annotations"].append(annotation | new)
-            copied_detections += [
-                d | {"image_id": new["image_id"]}
-                for d in detections
-                if d["image_id"] == image["id"]
-            ]
-    return copied, copied_detections
+            new = {"image_id": len(images) + 1}
+            images.append(image | {"id": new["image_id"]})
+            for source, target in (
+                (dataset["annotations"], annotations),
+                (detections, copied_detections),
+            ):
+                target += [entry | new for entry in source if entry["image_id"] == image["id"]]
+    annotations = [annotation | {"id": i} for i, annotation in enumerate(annotations, start=1)]
+    return dataset | {"images": images, "annotations": annotations}, copied_detections
 
 
 def test_no_object_of_a_size(dataset, runs):
@@ -123,9 +111,8 @@ def test_the_interval_covers_the_truth(monkeypatch):
 def one_each(found):
     """The matches of a category that has one object in each image, found or missed."""
     images = np.arange(len(found))
-    order = np.argsort(~found, kind="stable")
-    hits = found[order][None]  # at one IoU threshold
-    return Matches(images[order], hits, np.ones_like(hits), images)
+    hits = np.sort(found)[::-1][None]  # at one IoU threshold
+    return Matches(np.argsort(~found, kind="stable"), hits, np.ones_like(hits), images)
 
 
 def test_tool(dataset, runs, tmp_path, monkeypatch, capsys):
