@@ -46,20 +46,20 @@ def test_a_killed_runner_resumes_and_then_skips_the_run(datasets, tmp_path, monk
     assert capsys.readouterr().err == "[1/1] mask_rcnn_R_18_FPN, seed1: already finished\n"
 
 
-def synthetic_jobs(output, code):
+def synthetic_jobs(output, *codes):
     """Two jobs that run Python code instead of training."""
-    return [replace(job, command=[sys.executable, "-c", code]) for job in jobs(SYNTHETIC, output)]
+    commands = [[sys.executable, "-c", code] for code in codes]
+    return [replace(job, command=c) for job, c in zip(jobs(SYNTHETIC, output), commands)]
 
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path, capfd):
-    baseline, nonlocal_ = synthetic_jobs(tmp_path, "print('a line'); raise SystemExit(3)")
-    nonlocal_ = replace(nonlocal_, command=[sys.executable, "-c", "print('fine')"])
-    failures = run_jobs([baseline, nonlocal_])
-    assert failures == [f"{baseline.folder}: exit status 3; see output.log in this folder"]
+    todo = synthetic_jobs(tmp_path, "print('a line'); raise SystemExit(3)", "print('fine')")
+    failures = run_jobs(todo)
+    assert failures == [f"{todo[0].folder}: exit status 3; see output.log in this folder"]
     out, err = capfd.readouterr()
     assert out == "" and "a line\n" in err and "fine" not in err
-    assert f"[2/2] mask_rcnn_R_18_FPN_NL, seed1: full output in {nonlocal_.folder}" in err
-    assert (nonlocal_.folder / "output.log").read_text().endswith("\nfine\n")
+    assert f"[2/2] mask_rcnn_R_18_FPN_NL, seed1: full output in {todo[1].folder}" in err
+    assert (todo[1].folder / "output.log").read_text().endswith("\nfine\n")
 
 
 def test_a_signal_ends_the_run_first(tmp_path):
@@ -70,7 +70,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 os.kill(os.getppid(), signal.SIGTERM)
 time.sleep(60)
 """
-    todo = synthetic_jobs(tmp_path, code)
+    todo = synthetic_jobs(tmp_path, code, code)
     with pytest.raises(SystemExit) as exit_info:
         run_jobs(todo)
     assert exit_info.value.code == 143
