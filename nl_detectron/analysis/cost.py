@@ -42,11 +42,10 @@ def analyze_cost(
     model_rows, block_rows = [], []
     for size in sizes:
         image = "{}x{}".format(*size)
-        for number, built in ((0, plain_model), (blocks, model)):
-            count = sum(detector_multiply_adds(built, *size).values())
+        counts = [sum(detector_multiply_adds(m, *size).values()) for m in (plain_model, model)]
+        for number, built, count in zip((0, blocks), (plain_model, model), counts):
             row = {"image": image, "blocks": number, "parameters": parameter_count(built)[""]}
             model_rows.append(row | {"GMAC": count / 1e9})
-        plain_count = sum(detector_multiply_adds(plain_model, *size).values())
         for stage in stages:
             channels = stage.residual_blocks()[-1][1].out_channels
             space = [math.ceil(side / stage.stride) for side in padded_size(plain_model, *size)]
@@ -59,7 +58,7 @@ def analyze_cost(
                 row = {"image": image, "stage": stage.name.split(".")[-1], "channels": channels}
                 row |= {"sub-sampling": subsample, "positions": theta.shape[1]}
                 row |= {"parameters": parameter_count(block)[""], "GMAC": count / 1e9}
-                row["% of the model"] = 100 * count / plain_count
+                row["% of the model"] = 100 * count / counts[0]
                 row["affinity (MiB)"] = 4 * theta.shape[1] * phi.shape[1] / 2**20
                 block_rows.append(row)
     return model_rows, block_rows

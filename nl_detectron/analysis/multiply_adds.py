@@ -79,11 +79,10 @@ def _roi_heads_multiply_adds(heads: nn.Module, features: dict[str, Tensor]) -> d
         pooled = torch.zeros(boxes, features[names[0]].shape[1], *pooler.output_size)
         return count_multiply_adds(function, pooled)
 
-    parts = {}
     if hasattr(heads, "res5"):  # C4: boxes and masks share one head of convolutions
         pooling = heads.in_features, heads.pooler
         box_head = nn.Sequential(heads.res5, nn.AdaptiveAvgPool2d(1), heads.box_predictor)
-        parts["box_head"] = count(box_head, PROPOSALS, *pooling)
+        parts = {"box_head": count(box_head, PROPOSALS, *pooling)}
         if heads.mask_on:
             layers = heads.mask_head.layers
             parts["mask_head"] = count(lambda x: layers(heads.res5(x)), DETECTIONS, *pooling)
@@ -93,7 +92,7 @@ def _roi_heads_multiply_adds(heads: nn.Module, features: dict[str, Tensor]) -> d
     stages = [(heads.box_head, heads.box_predictor)]
     if isinstance(heads.box_head, nn.ModuleList):  # Cascade R-CNN
         stages = zip(heads.box_head, heads.box_predictor)
-    parts["box_head"] = sum(count(nn.Sequential(*s), PROPOSALS, *pooling) for s in stages)
+    parts = {"box_head": sum(count(nn.Sequential(*s), PROPOSALS, *pooling) for s in stages)}
     for task in ("mask", "keypoint"):
         if getattr(heads, f"{task}_on"):
             pooling = getattr(heads, f"{task}_in_features"), getattr(heads, f"{task}_pooler")

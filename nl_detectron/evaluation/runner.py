@@ -122,7 +122,9 @@ def _run_job(job: Job, title: str) -> int:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(POLL_PERIOD)
             bar.total = read_environment(job.folder).get("iterations")
-            bar.update(min(job.iteration(), bar.total or 0) - bar.n)
+            iteration = min(job.iteration(), bar.total or 0)
+            bar.initial = min(bar.initial, iteration)  # the last checkpoint may be older
+            bar.update(iteration - bar.n)
     if child.returncode:
         print(*log.read_text().splitlines()[-10:], sep="\n", file=sys.stderr)
     return child.returncode

@@ -11,9 +11,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from nl_detectron.evaluation import comparison
 from nl_detectron.evaluation.coco_results import JUDGED
-from nl_detectron.evaluation.comparison import Matches, average_precisions, compare, match
+from nl_detectron.evaluation.comparison import average_precisions, compare, match
 
 METRICS = ["AP", "AP50", "AP75", "APs", "APm", "APl"]
 
@@ -61,15 +60,16 @@ def copies(dataset, detections, weights):
     images, annotations, copied_detections = [], [], []
     for image, weight in zip(dataset["images"], weights):
         for _ in range(weight):
-            new = {"image_id": len(images) + 1}
-            images.append(image | {"id": new["image_id"]})
-            for source, target in (
-                (dataset["annotations"], annotations),
-                (detections, copied_detections),
-            ):
-                target += [entry | new for entry in source if entry["image_id"] == image["id"]]
+            number = len(images) + 1
+            images.append(image | {"id": number})
+            annotations += moved(dataset["annotations"], image["id"], number)
+            copied_detections += moved(detections, image["id"], number)
     annotations = [annotation | {"id": i} for i, annotation in enumerate(annotations, start=1)]
     return dataset | {"images": images, "annotations": annotations}, copied_detections
+
+
+def moved(entries, image, new):
+    return [entry | {"image_id": new} for entry in entries if entry["image_id"] == image]
 
 
 def test_no_object_of_a_size(dataset, runs):
@@ -79,40 +79,16 @@ def test_no_object_of_a_size(dataset, runs):
     assert not np.isnan(list(differences.values())).any()
 
 
-def test_a_run_does_not_differ_from_itself(dataset, runs):
-    for difference in compare(to_coco(dataset), runs[0], runs[0], "bbox", resamples=100).values():
-        assert difference.a == difference.b
-        assert (difference.low, difference.high) == (0, 0)
-
-
-def test_the_interval_covers_the_truth(monkeypatch):
-    """It does for 95% of all samples of images, within 3.3 standard deviations.
-
-    An image is hard or easy for both runs; B finds a share of 0 to 0.2 more of its objects. Hits
-    score higher than misses, so AP is the share of the recalls 0, 0.01, ..., 1 that is reached.
-    """
-    monkeypatch.setattr(comparison, "METRICS", {"AP": ("all", slice(None))})
-    monkeypatch.setattr(comparison, "match", lambda annotations, matches, task: matches)
-    images, categories, samples = 80, 4, 250
-    truth = 0.1 * 100 / 101
-    coco = to_coco({"images": [{"id": i} for i in range(images)]})
-    generator = np.random.default_rng(0)
-    covered = 0
-    for sample in range(samples):
-        easy = generator.uniform(0.1, 0.7, (images, 1))
-        better = easy + generator.uniform(0, 0.2, (images, 1))
-        luck = generator.random((images, categories))
-        matches = ({"all": [one_each(column) for column in (luck < p).T]} for p in (easy, better))
-        ap = compare(coco, *matches, "bbox", resamples=200, seed=sample)["AP"]
-        covered += ap.low <= truth <= ap.high
-    assert abs(covered / samples - 0.95) < 3.3 * np.sqrt(0.95 * 0.05 / samples)
-
-
-def one_each(found):
-    """The matches of a category that has one object in each image, found or missed."""
-    images = np.arange(len(found))
-    hits = np.sort(found)[::-1][None]  # at one IoU threshold
-    return Matches(np.argsort(~found, kind="stable"), hits, np.ones_like(hits), images)
+def test_the_interval_is_that_of_paired_resamples(dataset, runs):
+    coco, images = to_coco(dataset), len(dataset["images"])
+    draws = np.random.default_rng(5).multinomial(images, np.full(images, 1 / images), 100).T
+    a, b = (average_precisions(match(coco, run, "bbox"), draws.astype(np.int32)) for run in runs)
+    differences = compare(coco, *runs, "bbox", resamples=100, seed=5)
+    for metric, difference in differences.items():
+        expected = np.quantile(b[metric] - a[metric], [0.025, 0.975])
+        assert (difference.low, difference.high) == pytest.approx(expected, abs=1e-12)
+    for difference in compare(coco, runs[0], runs[0], "bbox", resamples=100).values():
+        assert difference.a == difference.b and difference.low == difference.high == 0
 
 
 def test_tool(dataset, runs, tmp_path, monkeypatch, capsys):
