@@ -69,29 +69,21 @@ time.sleep(60)
     assert not todo[1].folder.exists()
 
 
-def test_progress(tmp_path, monkeypatch, write_run, capfd):
-    """The bar starts at the iteration that is resumed, and ends at 100% after the evaluation."""
-    monkeypatch.setattr(runner, "POLL_PERIOD", 0.01)
-    job, _ = jobs(SYNTHETIC, tmp_path)
-    write_run(job, {}, iterations=400)
-    code = """import sys; open(sys.argv[1], "a").write('{"iteration": 400}')"""
-    command = [sys.executable, "-c", code, str(job.folder / "metrics.json")]
-    (job.folder / "metrics.json").write_text('{"iteration": 199}\n{"iter\n')
-    assert job.iteration() == 200
-    assert run_jobs([replace(job, command=command)]) == []
-    error = capfd.readouterr().err
-    assert "200it" in error and "100%|" in error and "400/400" in error
-
-
-def test_a_run_with_other_options_is_not_resumed(tmp_path):
+def test_a_run_is_resumed_with_the_same_options_only(tmp_path, monkeypatch, capfd):
     """environment.json has the hash of the config as scaled to the number of processes."""
+    monkeypatch.setattr(runner, "POLL_PERIOD", 0.01)
     options = {"rows": ["R_50_FPN_noaug_1x"], "num_gpus": 2}
     (job,) = jobs(TABLES["table5"], tmp_path, **options)
     job.folder.mkdir(parents=True)
     cfg = DefaultTrainer.auto_scale_workers(job.cfg, 2)
-    environment = {"iterations": 9, "processes": 2, "config_hash": config_hash(cfg)}
+    environment = {"iterations": 400, "processes": 2, "config_hash": config_hash(cfg)}
     (job.folder / "environment.json").write_text(json.dumps(environment))
-    assert run_jobs([replace(job, command=["true"])]) == []
+    (job.folder / "metrics.json").write_text('{"iteration": 199}\n{"iter\n')
+    code = """import sys; open(sys.argv[1], "a").write('{"iteration": 400}')"""
+    command = [sys.executable, "-c", code, str(job.folder / "metrics.json")]
+    assert run_jobs([replace(job, command=command)]) == []
+    error = capfd.readouterr().err
+    assert "200it" in error and "100%|" in error and "400/400" in error
     other = jobs(TABLES["table5"], tmp_path, **options, opts=["MODEL.MASK_ON", "False"])
     (failure,) = run_jobs(other)
     assert str(job.folder) in failure and "this run has another config" in failure
