@@ -6,10 +6,10 @@ examples:
   tools/analyze_cost.py --config-file FILE --size 800x1344 --size 480x640 \\
       MODEL.NONLOCAL.INSTANTIATION dot_product
 
-FILE is a path, or the name of a config of nl_detectron. The tables give parameters and
-multiply-adds (GMAC) of one block for each stage, image size and sub-sampling, and their share of
-the model without blocks, with 1000 proposals and 100 detections. The model is not run, so any size
-is fine.
+FILE is a path, or the name of a config of nl_detectron. The first table gives parameters and
+multiply-adds (GMAC) of the model without blocks and with those of the config, with 1000 proposals
+and 100 detections; the second, those of one block for each stage and sub-sampling, and the size of
+its affinity matrix in float32, which is never built. The model is not run, so any size is fine.
 """
 
 import argparse
@@ -17,7 +17,9 @@ import re
 from collections.abc import Sequence
 from typing import Optional
 
-from nl_detectron.analysis import analyze_cost, cost_tables
+from tabulate import tabulate
+
+from nl_detectron.analysis import analyze_cost
 from nl_detectron.engine import check_nonlocal, find_config_file, load_config
 from nl_detectron.errors import exit_on_user_error
 from nl_detectron.modeling.insertion import REPORT_SIZE
@@ -44,7 +46,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     with exit_on_user_error():
         cfg = load_config(find_config_file(args.config_file), args.opts)
         check_nonlocal(cfg)
-        print(cost_tables(*analyze_cost(cfg, args.size or [REPORT_SIZE])))
+        tables = analyze_cost(cfg, args.size or [REPORT_SIZE])
+    for rows in tables:
+        print(tabulate(rows, "keys", tablefmt="github", intfmt=",", floatfmt=",.2f"), end="\n\n")
 
 
 if __name__ == "__main__":

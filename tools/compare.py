@@ -15,6 +15,8 @@ from nl_detectron.errors import exit_on_user_error
 from nl_detectron.evaluation.coco_results import JUDGED, read_results
 from nl_detectron.evaluation.comparison import compare, difference_table
 
+MIN_RESAMPLES = 100  # with fewer, the ends of the interval depend on two or three resamples
+
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -29,6 +31,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     help = "seed of the bootstrap (default: %(default)s)"
     parser.add_argument("--seed", type=int, default=0, help=help)
     args = parser.parse_args(arguments)
+    if args.resamples < MIN_RESAMPLES or args.seed < 0:
+        parser.error(f"--resamples must be at least {MIN_RESAMPLES}, and --seed at least 0")
 
     with exit_on_user_error():
         annotations, (a, b), tasks = read_results(args.annotations, [args.a, args.b], args.tasks)

@@ -14,7 +14,7 @@ from typing import Optional
 from nl_detectron.data.synthetic import KEYS, LOCKS
 from nl_detectron.errors import exit_on_user_error
 from nl_detectron.evaluation import TABLES, comparison_table, read_run
-from nl_detectron.evaluation.runner import Settings, jobs, run_jobs
+from nl_detectron.evaluation.runner import jobs, run_jobs
 from nl_detectron.files import write_atomically
 
 
@@ -24,10 +24,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for both configs")
     args = parser.parse_args(arguments)
 
-    settings = Settings(args.output, seeds=1, opts=args.opts)
-    todo = jobs(TABLES["synthetic"], [], settings)
     with exit_on_user_error():
-        failures = run_jobs(todo, settings)
+        todo = jobs(TABLES["synthetic"], args.output, opts=args.opts)
+        failures = run_jobs(todo)
         if failures:
             sys.exit("\n".join(failures))
         baseline, nonlocal_ = (read_run(job.folder) for job in todo)

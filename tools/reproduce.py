@@ -21,7 +21,8 @@ from typing import Optional
 from nl_detectron.errors import exit_on_user_error
 from nl_detectron.evaluation import TABLES
 from nl_detectron.evaluation.report import report
-from nl_detectron.evaluation.runner import Settings, jobs, plan, run_jobs
+from nl_detectron.evaluation.runner import jobs, run_jobs
+from nl_detectron.evaluation.runs import final_metrics
 
 OUTPUT = Path("output/reproduce")
 
@@ -62,12 +63,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             print(f"# Model zoo\n\nWritten by `{shlex.join(command)}`.\n")
             print(report([TABLES[table] for table in args.tables], args.output))
             return 0
-        settings = Settings(args.output, args.seeds, args.num_gpus, args.opts)
-        todo = [job for table in args.tables for job in jobs(TABLES[table], args.rows, settings)]
+        todo = []
+        for table in args.tables:
+            options = {"rows": args.rows, "seeds": args.seeds, "num_gpus": args.num_gpus}
+            todo += jobs(TABLES[table], args.output, **options, opts=args.opts)
         if args.action == "plan":
-            print(plan(todo, settings))
+            for job in todo:
+                state = f"at iteration {job.iteration()}" if job.iteration() else "not begun"
+                state = "finished" if final_metrics(job.folder) else state
+                print(f"{state}: {shlex.join(job.command)}")
             return 0
-        failures = run_jobs(todo, settings)
+        failures = run_jobs(todo)
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)
     return 1 if failures else 0

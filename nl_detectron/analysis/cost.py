@@ -2,52 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
-from tabulate import tabulate
-from torch import nn
+from fvcore.nn import parameter_count
 
 from ..config import block_options, name_config_key
 from ..errors import UserError
 from ..layers import SUBSAMPLES, NonLocalBlock
-from ..modeling.insertion import Stage, find_stages, remove_nonlocal
+from ..modeling.insertion import find_stages, remove_nonlocal
 from .multiply_adds import detector_multiply_adds, meta_model, padded_size
-
-
-@dataclass(frozen=True)
-class ModelCost:
-    """Cost of a model without its non-local blocks, and what its blocks add."""
-
-    height: int  # of the image, in pixels
-    width: int
-    parameters: int
-    multiply_adds: int
-    blocks: int
-    added_parameters: int
-    added_multiply_adds: int
-
-
-@dataclass(frozen=True)
-class BlockCost:
-    """Cost of one block after one stage."""
-
-    height: int  # of the image, in pixels
-    width: int
-    stage: str
-    channels: int
-    subsample: str
-    positions: int  # N in Eq. 1
-    keys: int  # M, the number of positions that are summed over
-    parameters: int
-    multiply_adds: int
-    share: float  # relative to the multiply-adds of the model without blocks
 
 
 def analyze_cost(
     cfg: CfgNode, sizes: Sequence[tuple[int, int]]
-) -> tuple[list[ModelCost], list[BlockCost]]:
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Compute parameters and multiply-adds from shapes, without running the model.
 
     Args:
@@ -56,99 +25,40 @@ def analyze_cost(
         sizes: image heights and widths in pixels.
 
     Returns:
-        The cost of the model for each size, and the cost of one block for each size, stage of the
-        backbone and sub-sampling.
+        Two lists of table rows, as dicts. For each size: the model without blocks, and the model
+        of the config. For each size, stage and sub-sampling: one block.
 
     Raises:
         UserError: if a key of ``MODEL.NONLOCAL`` has a bad value, or the backbone has no stages.
     """
-    model = meta_model(cfg)
-    total_parameters = _parameters(model)
-    totals = [_multiply_adds(model, size) for size in sizes]
-    has_blocks = any(isinstance(module, NonLocalBlock) for module in model.modules())
-    removed = remove_nonlocal(model) if has_blocks else []
-    stages = find_stages(model.backbone)
+    model, plain_model = meta_model(cfg), meta_model(cfg)
+    blocks = sum(isinstance(module, NonLocalBlock) for module in model.modules())
+    if blocks:
+        remove_nonlocal(plain_model)
+    stages = find_stages(plain_model.backbone)
     if not stages:
-        raise UserError(
-            f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r} has no stages of residual blocks, "
-            "so no non-local block can be inserted"
-        )
+        raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has no residual stages")
 
-    models, blocks = [], []
-    parameters = _parameters(model)
-    for size, total in zip(sizes, totals):
-        plain = _multiply_adds(model, size)
-        added = total_parameters - parameters
-        models.append(ModelCost(*size, parameters, plain, len(removed), added, total - plain))
+    model_rows, block_rows = [], []
+    for size in sizes:
+        image = "{}x{}".format(*size)
+        counts = [sum(detector_multiply_adds(m, *size).values()) for m in (plain_model, model)]
+        for number, built, count in zip((0, blocks), (plain_model, model), counts):
+            row = {"image": image, "blocks": number, "parameters": parameter_count(built)[""]}
+            model_rows.append(row | {"GMAC": count / 1e9})
         for stage in stages:
+            channels = stage.residual_blocks()[-1][1].out_channels
+            space = [math.ceil(side / stage.stride) for side in padded_size(plain_model, *size)]
             for subsample in SUBSAMPLES:
                 options = {**block_options(cfg), "subsample": subsample}
-                blocks.append(_block_cost(stage, options, size, padded_size(model, *size), plain))
-    return models, blocks
-
-
-def cost_tables(models: Sequence[ModelCost], blocks: Sequence[BlockCost]) -> str:
-    """Format the result of :func:`analyze_cost` as two Markdown tables."""
-    model_rows = [
-        {
-            "image": f"{cost.height}x{cost.width}",
-            "parameters": f"{cost.parameters:,}",
-            "GMAC": f"{cost.multiply_adds / 1e9:.2f}",
-            "blocks": cost.blocks,
-            "parameters added": f"{cost.added_parameters:,}",
-            "GMAC added": f"{cost.added_multiply_adds / 1e9:.2f}",
-            "of the model": f"{cost.added_multiply_adds / cost.multiply_adds:.2%}",
-        }
-        for cost in models
-    ]
-    block_rows = [
-        {
-            "image": f"{cost.height}x{cost.width}",
-            "stage": cost.stage,
-            "channels": cost.channels,
-            "sub-sampling": cost.subsample,
-            "positions": f"{cost.positions:,}",
-            "parameters": f"{cost.parameters:,}",
-            "GMAC": f"{cost.multiply_adds / 1e9:.2f}",
-            "of the model": f"{cost.share:.2%}",
-            "affinity (MiB)": f"{4 * cost.positions * cost.keys / 2**20:,.1f}",
-        }
-        for cost in blocks
-    ]
-    style = {"headers": "keys", "tablefmt": "github", "disable_numparse": True}
-    return (
-        "The model without non-local blocks, and what the blocks of this config add:\n\n"
-        f"{tabulate(model_rows, **style)}\n\n"
-        "One block in a stage. The last column is the size of the affinity matrix in float32, "
-        f"which the block never builds:\n\n{tabulate(block_rows, **style)}"
-    )
-
-
-def _block_cost(
-    stage: Stage, options: dict, size: tuple[int, int], padded: tuple[int, int], plain: int
-) -> BlockCost:
-    channels = stage.residual_blocks()[-1][1].out_channels
-    space = [math.ceil(side / stage.stride) for side in padded]
-    with name_config_key(), torch.device("meta"):
-        block = NonLocalBlock(channels, **options)
-        theta, phi = block.embeddings(torch.empty(1, channels, *space))
-    multiply_adds = block.multiply_adds(*space)
-    return BlockCost(
-        *size,
-        stage=stage.name.split(".")[-1],
-        channels=channels,
-        subsample=options["subsample"],
-        positions=theta.shape[1],
-        keys=phi.shape[1],
-        parameters=_parameters(block),
-        multiply_adds=multiply_adds,
-        share=multiply_adds / plain,
-    )
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
-    return sum(detector_multiply_adds(model, *size).values())
+                with name_config_key(), torch.device("meta"):
+                    block = NonLocalBlock(channels, **options)
+                    theta, phi = block.embeddings(torch.empty(1, channels, *space))
+                count = block.multiply_adds(*space)
+                row = {"image": image, "stage": stage.name.split(".")[-1], "channels": channels}
+                row |= {"sub-sampling": subsample, "positions": theta.shape[1]}
+                row |= {"parameters": parameter_count(block)[""], "GMAC": count / 1e9}
+                row["% of the model"] = 100 * count / counts[0]
+                row["affinity (MiB)"] = 4 * theta.shape[1] * phi.shape[1] / 2**20
+                block_rows.append(row)
+    return model_rows, block_rows

@@ -2,6 +2,6 @@
 
 from .report import comparison_table
 from .runs import Run, read_run
-from .tables import TABLES, Row, Table
+from .tables import TABLES, Table
 
-__all__ = ["TABLES", "Row", "Run", "Table", "comparison_table", "read_run"]
+__all__ = ["TABLES", "Run", "Table", "comparison_table", "read_run"]

@@ -1,15 +1,15 @@
 """The cost of blocks in a model, and tools/analyze_cost.py."""
 
 import copy
+import math
 from pathlib import Path
 
 import analyze_cost as tool
 import pytest
 import torch
-from detectron2.modeling import build_backbone
 
 from nl_detectron import get_config_file, insert_nonlocal
-from nl_detectron.analysis import analyze_cost, count_multiply_adds
+from nl_detectron.analysis import analyze_cost, count_multiply_adds, meta_model
 from nl_detectron.engine import load_config
 from nl_detectron.errors import UserError
 from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
@@ -21,70 +21,59 @@ TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
 def test_costs_equal_those_of_a_model_with_that_block(instantiation):
     """In every stage, at a size that is padded from 65x129 to 96x160."""
     options = ["MODEL.NONLOCAL.INSTANTIATION", instantiation]
-    (model,), blocks = analyze_cost(load_config(TINY, options), [(65, 129)])
-    assert [(b.stage, b.subsample) for b in blocks] == [
-        (f"res{i}", subsample) for i in (2, 3, 4, 5) for subsample in SUBSAMPLES
-    ]
-    x = torch.randn(1, 3, 96, 160)
-    cfg = load_config(TINY, ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"])
-    plain = build_backbone(cfg).eval()
-    plain_count = count_multiply_adds(plain, x)
-    inputs = []
-    for block in blocks:
-        with_block = copy.deepcopy(plain)
-        (name,) = insert_nonlocal(
-            with_block, f"{block.stage}.0", instantiation=instantiation, subsample=block.subsample
-        )
-        inserted = with_block.get_submodule(name)
-        inserted.register_forward_pre_hook(lambda _, args: inputs.extend(args))
-        added = count_multiply_adds(with_block, x) - plain_count
-        assert block.parameters == sum(p.numel() for p in inserted.parameters())
-        assert block.channels == inputs[-1].shape[1]
-        assert (block.positions, block.keys) == inserted.affinity_matrix(inputs[-1]).shape[1:]
-        assert block.multiply_adds == added
-        assert block.share == block.multiply_adds / model.multiply_adds
-    default = next(b for b in blocks if (b.stage, b.subsample) == ("res4", "pool_conv"))
-    assert (model.blocks, model.added_parameters) == (1, default.parameters)
-    assert model.added_multiply_adds == default.multiply_adds
+    (baseline, model), blocks = analyze_cost(load_config(TINY, options), [(65, 129)])
+    names = [(f"res{i}", subsample) for i in (2, 3, 4, 5) for subsample in SUBSAMPLES]
+    assert [(block["stage"], block["sub-sampling"]) for block in blocks] == names
+    x = torch.zeros(1, 3, 96, 160, device="meta")
+    plain = meta_model(load_config(TINY, ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]))
+    plain_count = count_multiply_adds(plain.backbone, x)
+    for (stage, subsample), block in zip(names, blocks):
+        backbone = copy.deepcopy(plain.backbone)
+        options = {"instantiation": instantiation, "subsample": subsample}
+        (name,) = insert_nonlocal(backbone, f"{stage}.0", **options)
+        inserted = backbone.get_submodule(name)
+        assert block["channels"] == inserted.in_channels
+        assert block["parameters"] == sum(p.numel() for p in inserted.parameters())
+        assert block["GMAC"] == (count_multiply_adds(backbone, x) - plain_count) / 1e9
+        assert block["% of the model"] == pytest.approx(100 * block["GMAC"] / baseline["GMAC"])
+        step = 2 ** int(stage[-1])
+        n, m = 96 // step * 160 // step, math.ceil(48 / step) * math.ceil(80 / step)
+        m = n if subsample == "none" else m
+        assert (block["positions"], block["affinity (MiB)"]) == (n, 4 * n * m / 2**20)
+    default = blocks[names.index(("res4", "pool_conv"))]
+    assert (baseline["blocks"], model["blocks"]) == (0, 1)
+    assert model["parameters"] - baseline["parameters"] == default["parameters"]
+    assert model["GMAC"] - baseline["GMAC"] == pytest.approx(default["GMAC"])
 
 
 def test_one_block_adds_less_than_five_percent():
     """The paper's claim, for the default block, and the cost by hand at 800x1344."""
     cfg = load_config(get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_NL_1x.yaml"))
-    models, blocks = analyze_cost(cfg, [(800, 1344), (640, 640)])
-    for model in models:
-        assert 0 < model.added_multiply_adds < 0.05 * model.multiply_adds
-    res4 = {b.subsample: b for b in blocks if (b.stage, b.height) == ("res4", 800)}
+    _, blocks = analyze_cost(cfg, [(800, 1344)])
+    res4 = {block["sub-sampling"]: block for block in blocks if block["stage"] == "res4"}
+    assert 0 < res4["pool_conv"]["% of the model"] < 5
     n, m, conv = 50 * 84, 25 * 42, 1024 * 512
-    assert {name: block.multiply_adds for name, block in res4.items()} == {
-        "none": 4 * n * conv + 2 * n * n * 512,
-        "conv_pool": 4 * n * conv + 2 * n * m * 512,
-        "pool_conv": 2 * (n + m) * conv + 2 * n * m * 512,
+    assert {subsample: block["GMAC"] for subsample, block in res4.items()} == {
+        "none": (4 * n * conv + 2 * n * n * 512) / 1e9,
+        "conv_pool": (4 * n * conv + 2 * n * m * 512) / 1e9,
+        "pool_conv": (2 * (n + m) * conv + 2 * n * m * 512) / 1e9,
     }
-    assert models[0].added_multiply_adds == res4["pool_conv"].multiply_adds
-    assert models[0].added_parameters == 4 * conv + 3 * 512 + 1024
+    assert res4["pool_conv"]["parameters"] == 4 * conv + 3 * 512 + 1024
 
 
 def test_a_backbone_without_stages_is_refused(monkeypatch):
     monkeypatch.setattr("nl_detectron.analysis.cost.find_stages", lambda backbone: [])
-    with pytest.raises(UserError, match="MODEL.BACKBONE.NAME .* has no stages of residual blocks"):
+    with pytest.raises(UserError, match="MODEL.BACKBONE.NAME .* has no residual stages"):
         analyze_cost(load_config(TINY), [(64, 96)])
 
 
 def test_tool(capsys):
     tool.main(["--config-file", TINY, "--size", "64x96", "--size", "65x97"])
-    (_, total), blocks = analyze_cost(load_config(TINY), [(64, 96), (65, 97)])
-    lines = capsys.readouterr().out.splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "| 6" in line]
-    assert rows[1][:3] == ["65x97", f"{total.parameters:,}", f"{total.multiply_adds / 1e9:.2f}"]
-    for row, block in zip(rows[2:], blocks, strict=True):
-        assert row[:4] == [
-            f"{block.height}x{block.width}",
-            block.stage,
-            str(block.channels),
-            block.subsample,
-        ]
-        assert row[5] == f"{block.parameters:,}" and row[7] == f"{block.share:.2%}"
+    models, blocks = analyze_cost(load_config(TINY), [(64, 96), (65, 97)])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 6")]
+    for line, row in zip(lines, models + blocks, strict=True):
+        cells = {cell.strip() for cell in line.split("|")}
+        assert {row["image"], f"{row['parameters']:,}", f"{row['GMAC']:.2f}"} <= cells
 
 
 @pytest.mark.parametrize(
