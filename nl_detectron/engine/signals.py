@@ -12,7 +12,6 @@ from typing import Optional, Union
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -56,8 +55,7 @@ class StopOnSignal(HookBase):
 
     def after_train(self) -> None:
         if not self._signal:
-            for number, handler in self._previous.items():
-                signal.signal(number, handler)
+            _restore(self._previous)
 
 
 @contextmanager
@@ -65,10 +63,7 @@ def forward_signals(children: Callable[[], Iterable[Union[Popen, Process]]]) -> 
     """Pass SIGTERM on to child processes while the body waits for them to end.
 
     Ctrl-C in a terminal reaches them anyway. After either signal, exit with status 128 + its number
-    when the body ends.
-
-    Args:
-        children: returns the processes that are running.
+    when the body ends. ``children()`` returns the processes that are running.
     """
     received = []
 
@@ -81,11 +76,12 @@ def forward_signals(children: Callable[[], Iterable[Union[Popen, Process]]]) -> 
     previous = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
-    except ProcessExitedException:
-        if not received:
-            raise
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if received:
-        sys.exit(128 + received[0])
+        _restore(previous)
+        if received:  # also if launch() has raised the exit status of a child
+            sys.exit(128 + received[0])
+
+
+def _restore(handlers: dict) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
