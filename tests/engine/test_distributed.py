@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import detectron2.utils.comm as comm
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -20,11 +19,10 @@ from detectron2.utils.events import EventStorage
 
 from nl_detectron.data import generate
 from nl_detectron.engine import Trainer, argument_parser, load_config, main
-from nl_detectron.engine.distributed import check_same_start
-from nl_detectron.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
+ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 BLOCK = "backbone.bottom_up.res4.nonlocal4"
 
 FORK = multiprocessing.get_context("forkserver")
@@ -33,8 +31,8 @@ FORK.set_forkserver_preload(["nl_detectron.engine"])  # once, and not in each pr
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Flags for 8 training images and 5 test images, an odd number."""
-    root = generate(tmp_path_factory.mktemp("data") / "synthetic", {"train": 8, "test": 5})
+    """Flags for 8 training images and 3 test images."""
+    root = generate(tmp_path_factory.mktemp("data") / "synthetic", {"train": 8, "test": 3})
     flags = []
     for split in ("train", "test"):
         flags += [f"--{split}-json", f"{root / split}.json", f"--{split}-images", f"{root / split}"]
@@ -137,13 +135,13 @@ def test_evaluation_gathers_every_image_once(data, weights, tmp_path):
     arguments = ["--config-file", TINY, "--eval-only", *data, "MODEL.WEIGHTS", weights]
     arguments += ["OUTPUT_DIR", "out"]
     results = []
-    for count, machines in ((1, 1), (6, 3)):  # one of 6 processes has no image
+    for count, machines in ((1, 1), (4, 2)):  # one of 4 processes has no image
         folder = tmp_path / str(count)
         statuses, stderr = processes(count, folder, *arguments, machines=machines)
         assert statuses == [0] * count, stderr
         inference = folder / "out" / "inference"
         predictions = torch.load(inference / "instances_predictions.pth", weights_only=False)
-        assert sorted(each["image_id"] for each in predictions) == [1, 2, 3, 4, 5]
+        assert sorted(each["image_id"] for each in predictions) == [1, 2, 3]
         table = re.findall("copypaste(.*)", (folder / "stdout0").read_text())
         results.append((json.loads((inference / "coco_instances_results.json").read_text()), table))
     assert results[0] == results[1]
@@ -165,8 +163,7 @@ def test_the_command_for_two_machines(data, tmp_path):
         assert command.count(documented) == 1
         command = command.replace(documented, here)
     command = [*command.split(), *data, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out"]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    options = {"cwd": tmp_path, "env": ENVIRONMENT, "stderr": subprocess.PIPE, "text": True}
     machines = [subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) for _ in range(2)]
     stderr = [machine.communicate()[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], stderr
@@ -181,7 +178,6 @@ def test_the_command_for_two_machines(data, tmp_path):
     "arguments, message",
     [
         ("--num-gpus 2", "torchrun has started 2 processes; leave out --num-gpus"),
-        ("SOLVER.IMS_PER_BATCH 3", "SOLVER.IMS_PER_BATCH is 3, .* number of processes, 2"),
         ("MODEL.RESNETS.DEPTH 101 MODEL.WEIGHTS {weights}", "does not fit the model"),
     ],
 )
@@ -201,13 +197,6 @@ def test_processes_stop_after_the_same_step(data, tmp_path):
     statuses, stderr = processes(2, tmp_path, *options, terminate=True)
     assert statuses == [128 + signal.SIGTERM] * 2, stderr
     assert len(re.findall("stopped by SIGTERM after iteration", "".join(stderr))) == 1
-
-
-def test_processes_that_found_different_checkpoints(monkeypatch):
-    check_same_start(5)  # one process
-    monkeypatch.setattr(comm, "all_gather", lambda iteration: [iteration, 0])
-    with pytest.raises(UserError, match=r"iterations \[5, 0\]; OUTPUT_DIR .* all machines share"):
-        check_same_start(5)
 
 
 # train_net.py, with a launch that starts two processes without GPUs, also in release 0.5.
@@ -235,40 +224,34 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("starter", ["torchrun", "launch"])
-def test_a_killed_process_ends_the_other(data, tmp_path, starter):
-    if starter == "torchrun":
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command += [str(REPOSITORY / "train_net.py")]
-    else:
-        (tmp_path / "train.py").write_text(LAUNCH)
-        command = ["train.py", "--num-gpus", "2", "--dist-url", "auto"]
-    arguments = ["--config-file", TINY, *data, "SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", "out"]
-    with subprocess.Popen(
-        [sys.executable, *command, *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as run:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_launch(data, tmp_path, number):
+    """SIGTERM reaches the processes; if one of them is killed, the other ends too."""
+    (tmp_path / "train.py").write_text(LAUNCH)
+    command = [sys.executable, "train.py", "--num-gpus", "2", "--dist-url", "auto", *data]
+    command += ["--config-file", TINY, "SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", "out"]
+    options = {"env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, text=True, **options) as launcher:
         try:
             while not (tmp_path / "out" / "last_checkpoint").exists():
-                assert run.poll() is None, run.stderr.read()
+                assert launcher.poll() is None, launcher.stderr.read()
                 time.sleep(0.1)
-            workers = children(run.pid)
-            assert len(workers) == 2
-            os.kill(workers[-1], signal.SIGKILL)
-            _, stderr = run.communicate(timeout=60)
+            workers = children(launcher.pid)
+            os.kill(launcher.pid if number == signal.SIGTERM else workers[-1], number)
+            _, stderr = launcher.communicate(timeout=60)
         finally:
-            run.terminate()  # the end of "with" waits for it, however this ends
-    assert run.returncode not in (0, 2)
-    assert "SIGKILL" in stderr
+            launcher.terminate()  # the end of "with" waits for it, however this ends
+    assert len(workers) == 2
+    if number == signal.SIGTERM:
+        assert launcher.returncode == 128 + number, stderr
+        assert stderr.count("stopped by SIGTERM after iteration") == 1
+    else:
+        assert launcher.returncode not in (0, 2) and "SIGKILL" in stderr
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
 def children(pid):
-    """The processes that ``pid`` has started, without multiprocessing's resource tracker."""
+    """Return the processes that ``pid`` has started, without multiprocessing's resource tracker."""
     lists = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
     commands = {int(p): Path(f"/proc/{p}/cmdline").read_bytes() for pids in lists for p in pids}
     return [p for p, command in commands.items() if b"resource_tracker" not in command]
@@ -294,18 +277,14 @@ KEYPOINTS = [
 @pytest.mark.parametrize(
     "options",
     [
-        *([f"INSTANTIATION {name}"] for name in ("gaussian", "dot_product", "concatenation")),
-        ["NORM BN"],
-        ["NORM GN", "SUBSAMPLE none"],
-        ["FREEZE_REST True"],
-        ["MODEL.BACKBONE.FREEZE_AT 3", "MODEL.RESNETS.NORM FrozenBN"],
+        "MODEL.NONLOCAL.NORM GN MODEL.NONLOCAL.SUBSAMPLE none",
+        "MODEL.NONLOCAL.FREEZE_REST True",
+        "MODEL.BACKBONE.FREEZE_AT 3 MODEL.RESNETS.NORM FrozenBN",
     ],
-    ids=" ".join,
 )
 def test_every_parameter_has_a_gradient(options):
     """Otherwise DistributedDataParallel would fail at the second step."""
-    options = [o if "." in o else f"MODEL.NONLOCAL.{o}" for o in options]
-    cfg = load_config(TINY, [*KEYPOINTS, *" ".join(options).split()])
+    cfg = load_config(TINY, [*KEYPOINTS, *options.split()])
     model = Trainer.build_model(cfg)
     with EventStorage():
         sum(model(batch()).values()).backward()
