@@ -19,37 +19,23 @@ from .coco_check import Problem, Problems, check_annotations, describe, missing_
 # Name under which the dataset of a flag is registered.
 NAMES = {"train": "custom_train", "test": "custom_test"}
 # Fields of detectron2's metadata that hold the path of a file or folder.
-PATH_FIELDS = ["json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root"]
-PATH_FIELDS += ["image_dir", "gt_dir", "dirname"]
+PATH_FIELDS = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root")
 
 
 @dataclass(frozen=True)
 class CustomDataset:
-    """A dataset in COCO's format, without its images and annotations.
+    """A dataset in COCO's format, without its images and annotations."""
 
-    Attributes:
-        name: name under which it is registered.
-        json_file: file with the annotations.
-        image_root: folder that the file names in ``json_file`` are relative to.
-        classes: category names in the order of the category ids.
-        keypoints: keypoint names if they are the same for all categories, else empty.
-        problems: problems found without opening an image.
-    """
-
-    name: str
+    name: str  # under which it is registered
     json_file: str
-    image_root: str
-    classes: list[str]
-    keypoints: list[str]
-    problems: Problems
+    image_root: str  # folder that the file names in json_file are relative to
+    classes: list[str]  # category names in the order of the category ids
+    keypoints: list[str]  # keypoint names if they are the same for all categories, else empty
+    problems: Problems  # found without opening an image
 
     @classmethod
     def read(cls, name: str, json_file: str, image_root: str) -> "CustomDataset":
-        """Read and check the annotations.
-
-        Raises:
-            UserError: the file or the folder does not exist, or the file is not in COCO's format.
-        """
+        """Read and check the annotations. Raise a UserError if they are not in COCO's format."""
         data = read_coco(json_file)
         problems = check_annotations(data)
         if Problem.INCOMPLETE in problems:
@@ -89,16 +75,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
-    """Read the datasets that the flags name.
+    """Return the datasets that the flags name, by split: "train", "test".
 
-    Args:
-        args: the flags of :func:`add_data_arguments`, and ``eval_only``.
-
-    Returns:
-        The datasets by split, "train" and "test"; without the flags, an empty dict.
-
-    Raises:
-        UserError: a flag is missing, a file cannot be read, or the categories of the splits differ.
+    ``args`` has the flags of :func:`add_data_arguments`, and ``eval_only``.
     """
     files = {}
     for split in NAMES:
@@ -114,13 +93,9 @@ def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
     if args.eval_only:
         files.pop("train", None)
     datasets = {split: CustomDataset.read(NAMES[split], *paths) for split, paths in files.items()}
-    if len(datasets) == 2:
-        train, test = (", ".join(dataset.classes) for dataset in datasets.values())
-        if train != test:
-            raise UserError(
-                "--train-json and --test-json must have the same categories, but have "
-                f"{train} and {test}"
-            )
+    classes = [", ".join(dataset.classes) for dataset in datasets.values()]
+    if len(set(classes)) > 1:
+        raise UserError(f"--train-json and --test-json differ in categories: {'; '.join(classes)}")
     return datasets
 
 
@@ -137,11 +112,7 @@ def overrides(datasets: dict[str, CustomDataset]) -> list[Any]:
 
 
 def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
-    """Raise if this config would fail on the dataset; print a warning for smaller problems.
-
-    Raises:
-        UserError: the dataset has a problem that matters to the config.
-    """
+    """Raise a UserError if this config would fail on the dataset; warn of smaller problems."""
     trains, tests = (dataset.name in cfg.DATASETS[split] for split in ("TRAIN", "TEST"))
     if not trains and not tests:  # options select other datasets
         return
@@ -171,11 +142,7 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
 
 
 def coco_files(name: str) -> tuple[str, str]:
-    """Return the annotation file and the image folder of a registered dataset.
-
-    Raises:
-        UserError: it is not registered, is not in COCO's format, or its files are missing.
-    """
+    """Return the annotation file and the image folder of a registered dataset."""
     check_registered("NAME", name)
     metadata = MetadataCatalog.get(name)
     if metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):

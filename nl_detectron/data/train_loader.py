@@ -1,7 +1,6 @@
 """Training batches that can be reproduced: batch i depends on the seed and i alone."""
 
 import itertools
-import logging
 import os
 import signal
 import threading
@@ -71,23 +70,13 @@ class TrainLoader:
 
     detectron2's loader, with its sampler and its grouping by aspect ratio, selects the images of
     each batch without reading them, so skipping iterations is fast. Each image is then read and
-    augmented with its own seed, whatever the number of workers. The process is seeded again before
-    each batch, so that the training step does not depend on the loading.
-
-    Attributes:
-        start_iter: the first iteration; may be set until the first batch is requested.
-        batch: the latest batch.
+    augmented with its own seed of the global generators, whatever the number of workers. The
+    process is seeded again before each batch, so that the step does not depend on the loading.
     """
 
     def __init__(self, cfg: CfgNode, mapper: Callable[[dict], dict]):
-        """
-        Args:
-            cfg: the same in all processes; if SEED is negative, a random seed is used.
-            mapper: as for :class:`ImageLoader`. Its random numbers must come from the global
-                generators of Python, NumPy and torch.
-        """
-        self.start_iter = 0
-        self.batch = []
+        self.start_iter = 0  # the first iteration; may be set until the first batch is requested
+        self.batch = []  # the latest batch
         self._seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self._num_workers = cfg.DATALOADER.NUM_WORKERS
         self._mapper = mapper
@@ -104,8 +93,6 @@ class TrainLoader:
             yield batch
 
     def _seeded_batches(self) -> Iterator[list[tuple[dict, int]]]:
-        if self.start_iter:
-            logging.getLogger(__name__).info(f"Skipping the batches before {self.start_iter}")
         rank, processes = comm.get_rank(), comm.get_world_size()
         batches = itertools.islice(self._batches, self.start_iter, None)
         for iteration, batch in enumerate(batches, self.start_iter):
@@ -122,8 +109,8 @@ class TrainLoader:
 def ignore_signals(worker_id: int) -> None:
     """Ignore SIGINT and SIGTERM in a worker of a DataLoader, unless the main process sends them.
 
-    Ctrl-C, and SIGTERM on many clusters, go to all processes of a job. The main process still needs
-    its workers to finish the step. It ends them with SIGTERM when it exits.
+    Ctrl-C, and SIGTERM on many clusters, go to all processes of a job, but the main process still
+    needs its workers to finish the step. It ends them with SIGTERM when it exits.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

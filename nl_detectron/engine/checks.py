@@ -1,7 +1,7 @@
 """Checks of a run before its model is built: our keys, processes, data, weights."""
 
-import argparse
 import os
+from argparse import Namespace
 from collections.abc import Sequence
 
 import torch
@@ -20,13 +20,10 @@ CLASSIFIERS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "Reti
 COCO_KEYPOINTS = 17  # pycocotools has OKS sigmas for these
 
 
-def check_input(
-    cfg: CfgNode, args: argparse.Namespace, datasets: Sequence[CustomDataset] = ()
-) -> None:
-    """Raise a UserError for the first problem of a config on this machine with these data.
+def check_input(cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset] = ()) -> None:
+    """Raise a UserError for the first problem of a config on this machine.
 
-    Args:
-        datasets: those that flags gave, registered.
+    ``datasets`` are the custom datasets, registered.
     """
     check_nonlocal(cfg)
     _check_processes(cfg, args)
@@ -61,7 +58,7 @@ def check_nonlocal(cfg: CfgNode) -> None:
         )
 
 
-def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
+def _check_processes(cfg: CfgNode, args: Namespace) -> None:
     gpus = torch.cuda.device_count()
     if args.num_gpus > max(gpus, 1):
         raise UserError(
@@ -77,7 +74,7 @@ def _check_processes(cfg: CfgNode, args: argparse.Namespace) -> None:
         )
 
 
-def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
+def _check_datasets(cfg: CfgNode, args: Namespace) -> None:
     splits = ["TEST"] if args.eval_only else ["TRAIN", "TEST"]
     if not cfg.DATASETS[splits[0]]:
         raise UserError(f"DATASETS.{splits[0]} is empty; set it by --config-file or an option")
@@ -100,15 +97,13 @@ def _check_datasets(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def _check_classes(cfg: CfgNode, name: str) -> None:
     group, metadata = CLASSIFIERS.get(cfg.MODEL.META_ARCHITECTURE), MetadataCatalog.get(name)
-    if group is None:
-        return
     if metadata.get("thing_classes") is None and metadata.get("evaluator_type") == "coco":
         # detectron2 would set the classes when it loads the file.
         dataset = CustomDataset.read(name, metadata.json_file, metadata.image_root)
         check_custom_data(cfg, dataset)
         metadata.thing_classes = dataset.classes
     classes = metadata.get("thing_classes")
-    if classes and cfg.MODEL[group].NUM_CLASSES != len(classes):
+    if group and classes and cfg.MODEL[group].NUM_CLASSES != len(classes):
         raise UserError(
             f"MODEL.{group}.NUM_CLASSES is {cfg.MODEL[group].NUM_CLASSES}, but dataset {name!r} "
             f"has {len(classes)} classes"
@@ -130,7 +125,7 @@ def _check_keypoints(cfg: CfgNode, split: str, name: str) -> None:
         )
 
 
-def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+def _check_weights(cfg: CfgNode, args: Namespace) -> None:
     """Raise if there are no weights to load; AuditedCheckpointer checks what is in a file."""
     if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         return

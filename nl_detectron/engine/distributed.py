@@ -22,9 +22,6 @@ def torchrun_process_group(args: argparse.Namespace) -> Iterator[None]:
 
     The backend is NCCL with one GPU per process, or Gloo if torch finds no GPU. Do nothing unless
     all of VARIABLES are in the environment.
-
-    Raises:
-        UserError: ``args`` ask for processes too.
     """
     if not all(name in os.environ for name in VARIABLES):
         yield

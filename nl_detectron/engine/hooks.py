@@ -1,6 +1,5 @@
-"""What the trainer logs and checks at each step, and its environment.json."""
+"""What the trainer logs and checks at each step, and its environment."""
 
-import json
 import math
 import os
 import resource
@@ -10,22 +9,14 @@ from pathlib import Path
 
 import detectron2
 import torch
-from detectron2.config import CfgNode
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
 from torch import nn
 
 from .. import __version__
-from ..config import config_hash
-from ..files import write_atomically
 from ..layers import NonLocalBlock
 
 PERIOD = 20  # iterations between two values in metrics.json, as in DefaultTrainer
-
-
-def _is_logged(trainer: TrainerBase) -> bool:
-    step = trainer.iter + 1
-    return step % PERIOD == 0 or step == trainer.max_iter
 
 
 class NonLocalNorms(HookBase):
@@ -45,7 +36,8 @@ class NonLocalNorms(HookBase):
         }
 
     def after_step(self) -> None:
-        if not _is_logged(self.trainer):
+        step, storage = self.trainer.iter + 1, self.trainer.storage
+        if step % PERIOD and step != self.trainer.max_iter:
             return
         for name, block in self._blocks.items():
             starts_at_zero = block.out if block.out.norm is None else block.out.norm
@@ -53,19 +45,14 @@ class NonLocalNorms(HookBase):
             norms = {"out_norm": [starts_at_zero.weight.detach()], "grad_norm": gradients}
             for key, tensors in norms.items():
                 norm = math.hypot(*(tensor.norm().item() for tensor in tensors))
-                self.trainer.storage.put_scalar(
-                    f"nonlocal/{name}/{key}", norm, smoothing_hint=False
-                )
+                storage.put_scalar(f"nonlocal/{name}/{key}", norm, smoothing_hint=False)
 
 
 def check_gradients(model: nn.Module) -> None:
-    """Raise if a gradient is not finite, before the optimizer uses it.
+    """Raise a FloatingPointError if a gradient is not finite, before the optimizer uses it.
 
     detectron2 itself stops at a loss that is not finite. With SOLVER.AMP, GradScaler skips steps
     with infinite gradients and lowers its scale, so that this check does not see them.
-
-    Raises:
-        FloatingPointError: the message names the first such parameter.
     """
     # A norm is finite only if all elements are, and on a CPU it is much faster than isfinite().
     norms = {name: p.grad.norm() for name, p in model.named_parameters() if p.grad is not None}
@@ -76,25 +63,11 @@ def check_gradients(model: nn.Module) -> None:
 
 def log_max_memory(trainer: TrainerBase) -> None:
     """Log ``max_memory`` in MiB: allocated by torch on the GPU, or of the process on a CPU."""
-    if not _is_logged(trainer):
-        return
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated() / 2**20
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     trainer.storage.put_scalar("max_memory", memory, smoothing_hint=False)
-
-
-def write_environment(cfg: CfgNode) -> None:
-    """Write ``environment.json``, which tells how to reproduce a training, to OUTPUT_DIR.
-
-    Args:
-        cfg: the trainer's, scaled to the number of processes.
-    """
-    content = environment()
-    content.update(iterations=cfg.SOLVER.MAX_ITER, config_hash=config_hash(cfg), seed=cfg.SEED)
-    with write_atomically(os.path.join(cfg.OUTPUT_DIR, "environment.json"), "w") as file:
-        json.dump(content, file, indent=1)
 
 
 def environment() -> dict:

@@ -1,9 +1,9 @@
 """From parsed arguments to a training or an evaluation, in one process or several."""
 
-import argparse
 import json
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from multiprocessing import active_children
 from pathlib import Path
@@ -30,7 +30,7 @@ from .signals import forward_signals
 from .trainer import Trainer
 
 
-def main(args: argparse.Namespace) -> None:
+def main(args: Namespace) -> None:
     """Launch the processes that ``args`` asks for; under torchrun, run in the current one."""
     with exit_on_user_error(), torchrun_process_group(args):
         args.config_file = find_config_file(args.config_file)
@@ -64,16 +64,11 @@ def _run_spawned(*args) -> None:
         run(*args)
 
 
-def run(
-    cfg: CfgNode, args: argparse.Namespace, datasets: Sequence[CustomDataset] = ()
-) -> Optional[dict]:
-    """Train or evaluate in this process, which may be one of several.
+def run(cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset] = ()) -> Optional[dict]:
+    """Train or evaluate in this process, which may be one of several; return the results.
 
-    Args:
-        datasets: custom datasets that this process has yet to register.
-
-    Returns:
-        The results of the evaluation; None after a training without TEST.EXPECTED_RESULTS.
+    ``datasets`` are the custom datasets that this process has yet to register. After a training,
+    there are results only with TEST.EXPECTED_RESULTS.
     """
     for dataset in datasets:
         dataset.register()
@@ -92,7 +87,7 @@ def run(
     return results
 
 
-def _set_up(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+def _set_up(cfg: CfgNode, args: Namespace) -> CfgNode:
     """Set up logging and random numbers, and write config.yaml; return the config with a SEED.
 
     detectron2's default_setup also prints a table, with alarming lines about a missing GPU.

@@ -55,7 +55,8 @@ class StopOnSignal(HookBase):
 
     def after_train(self) -> None:
         if not self._signal:
-            _restore(self._previous)
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -77,11 +78,7 @@ def forward_signals(children: Callable[[], Iterable[Union[Popen, Process]]]) -> 
     try:
         yield
     finally:
-        _restore(previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         if received:  # also if launch() has raised the exit status of a child
             sys.exit(128 + received[0])
-
-
-def _restore(handlers: dict) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)

@@ -27,10 +27,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import AuditedCheckpointer
+from ..config import config_hash
 from ..data.train_loader import ImageLoader, TrainLoader
 from ..errors import UserError
+from ..files import write_atomically
 from ..modeling import build_model, build_optimizer
-from .hooks import NonLocalNorms, check_gradients, log_max_memory, write_environment
+from .hooks import NonLocalNorms, check_gradients, environment, log_max_memory
 from .signals import StopOnSignal
 
 EVALUATOR_TYPES = ("coco", "coco_panoptic_seg")  # in the metadata of a dataset
@@ -92,7 +94,11 @@ class Trainer(DefaultTrainer):
     def train(self) -> Optional[OrderedDict]:
         if comm.is_main_process():
             truncate_metrics(Path(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
-            write_environment(self.cfg)
+            content = environment()
+            content.update(iterations=self.max_iter, seed=self.cfg.SEED)
+            content.update(config_hash=config_hash(self.cfg))  # scaled to the number of processes
+            with write_atomically(f"{self.cfg.OUTPUT_DIR}/environment.json", "w") as file:
+                json.dump(content, file, indent=1)
         self.data_loader.start_iter = self.start_iter
         return super().train()
 

@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_train
 from detectron2.utils import comm
 from PIL import Image
 
-from nl_detectron.data.train_loader import ErrorNamingMapper, ImageError, ImageLoader, TrainLoader
+from nl_detectron.data.train_loader import ImageError, ImageLoader, TrainLoader
 
 SIZES = [(40, 30), (30, 40), (50, 30), (30, 50), (44, 30), (60, 30), (30, 36)]  # width, height
 
