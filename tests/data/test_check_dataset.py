@@ -5,10 +5,8 @@ import re
 
 import check_dataset
 import pytest
-from detectron2.data import DatasetCatalog
 
 from nl_detectron.data import generate
-from nl_detectron.data.coco import CustomDataset
 from nl_detectron.data.coco_check import Problem
 
 
@@ -46,9 +44,6 @@ def test_errors_and_notes(folder, capsys):
         f"train.json: 4 images, {count} annotations, 6 categories",
         f"kinds of errors: 3, kinds of notes: {1 + len(unused)}",
     ]
-
-
-def test_incomplete_entries(folder, capsys):
     edit(folder / "train.json", bbox=None)
     assert check_dataset.main(FILES) == 1
     assert capsys.readouterr().out.startswith(
@@ -56,12 +51,8 @@ def test_incomplete_entries(folder, capsys):
     )
 
 
-def test_registered_dataset_without_errors(folder, capsys):
-    CustomDataset.read("checked", "train.json", "train").register()
-    try:
-        assert check_dataset.main(["checked"]) == 0
-    finally:
-        DatasetCatalog.pop("checked")
+def test_registered_dataset_without_errors(datasets, capsys):
+    assert check_dataset.main(["tiny_train"]) == 0
     assert "kinds of errors: 0" in capsys.readouterr().out
 
 
