@@ -22,7 +22,8 @@ from nl_detectron.engine import Trainer, argument_parser, load_config, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
-ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+OPTIONS = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+OPTIONS["env"] = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 BLOCK = "backbone.bottom_up.res4.nonlocal4"
 
 FORK = multiprocessing.get_context("forkserver")
@@ -67,18 +68,15 @@ def free_port():
 def processes(count, folder, *arguments, machines=1, terminate=False):
     """Start train_net.py as torchrun does; return the exit status and the stderr of each process.
 
-    They are forked from a process that has imported everything already.
-
-    Args:
-        terminate: send SIGTERM to the last process after the first checkpoint.
+    They are forked from a process that has imported everything already. With ``terminate``, the
+    last one gets SIGTERM after the first checkpoint.
     """
-    port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     members, local_size = [], count // machines
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local_size)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     for rank in range(count):
-        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank % local_size)}
-        environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(local_size)}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % local_size)}
         members.append(FORK.Process(target=process, args=(folder, environment, arguments)))
         members[-1].start()
     if terminate:
@@ -92,34 +90,30 @@ def processes(count, folder, *arguments, machines=1, terminate=False):
     return [member.exitcode for member in members], stderr
 
 
+# The loss of a proposal network on all anchors is a mean over images, so the mean of two halves of
+# a batch is that of the whole. A RoI head's is a mean over sampled regions, and batch norm's
+# statistics are of each process. Without batch norm rounding errors grow: faster with inputs in the
+# hundreds, and in the first stages, where some of a million ReLUs are close to zero.
+COMPARABLE = """
+MODEL.META_ARCHITECTURE ProposalNetwork MODEL.RESNETS.NORM FrozenBN INPUT.RANDOM_FLIP none
+MODEL.RPN.BATCH_SIZE_PER_IMAGE 11000 MODEL.PIXEL_STD [58.0,58.0,58.0] MODEL.BACKBONE.FREEZE_AT 3
+MODEL.WEIGHTS_PARTIAL True OUTPUT_DIR out SOLVER.CHECKPOINT_PERIOD 100
+SOLVER.REFERENCE_WORLD_SIZE 1 SOLVER.IMS_PER_BATCH {} SOLVER.BASE_LR {} SOLVER.MAX_ITER {}
+SOLVER.WARMUP_ITERS {}
+"""
+
+
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(data, weights, tmp_path):
-    # The loss of a proposal network on all anchors is a mean over images, so the mean of two
-    # halves of a batch is that of the whole. A RoI head's is a mean over sampled regions, and
-    # batch norm's statistics are of each process.
-    arguments = [
-        *("--config-file", TINY, *data),
-        *("MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.RESNETS.NORM", "FrozenBN"),
-        *("MODEL.RPN.BATCH_SIZE_PER_IMAGE", "11000", "INPUT.RANDOM_FLIP", "none"),
-        *("MODEL.WEIGHTS", weights, "MODEL.WEIGHTS_PARTIAL", "True", "OUTPUT_DIR", "out"),
-        # Without batch norm rounding errors grow: faster with inputs in the hundreds, and in the
-        # first stages, where some of a million ReLUs are close to zero.
-        *("MODEL.PIXEL_STD", "[58.0, 58.0, 58.0]", "MODEL.BACKBONE.FREEZE_AT", "3"),
-    ]
-    schedules = {
-        1: {"IMS_PER_BATCH": 4, "BASE_LR": 0.03, "MAX_ITER": 10, "WARMUP_ITERS": 4},
-        # For one process, REFERENCE_WORLD_SIZE; detectron2 scales it to two.
-        2: {"IMS_PER_BATCH": 2, "BASE_LR": 0.015, "MAX_ITER": 20, "WARMUP_ITERS": 8},
-    }
     models = []
-    for count, schedule in schedules.items():
-        solver = {"REFERENCE_WORLD_SIZE": 1, "CHECKPOINT_PERIOD": 100, **schedule}
-        options = [text for key, value in solver.items() for text in (f"SOLVER.{key}", str(value))]
-        statuses, stderr = processes(count, tmp_path / str(count), *arguments, *options)
+    # The schedule is for one process; detectron2 scales it to two.
+    for count, schedule in ((1, (4, 0.03, 10, 4)), (2, (2, 0.015, 20, 8))):
+        options = [*COMPARABLE.format(*schedule).split(), "MODEL.WEIGHTS", weights]
+        folder = tmp_path / str(count)
+        statuses, stderr = processes(count, folder, "--config-file", TINY, *data, *options)
         assert statuses == [0] * count, stderr
-        file = tmp_path / str(count) / "out" / "model_final.pth"
-        models.append(torch.load(file, map_location="cpu", weights_only=False)["model"])
-        environment = json.loads((file.parent / "environment.json").read_text())
+        models.append(torch.load(folder / "out" / "model_final.pth", weights_only=False)["model"])
+        environment = json.loads((folder / "out" / "environment.json").read_text())
         assert environment["processes"] == count
     one, two = models
     before = torch.load(weights)["model"]
@@ -163,8 +157,7 @@ def test_the_command_for_two_machines(data, tmp_path):
         assert command.count(documented) == 1
         command = command.replace(documented, here)
     command = [*command.split(), *data, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out"]
-    options = {"cwd": tmp_path, "env": ENVIRONMENT, "stderr": subprocess.PIPE, "text": True}
-    machines = [subprocess.Popen(command, stdout=subprocess.DEVNULL, **options) for _ in range(2)]
+    machines = [subprocess.Popen(command, cwd=tmp_path, **OPTIONS) for _ in range(2)]
     stderr = [machine.communicate()[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], stderr
     environment = json.loads((tmp_path / "out" / "environment.json").read_text())
@@ -230,8 +223,7 @@ def test_launch(data, tmp_path, number):
     (tmp_path / "train.py").write_text(LAUNCH)
     command = [sys.executable, "train.py", "--num-gpus", "2", "--dist-url", "auto", *data]
     command += ["--config-file", TINY, "SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", "out"]
-    options = {"env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=tmp_path, text=True, **options) as launcher:
+    with subprocess.Popen(command, cwd=tmp_path, **OPTIONS) as launcher:
         try:
             while not (tmp_path / "out" / "last_checkpoint").exists():
                 assert launcher.poll() is None, launcher.stderr.read()
@@ -257,37 +249,27 @@ def children(pid):
     return [p for p, command in commands.items() if b"resource_tracker" not in command]
 
 
-def batch():
-    """An image with an object without visible keypoints."""
+KEYPOINTS = """
+MODEL.KEYPOINT_ON True MODEL.ROI_HEADS.NUM_CLASSES 1 INPUT.MASK_FORMAT bitmask
+MODEL.ROI_KEYPOINT_HEAD.NAME build_nonlocal_keypoint_head MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS (32,32)
+"""
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["MODEL.NONLOCAL.NORM GN MODEL.NONLOCAL.SUBSAMPLE none", "MODEL.NONLOCAL.FREEZE_REST True"],
+)
+def test_every_parameter_has_a_gradient(options):
+    """Otherwise DistributedDataParallel would fail at the second step. No keypoint is visible."""
+    model = Trainer.build_model(load_config(TINY, [*KEYPOINTS.split(), *options.split()]))
     instances = Instances((64, 128))
     instances.gt_boxes = Boxes(torch.tensor([[20.0, 10.0, 60.0, 50.0]]))
     instances.gt_classes = torch.tensor([0])
     instances.gt_masks = BitMasks(torch.ones(1, 64, 128, dtype=torch.bool))
     instances.gt_keypoints = Keypoints(torch.zeros(1, 17, 3))
-    return [{"image": torch.zeros(3, 64, 128), "instances": instances}]
-
-
-KEYPOINTS = [
-    *("MODEL.KEYPOINT_ON", "True", "MODEL.ROI_HEADS.NUM_CLASSES", "1"),
-    *("MODEL.ROI_KEYPOINT_HEAD.NAME", "build_nonlocal_keypoint_head"),
-    *("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(32, 32)", "INPUT.MASK_FORMAT", "bitmask"),
-]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        "MODEL.NONLOCAL.NORM GN MODEL.NONLOCAL.SUBSAMPLE none",
-        "MODEL.NONLOCAL.FREEZE_REST True",
-        "MODEL.BACKBONE.FREEZE_AT 3 MODEL.RESNETS.NORM FrozenBN",
-    ],
-)
-def test_every_parameter_has_a_gradient(options):
-    """Otherwise DistributedDataParallel would fail at the second step."""
-    cfg = load_config(TINY, [*KEYPOINTS, *options.split()])
-    model = Trainer.build_model(cfg)
     with EventStorage():
-        sum(model(batch()).values()).backward()
+        losses = model([{"image": torch.zeros(3, 64, 128), "instances": instances}])
+        sum(losses.values()).backward()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert any(name.startswith(BLOCK) for name in trained)
     assert any(name.startswith("roi_heads.keypoint_head.nonlocal2") for name in trained)
