@@ -137,13 +137,3 @@ def test_later_errors_are_one_line_too(train_net, error_of, tmp_path, options, m
     said = error_of(train_net, "OUTPUT_DIR", str(tmp_path), *options.split())
     assert re.match(message, said), said
     assert not list(tmp_path.glob("*.pth"))
-
-
-@pytest.mark.parametrize("name, content", [("a.pth", b""), ("a.pth", b"text"), ("a.pkl", b"text")])
-def test_unreadable_weights(train_net, error_of, tmp_path, name, content):
-    file = tmp_path / name
-    file.write_bytes(content)
-    said = error_of(
-        train_net, "--eval-only", "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", str(file)
-    )
-    assert str(file) in said

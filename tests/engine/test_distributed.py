@@ -217,36 +217,19 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_launch(data, tmp_path, number):
-    """SIGTERM reaches the processes; if one of them is killed, the other ends too."""
+def test_launch(data, tmp_path):
+    """The processes that --num-gpus starts get the SIGTERM of the main process."""
     (tmp_path / "train.py").write_text(LAUNCH)
     command = [sys.executable, "train.py", "--num-gpus", "2", "--dist-url", "auto", *data]
     command += ["--config-file", TINY, "SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", "out"]
     with subprocess.Popen(command, cwd=tmp_path, **OPTIONS) as launcher:
-        try:
-            while not (tmp_path / "out" / "last_checkpoint").exists():
-                assert launcher.poll() is None, launcher.stderr.read()
-                time.sleep(0.1)
-            workers = children(launcher.pid)
-            os.kill(launcher.pid if number == signal.SIGTERM else workers[-1], number)
-            _, stderr = launcher.communicate(timeout=60)
-        finally:
-            launcher.terminate()  # the end of "with" waits for it, however this ends
-    assert len(workers) == 2
-    if number == signal.SIGTERM:
-        assert launcher.returncode == 128 + number, stderr
-        assert stderr.count("stopped by SIGTERM after iteration") == 1
-    else:
-        assert launcher.returncode not in (0, 2) and "SIGKILL" in stderr
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
-
-
-def children(pid):
-    """Return the processes that ``pid`` has started, without multiprocessing's resource tracker."""
-    lists = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
-    commands = {int(p): Path(f"/proc/{p}/cmdline").read_bytes() for pids in lists for p in pids}
-    return [p for p, command in commands.items() if b"resource_tracker" not in command]
+        while not (tmp_path / "out" / "last_checkpoint").exists():
+            assert launcher.poll() is None, launcher.stderr.read()
+            time.sleep(0.1)
+        launcher.terminate()
+        _, stderr = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGTERM, stderr
+    assert stderr.count("stopped by SIGTERM after iteration") == 1
 
 
 KEYPOINTS = """

@@ -82,16 +82,6 @@ def test_a_value_that_is_not_finite(trainer, tmp_path, break_step, value, clip, 
     assert "bbox/AP" not in (tmp_path / "metrics.json").read_text()
 
 
-def test_a_learning_rate_that_diverges(train_net, tmp_path):
-    """detectron2's proposal network may be the first to find it."""
-    options = ["SOLVER.BASE_LR", "1e9", "SOLVER.WARMUP_ITERS", "0", "SOLVER.MAX_ITER", "9"]
-    with pytest.raises(FloatingPointError, match=r"iteration \d: .* Images of the batch: /"):
-        train_net("OUTPUT_DIR", str(tmp_path), "SOLVER.CHECKPOINT_PERIOD", "1", *options)
-    last = tmp_path / (tmp_path / "last_checkpoint").read_text()
-    weights = torch.load(last, weights_only=False)["model"]
-    assert all(weights[name].isfinite().all() for name in weights if "running" not in name)
-
-
 def test_training_writes_its_environment(trainer, tmp_path):
     whole = trainer()
     whole.train()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
 
 from nl_detectron.engine import forward_signals
 
@@ -62,21 +63,12 @@ def wait_for_new_checkpoint(process, folder):
         time.sleep(0.01)
 
 
-def assert_equal(one, other, where="checkpoint"):
+def assert_equal(one, other):
     """Compare nested containers of tensors exactly."""
-    assert type(one) is type(other), where
-    if torch.is_tensor(one):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert list(one) == list(other), where
-        for key in one:
-            assert_equal(one[key], other[key], f"{where}[{key!r}]")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for i, pair in enumerate(zip(one, other)):
-            assert_equal(*pair, f"{where}[{i}]")
-    else:
-        assert one == other, where
+    (one, keys), (other, other_keys) = tree_flatten(one), tree_flatten(other)
+    assert keys == other_keys
+    for pair in zip(one, other):
+        assert torch.equal(*pair) if torch.is_tensor(pair[0]) else pair[0] == pair[1]
 
 
 def finish(process, folder):
