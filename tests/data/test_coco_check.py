@@ -2,7 +2,6 @@
 
 import copy
 import re
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -27,14 +26,9 @@ from nl_detectron.errors import UserError
 IMAGES = 8
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return generate(tmp_path_factory.mktemp("data") / "set", {"train": IMAGES})
-
-
 @pytest.fixture
-def data(dataset):
-    return read_coco(dataset / "train.json")
+def data(tmp_path):
+    return read_coco(generate(tmp_path / "data", {"train": IMAGES}) / "train.json")
 
 
 def counts(problems):
@@ -186,11 +180,6 @@ def test_decoded_runs_are_those_of_pycocotools():
         assert decode_runs(encoded["counts"].decode()) == runs
 
 
-@pytest.fixture
-def copied(dataset, tmp_path):
-    return Path(shutil.copytree(dataset, tmp_path / "copy"))
-
-
 def rotate(path, tag):
     """Rotate the image by 90 degrees; with ``tag``, EXIF data undo the rotation."""
     exif = Image.Exif()
@@ -219,12 +208,14 @@ def cut(path):
         ),
     ],
 )
-def test_image(copied, data, break_file, problem, detail):
-    break_file(copied / "train" / "000003.jpg")
+def test_image(tmp_path, break_file, problem, detail):
+    folder = generate(tmp_path / "set", {"train": 3})
+    data = read_coco(folder / "train.json")
+    break_file(folder / "train" / "000003.jpg")
     expected = {problem: [f"000003.jpg{detail}"]} if problem else {}
-    assert check_images(data, str(copied / "train")) == expected
+    assert check_images(data, str(folder / "train")) == expected
     is_missing = problem is Problem.FILE_MISSING
-    assert missing_images(data, copied / "train") == ["000003.jpg"] * is_missing
+    assert missing_images(data, folder / "train") == ["000003.jpg"] * is_missing
 
 
 def test_missing_folder(data):

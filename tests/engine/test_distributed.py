@@ -235,16 +235,13 @@ def test_launch(data, tmp_path):
 KEYPOINTS = """
 MODEL.KEYPOINT_ON True MODEL.ROI_HEADS.NUM_CLASSES 1 INPUT.MASK_FORMAT bitmask
 MODEL.ROI_KEYPOINT_HEAD.NAME build_nonlocal_keypoint_head MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS (32,32)
+MODEL.NONLOCAL.NORM GN
 """
 
 
-@pytest.mark.parametrize(
-    "options",
-    ["MODEL.NONLOCAL.NORM GN MODEL.NONLOCAL.SUBSAMPLE none", "MODEL.NONLOCAL.FREEZE_REST True"],
-)
-def test_every_parameter_has_a_gradient(options):
+def test_every_parameter_has_a_gradient():
     """Otherwise DistributedDataParallel would fail at the second step. No keypoint is visible."""
-    model = Trainer.build_model(load_config(TINY, [*KEYPOINTS.split(), *options.split()]))
+    model = Trainer.build_model(load_config(TINY, KEYPOINTS.split()))
     instances = Instances((64, 128))
     instances.gt_boxes = Boxes(torch.tensor([[20.0, 10.0, 60.0, 50.0]]))
     instances.gt_classes = torch.tensor([0])
