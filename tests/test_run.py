@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import detectron2
 import pytest
 import torch
 
@@ -47,15 +46,6 @@ def main(args):
 if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
-""",
-    # torchrun's processes share one stdout, so a line is one write.
-    "rank.py": """
-import os
-import sys
-from detectron2.config import get_cfg
-
-known = "NONLOCAL" in get_cfg().MODEL
-os.write(1, f"{os.environ['RANK']} {sys.argv[1:]} {known}\\n".encode())
 """,
     # All differences by which a script could notice that Python did not start it.
     "where.py": """
@@ -169,21 +159,3 @@ def test_no_such_script(monkeypatch, capsys):
         main()
     assert exit_info.value.code == 2
     assert capsys.readouterr().err == f"error: no file {os.getcwd()}/nowhere.py\n"
-
-
-@pytest.mark.slow
-def test_under_torchrun(python):
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    lines = python(*torchrun, *RUN, "../rank.py", "--x").stdout.splitlines()
-    assert sorted(lines) == ["0 ['--x'] True", "1 ['--x'] True"]
-
-
-@pytest.mark.slow
-def test_training_tool_of_detectron2(python, tmp_path):
-    tool = Path(detectron2.__file__).resolve().parents[1] / "tools" / "train_net.py"
-    if not tool.is_file():
-        pytest.skip("no tools/train_net.py beside detectron2")
-    options = [*CPU, "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", "out"]
-    process = python(*RUN, tool, "--config-file", TINY, "--num-gpus", "0", *options)
-    assert "copypaste: Task: segm" in process.stdout
-    assert OUT_WEIGHT in weights(tmp_path / "elsewhere" / "out")

@@ -87,12 +87,10 @@ NAN = float("nan")
         (add_image, {"height": "64"}, {Problem.INCOMPLETE: 1}),
         (add_image, {"height": 10**400}, {Problem.TOO_NARROW: 1, **UNLABELLED}),
         (add_image, {"width": 1, "height": 2667}, {Problem.TOO_NARROW: 1, **UNLABELLED}),
-        (add_image, {"width": 5332, "height": 2}, UNLABELLED),
         # Categories.
         (add_category, {}, UNUSED),
         (add_category, {"id": 1}, {Problem.CATEGORY_ID_TWICE: 1}),
         (add_category, {"name": "red key"}, {Problem.CATEGORY_NAME_TWICE: 1, **UNUSED}),
-        (add_category, {"name": None}, {Problem.INCOMPLETE: 1}),
         # Annotations.
         (add_annotation, {"bbox": None}, {Problem.INCOMPLETE: 1}),
         (add_annotation, {"id": 1}, {Problem.ANNOTATION_ID_TWICE: 1}),
@@ -101,21 +99,17 @@ NAN = float("nan")
         (add_annotation, {"category_id": 99}, {Problem.NO_CATEGORY: 1}),
         (add_annotation, {"ignore": 1}, {Problem.MARKED_IGNORE: 1}),
         (add_annotation, {"area": None}, {Problem.NOT_EVALUABLE: 1}),
-        (add_annotation, {"iscrowd": None}, {Problem.NOT_EVALUABLE: 1}),
         # Boxes.
         (add_annotation, {"bbox": [1, 2, 3]}, {Problem.BAD_BOX: 1}),
         (add_annotation, {"bbox": [1, 2, 3, NAN]}, {Problem.BAD_BOX: 1}),
         (add_annotation, {"bbox": [1, 2, 3, "4"]}, {Problem.BAD_BOX: 1}),
         (add_annotation, {"bbox": [1, 2, 3, 10**400]}, {Problem.BAD_BOX: 1}),
         (add_annotation, {"bbox": [1, 2, 0, 4]}, {Problem.BOX_WITHOUT_AREA: 1}),
-        (add_annotation, {"bbox": [WIDTH, 2, 3, 4]}, {Problem.BOX_OUTSIDE: 1}),
         (add_annotation, {"bbox": [2, -4, 3, 4]}, {Problem.BOX_OUTSIDE: 1}),
         (add_annotation, {"bbox": [-2, 2, 9, 9]}, {Problem.BOX_OVER_EDGE: 1}),
         # Polygons.
         (add_annotation, {"segmentation": None}, {Problem.NO_MASK: 1}),
-        (add_annotation, {"segmentation": []}, {Problem.NO_MASK: 1}),
         (add_annotation, {"segmentation": "polygon"}, {Problem.BAD_MASK: 1}),
-        (add_annotation, {"segmentation": [1, 1, 9, 1, 9, 9]}, {Problem.BAD_MASK: 1}),
         (add_annotation, {"segmentation": [TRIANGLE[:4]]}, {Problem.NO_VALID_POLYGON: 1}),
         (add_annotation, {"segmentation": [[*TRIANGLE, 1]]}, {Problem.NO_VALID_POLYGON: 1}),
         (add_annotation, {"segmentation": [TRIANGLE, [1, 1]]}, {Problem.INVALID_POLYGON: 1}),
@@ -125,7 +119,6 @@ NAN = float("nan")
         (add_keypoints, {"keypoints": None}, {Problem.KEYPOINT_COUNT: 1}),
         (add_keypoints, {"keypoints": [5, 5, 2, 0, 0]}, {Problem.KEYPOINT_COUNT: 1}),
         (add_keypoints, {"num_keypoints": 2}, {Problem.VISIBLE_COUNT: 1}),
-        (add_keypoints, {"keypoints": [5, 5, 2, 6, 6, 1]}, {Problem.VISIBLE_COUNT: 1}),
         (add_keypoints, {"num_keypoints": None}, dict.fromkeys(NO_COUNT, 1)),
     ],
 )

@@ -13,6 +13,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_train_loader
 from detectron2.utils import comm
 from PIL import Image
+from torch.utils._pytree import tree_leaves
 
 from nl_detectron.data.train_loader import ImageError, ImageLoader, TrainLoader
 
@@ -27,14 +28,13 @@ def picture(width, height, seed=0):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """Register 7 images of noise, each with a different box."""
-    folder = tmp_path_factory.mktemp("images")
     dicts = []
     for i, (width, height) in enumerate(SIZES):
-        file = folder / f"{i}.png"
+        file = str(tmp_path_factory.mktemp("images") / f"{i}.png")
         picture(width, height, seed=i).save(file)
         box = {"bbox": [i, 2, i + 9, 20], "bbox_mode": 0, "category_id": i % 2}
         size = {"width": width, "height": height}
-        dicts.append({"file_name": str(file), "image_id": i, "annotations": [box], **size})
+        dicts.append({"file_name": file, "image_id": i, "annotations": [box], **size})
     DatasetCatalog.register("noise", lambda: dicts)
     yield "noise"
     DatasetCatalog.pop("noise")
@@ -67,9 +67,8 @@ def batches(cfg, count, start_iter=0):
 
 
 def equal(one, other):
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return torch.equal(one, other) if torch.is_tensor(one) else one == other
+    pairs = list(zip(tree_leaves(one), tree_leaves(other), strict=True))
+    return all(torch.equal(*map(torch.as_tensor, pair)) for pair in pairs)
 
 
 @pytest.mark.parametrize("grouping", [True, False])
