@@ -13,12 +13,8 @@ from nl_detectron.run import main
 TINY = str(Path(__file__).resolve().parent / "mask_rcnn_tiny.yaml")
 OUT_WEIGHT = "backbone.bottom_up.res4.nonlocal4.out.weight"
 
-# Scripts as users of detectron2 write them: with other keys, a module beside the script.
+# Scripts as users of detectron2 write them.
 SCRIPTS = {
-    "mykeys.py": """
-def add_my_config(cfg):
-    cfg.MODEL.MINE = 0
-""",
     "train.py": """
 import os
 
@@ -26,12 +22,9 @@ from detectron2.config import get_cfg
 from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
 
-from mykeys import add_my_config
-
 
 def main(args):
     cfg = get_cfg()
-    add_my_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     default_setup(cfg, args)
@@ -62,9 +55,6 @@ import sys
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from mykeys import add_my_config
-
-
 class Options:
     name = "mine"
 
@@ -116,7 +106,6 @@ def test_training_script(python, tmp_path):
     """Without blocks, training is equal to the last bit; with blocks, our keys are read."""
     train = ("../train.py", "--config-file", TINY, "--num-gpus", "0", *CPU)
     train += ("DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "2")
-    train += ("MODEL.MINE", "3")
     plain = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
     python(*train, *plain, "OUTPUT_DIR", "../bare")
     python(*RUN, *train, *plain, "OUTPUT_DIR", "../ours")

@@ -1,4 +1,4 @@
-"""Several processes with the Gloo backend, by torchrun and by launch; what DDP needs of a model."""
+"""Several processes with the Gloo backend, started by torchrun and by launch."""
 
 import json
 import multiprocessing
@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
-from detectron2.utils.events import EventStorage
 
 from nl_detectron.data import generate
 from nl_detectron.engine import Trainer, argument_parser, load_config, main
@@ -199,27 +197,3 @@ def test_launch(data, tmp_path):
         _, stderr = launcher.communicate(timeout=60)
     assert launcher.returncode == 128 + signal.SIGTERM, stderr
     assert stderr.count("stopped by SIGTERM after iteration") == 1
-
-
-KEYPOINTS = """
-MODEL.KEYPOINT_ON True MODEL.ROI_HEADS.NUM_CLASSES 1 INPUT.MASK_FORMAT bitmask
-MODEL.ROI_KEYPOINT_HEAD.NAME build_nonlocal_keypoint_head MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS (32,32)
-MODEL.NONLOCAL.NORM GN
-"""
-
-
-def test_every_parameter_has_a_gradient():
-    """Otherwise DistributedDataParallel would fail at the second step. No keypoint is visible."""
-    model = Trainer.build_model(load_config(TINY, KEYPOINTS.split()))
-    instances = Instances((64, 128))
-    instances.gt_boxes = Boxes(torch.tensor([[20.0, 10.0, 60.0, 50.0]]))
-    instances.gt_classes = torch.tensor([0])
-    instances.gt_masks = BitMasks(torch.ones(1, 64, 128, dtype=torch.bool))
-    instances.gt_keypoints = Keypoints(torch.zeros(1, 17, 3))
-    with EventStorage():
-        losses = model([{"image": torch.zeros(3, 64, 128), "instances": instances}])
-        sum(losses.values()).backward()
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert any(name.startswith(BLOCK) for name in trained)
-    assert any(name.startswith("roi_heads.keypoint_head.nonlocal2") for name in trained)
-    assert [name for name, p in trained.items() if p.grad is None] == []
