@@ -55,6 +55,8 @@ import sys
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+
+
 class Options:
     name = "mine"
 
