@@ -38,6 +38,7 @@ def test_train_resume_evaluate(train_net, tmp_path, capsys):
     weight = torch.load(out / "model_final.pth", map_location="cpu")["model"][OUT_WEIGHT]
     norm = metrics[1]["nonlocal/backbone.bottom_up.res4.nonlocal4/out_norm"]
     assert norm > 0 and norm == pytest.approx(weight.norm().item(), rel=1e-6)
+    assert metrics[1]["nonlocal/backbone.bottom_up.res4.nonlocal4/grad_norm"] > 0
     saved = load_config(str(out / "config.yaml"))
     assert (saved.DATASETS.TRAIN, saved.SOLVER.MAX_ITER, saved.SEED) == (("tiny_train",), 4, 1)
 
