@@ -10,9 +10,14 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
-from nl_detectron.data import check_annotations, check_images, describe, read_coco
 from nl_detectron.data.coco import coco_files
-from nl_detectron.data.coco_check import Problem
+from nl_detectron.data.coco_check import (
+    Problem,
+    check_annotations,
+    check_images,
+    describe,
+    read_coco,
+)
 from nl_detectron.errors import exit_on_user_error
 
 

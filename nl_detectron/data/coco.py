@@ -19,48 +19,34 @@ from .coco_check import Problem, Problems, check_annotations, describe, missing_
 # Name under which the dataset of a flag is registered.
 NAMES = {"train": "custom_train", "test": "custom_test"}
 # Fields of detectron2's metadata that hold the path of a file or folder.
-PATH_FIELDS = ["json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root"]
-PATH_FIELDS += ["image_dir", "gt_dir", "dirname"]
+PATH_FIELDS = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root")
 
 
 @dataclass(frozen=True)
 class CustomDataset:
-    """A dataset in COCO's format, without its images and annotations.
+    """A dataset in COCO's format, without its images and annotations."""
 
-    Attributes:
-        name: name under which it is registered.
-        json_file: file with the annotations.
-        image_root: folder that the file names in ``json_file`` are relative to.
-        classes: category names in the order of the category ids.
-        keypoints: keypoint names if they are the same for all categories, else empty.
-        problems: problems found without opening an image.
-    """
-
-    name: str
+    name: str  # under which it is registered
     json_file: str
-    image_root: str
-    classes: list[str]
-    keypoints: list[str]
-    problems: Problems
+    image_root: str  # folder that the file names in json_file are relative to
+    classes: list[str]  # category names in the order of the category ids
+    keypoints: list[str]  # keypoint names if they are the same for all categories, else empty
+    problems: Problems  # found without opening an image
 
     @classmethod
     def read(cls, name: str, json_file: str, image_root: str) -> "CustomDataset":
-        """Read and check the annotations.
-
-        Raises:
-            UserError: the file or the folder does not exist, or the file is not in COCO's format.
-        """
+        """Read and check the annotations. Raise a UserError if they are not in COCO's format."""
         data = read_coco(json_file)
         problems = check_annotations(data)
         if Problem.INCOMPLETE in problems:
-            (where,) = problems.values()
+            where = problems[Problem.INCOMPLETE]
             raise UserError(f"{json_file}: {describe(Problem.INCOMPLETE, where)}")
         if missing := missing_images(data, image_root):
             problems[Problem.FILE_MISSING] = missing
         categories = sorted(data["categories"], key=lambda category: category["id"])
         classes = [category["name"] for category in categories]
-        keypoints, *others = [category.get("keypoints", []) for category in categories]
-        if any(names != keypoints for names in others):
+        keypoints = categories[0].get("keypoints", [])
+        if any(category.get("keypoints", []) != keypoints for category in categories):
             keypoints = []
         return cls(name, json_file, image_root, classes, keypoints, problems)
 
@@ -69,16 +55,11 @@ class CustomDataset:
         DatasetCatalog.pop(self.name, None)
         MetadataCatalog.pop(self.name, None)
         metadata = {"thing_classes": self.classes}
-        if self.keypoints:
-            flips = keypoint_flip_map(self.keypoints)
-            metadata.update(keypoint_names=self.keypoints, keypoint_flip_map=flips)
+        if names := self.keypoints:
+            pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
+            flips = [pair for pair in pairs if pair[1] in names]
+            metadata.update(keypoint_names=names, keypoint_flip_map=flips)
         register_coco_instances(self.name, metadata, self.json_file, self.image_root)
-
-
-def keypoint_flip_map(names: list[str]) -> list[tuple[str, str]]:
-    """Return the pairs of keypoints whose names differ in "left" and "right" only."""
-    pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
-    return [pair for pair in pairs if pair[1] in names]
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,16 +75,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
-    """Read the datasets that the flags name.
+    """Return the datasets that the flags name, by split: "train", "test".
 
-    Args:
-        args: the flags of :func:`add_data_arguments`, and ``eval_only``.
-
-    Returns:
-        The datasets by split, "train" and "test"; without the flags, an empty dict.
-
-    Raises:
-        UserError: a flag is missing, a file cannot be read, or the categories of the splits differ.
+    ``args`` has the flags of :func:`add_data_arguments`, and ``eval_only``.
     """
     files = {}
     for split in NAMES:
@@ -114,38 +88,31 @@ def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
             files[split] = paths
     needed = "test" if args.eval_only else "train"
     if files and needed not in files:
-        mode = "evaluation with --eval-only" if args.eval_only else "training"
+        mode = "--eval-only" if args.eval_only else "training"
         raise UserError(f"{mode} needs --{needed}-json and --{needed}-images")
     if args.eval_only:
         files.pop("train", None)
     datasets = {split: CustomDataset.read(NAMES[split], *paths) for split, paths in files.items()}
-    classes = {f"--{split}-json": dataset.classes for split, dataset in datasets.items()}
-    if len(classes) == 2 and classes["--train-json"] != classes["--test-json"]:
-        lists = "; ".join(f"{flag} has {', '.join(names)}" for flag, names in classes.items())
-        raise UserError(f"--train-json and --test-json must have the same categories: {lists}")
+    classes = [", ".join(dataset.classes) for dataset in datasets.values()]
+    if len(set(classes)) > 1:
+        raise UserError(f"--train-json and --test-json differ in categories: {'; '.join(classes)}")
     return datasets
 
 
 def overrides(datasets: dict[str, CustomDataset]) -> list[Any]:
     """Return config keys and values, alternating, that select the datasets and their classes."""
-    if not datasets:
-        return []
-    keys = {"DATASETS.TEST": ()}  # without test data, nothing is evaluated
+    keys = {"DATASETS.TEST": ()} if datasets else {}  # without test data, nothing is evaluated
     for split, dataset in datasets.items():
         keys[f"DATASETS.{split.upper()}"] = (dataset.name,)
-        for group in ("ROI_HEADS", "RETINANET"):
-            keys[f"MODEL.{group}.NUM_CLASSES"] = len(dataset.classes)
+        keys["MODEL.ROI_HEADS.NUM_CLASSES"] = len(dataset.classes)
+        keys["MODEL.RETINANET.NUM_CLASSES"] = len(dataset.classes)
         if dataset.keypoints:
             keys["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] = len(dataset.keypoints)
     return [item for pair in keys.items() for item in pair]
 
 
 def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
-    """Raise if this config would fail on the dataset; print a warning for smaller problems.
-
-    Raises:
-        UserError: the dataset has a problem that matters to the config.
-    """
+    """Raise a UserError if this config would fail on the dataset; warn of smaller problems."""
     trains, tests = (dataset.name in cfg.DATASETS[split] for split in ("TRAIN", "TEST"))
     if not trains and not tests:  # options select other datasets
         return
@@ -162,8 +129,9 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
             errors.append(f"\n    {describe(problem, where)}")
         elif problem not in depends_on_config:
             notes.append(f"{len(where)} {problem.text}")
-    files = shlex.join(["--json", dataset.json_file, "--images", dataset.image_root])
-    command = f"python tools/check_dataset.py {files}"
+    command = "python tools/check_dataset.py " + shlex.join(
+        ["--json", dataset.json_file, "--images", dataset.image_root]
+    )
     if errors:
         raise UserError(
             f"{dataset.json_file} cannot be used for training or evaluation:{''.join(errors)}\n"
@@ -174,11 +142,7 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
 
 
 def coco_files(name: str) -> tuple[str, str]:
-    """Return the annotation file and the image folder of a registered dataset.
-
-    Raises:
-        UserError: it is not registered, is not in COCO's format, or its files are missing.
-    """
+    """Return the annotation file and the image folder of a registered dataset."""
     check_registered("NAME", name)
     metadata = MetadataCatalog.get(name)
     if metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
@@ -190,15 +154,12 @@ def coco_files(name: str) -> tuple[str, str]:
 def check_registered(key: str, name: str) -> None:
     """Raise a UserError, which begins with ``key``, unless a dataset of that name is registered."""
     known = DatasetCatalog.list()
-    if name in known:
-        return
-    hint = ""
-    if close := difflib.get_close_matches(name, known, n=3):
-        hint = f"; did you mean {' or '.join(close)}?"
-    for split, custom_name in NAMES.items():
-        if name == custom_name:
-            hint = f"; to use custom data, give --{split}-json and --{split}-images"
-    raise UserError(f"{key}: no dataset {name!r} is registered{hint}")
+    if name in NAMES.values() and name not in known:
+        raise UserError(f"{key}: {name!r} needs the flags for custom data; see --help")
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UserError(f"{key}: no dataset {name!r} is registered{hint}")
 
 
 def check_files(names: list[str]) -> None:
@@ -219,7 +180,6 @@ def check_files(names: list[str]) -> None:
 
 
 def _missing_paths(name: str) -> list[str]:
-    metadata = MetadataCatalog.get(name)
-    paths = [metadata.get(field) for field in PATH_FIELDS]
+    paths = [MetadataCatalog.get(name).get(field) for field in PATH_FIELDS]
     paths = [os.path.abspath(path) for path in paths if path and "://" not in path]
     return [path for path in paths if not os.path.exists(path)]

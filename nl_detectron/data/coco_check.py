@@ -36,8 +36,7 @@ ERROR, NOTE = True, False
 class Problem(Enum):
     """A kind of problem: whether it is an error, and a text that follows the number of cases.
 
-    An error makes training or evaluation fail, or makes their results wrong. The rest are notes;
-    COCO's own annotations have some of them.
+    An error makes training or evaluation fail, or their results wrong. The rest are notes.
     """
 
     INCOMPLETE = ERROR, "required fields are missing or have a wrong type; nothing else is checked"
@@ -96,14 +95,9 @@ Problems = dict[Problem, list[str]]
 
 
 def read_coco(path: Union[str, Path]) -> dict:
-    """Read annotations in COCO's format.
+    """Return the content of a file in COCO's format.
 
-    Returns:
-        The content of the file, with the lists "images", "categories" and "annotations". Only the
-        last one may be empty.
-
-    Raises:
-        UserError: the file does not exist, is not JSON, or lacks one of the lists.
+    It has the lists "images", "categories" and "annotations". Only the last one may be empty.
     """
     if not os.path.isfile(path):
         raise UserError(f"no file {os.path.abspath(path)}")
@@ -111,11 +105,10 @@ def read_coco(path: Union[str, Path]) -> dict:
         data = json.loads(Path(path).read_bytes())
     except ValueError as error:  # includes UnicodeDecodeError
         raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is not in COCO's format: expected an object, not a list or value")
-    data.setdefault("annotations", [])  # absent from files for testing only
+    if isinstance(data, dict):
+        data.setdefault("annotations", [])  # absent from files for testing only
     for key in REQUIRED_FIELDS:
-        if not isinstance(data.get(key), list):
+        if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise UserError(f"{path} is not in COCO's format: it has no list {key!r}")
         if not data[key] and key != "annotations":
             raise UserError(f"{path}: the list {key!r} is empty")
@@ -123,11 +116,7 @@ def read_coco(path: Union[str, Path]) -> dict:
 
 
 def check_annotations(data: dict) -> Problems:
-    """Find the problems that show without opening an image.
-
-    Args:
-        data: as returned by :func:`read_coco`.
-    """
+    """Find the problems of what :func:`read_coco` returns that show without opening an image."""
     return _collect(_find_incomplete(data)) or _collect(_find_problems(data))
 
 
@@ -137,9 +126,6 @@ def check_images(data: dict, folder: str) -> Problems:
     Args:
         data: as returned by :func:`read_coco`, without incomplete entries.
         folder: folder that the file names are relative to.
-
-    Raises:
-        UserError: the folder does not exist.
     """
     _require_folder(folder)
     images = data["images"]
@@ -188,28 +174,23 @@ def _find_problems(data: dict) -> Iterator[tuple[Problem, str]]:
             if entry[field] in seen:
                 yield problem, str(entry[field])
             seen.add(entry[field])
-    yield from _image_problems(data["images"])
-    yield from _annotation_problems(data)
-
-
-def _image_problems(images: list[dict]) -> Iterator[tuple[Problem, str]]:
-    strings = [image["id"] for image in images if isinstance(image["id"], str)]
-    if len(strings) < len(images):  # detectron2 sorts the ids
-        yield from ((Problem.MIXED_IDS, image_id) for image_id in strings)
-    for image in images:
+    are_strings = all(isinstance(image["id"], str) for image in data["images"])
+    for image in data["images"]:
         height, width = image["height"], image["width"]
+        if isinstance(image["id"], str) and not are_strings:  # detectron2 sorts the ids
+            yield Problem.MIXED_IDS, image["id"]
         if not (height > 0 and width > 0):  # also if one is NaN
             yield Problem.BAD_SIZE, image["file_name"]
         elif max(height, width) > MAX_ASPECT_RATIO * min(height, width):
             yield Problem.TOO_NARROW, image["file_name"]
+    yield from _annotation_problems(data)
 
 
 def _annotation_problems(data: dict) -> Iterator[tuple[Problem, str]]:
     images = {image["id"]: image for image in data["images"]}
     categories = {category["id"]: category for category in data["categories"]}
-    progress = tqdm(data["annotations"], "annotations", unit="", unit_scale=True, delay=3)
     labelled, used = set(), set()  # ids of images and categories
-    for annotation in progress:
+    for annotation in data["annotations"]:
         image = images.get(annotation["image_id"])
         if image is None:
             yield Problem.NO_IMAGE, str(annotation["id"])
@@ -223,9 +204,8 @@ def _annotation_problems(data: dict) -> Iterator[tuple[Problem, str]]:
 
     unlabelled = Problem.UNLABELLED if labelled else Problem.NOTHING_TO_LEARN
     yield from ((unlabelled, images[i]["file_name"]) for i in images if i not in labelled)
-    yield from (
-        (Problem.CATEGORY_UNUSED, categories[i]["name"]) for i in categories if i not in used
-    )
+    unused = (categories[i] for i in categories if i not in used)
+    yield from ((Problem.CATEGORY_UNUSED, category["name"]) for category in unused)
 
 
 def _problems_of(annotation: dict, image: dict, category: Optional[dict]) -> Iterator[Problem]:
@@ -296,9 +276,9 @@ def _rle_problems(rle: dict, image: dict) -> Iterator[Problem]:
 def decode_runs(counts: str) -> list[int]:
     """Return the run lengths in COCO's compressed RLE, or an empty list if the text is broken.
 
-    pycocotools does not check the text and reads beyond its end. Each character from "0" on holds
-    six bits: five bits of a number in two's complement, lowest first, and a bit that is set if the
-    number continues. From the fourth number on, a number is the difference to the last but one.
+    pycocotools reads beyond the end of a broken text. Each character holds five bits of a number
+    in two's complement, lowest first, and a sixth bit that is set if the number continues. From
+    the fourth number on, a number is the difference to the last but one.
     """
     if not re.fullmatch("([P-o]*[0-O])+", counts):  # "P" is the first with the sixth bit
         return []

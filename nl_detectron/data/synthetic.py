@@ -2,10 +2,8 @@
 
 Each image is a wide strip with a coloured key near one end and grey locks near the other. The
 class of a key is its colour. The class of a lock is the colour of the key, but no pixel within
-``GAP`` pixels of the lock depends on it.
-
-The key is large, so that the mean over all positions, which an untrained non-local block computes,
-depends on its colour. With smaller keys, some blocks learned nothing in the first 400 iterations.
+``GAP`` pixels of the lock depends on it. With smaller keys, the mean over all positions, which an
+untrained block computes, hardly depends on the colour, and some blocks learned nothing.
 """
 
 import json
@@ -51,18 +49,10 @@ def arc(cx: float, cy: float, radius: float, start: float, end: float, n: int = 
 
 
 # Outlines in the unit square, x to the right and y down.
-_LOCK = outline(
-    {
-        "shackle": arc(0.5, 0.4, 0.28, 180, 360),
-        "body": [(0.95, 0.4), (0.95, 0.97), (0.05, 0.97), (0.05, 0.4)],
-    }
-)
-_KEY = outline(
-    {
-        "bow": arc(0.5, 0.36, 0.35, 60, -240),
-        "shaft": [(0.325, 0.98), (0.9, 0.98), (0.9, 0.82), (0.675, 0.82)],
-    }
-)
+_BODY = [(0.95, 0.4), (0.95, 0.97), (0.05, 0.97), (0.05, 0.4)]
+_LOCK = outline({"shackle": arc(0.5, 0.4, 0.28, 180, 360), "body": _BODY})
+_SHAFT = [(0.325, 0.98), (0.9, 0.98), (0.9, 0.82), (0.675, 0.82)]
+_KEY = outline({"bow": arc(0.5, 0.36, 0.35, 60, -240), "shaft": _SHAFT})
 
 
 def draw(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[str, Polygon]]]:
@@ -100,7 +90,7 @@ def generate(
     draw: Callable = draw,
     categories: Sequence[dict] = CATEGORIES,
 ) -> Path:
-    """Write a dataset in COCO's format, unless the folder exists.
+    """Write a dataset in COCO's format, unless the folder exists, and return its path.
 
     The files are written to a temporary folder, which is renamed at the end. So an existing folder
     is complete, even if several processes generate it at the same time.
@@ -109,12 +99,8 @@ def generate(
         root: folder to create, with ``<split>/<id>.jpg`` and ``<split>.json`` for each split.
         split_sizes: number of images of each split.
         seed: the same seed gives the same bytes with the same versions of Pillow and NumPy.
-        draw: maps a random generator to an image and its objects, as :func:`draw` does. An object
-            may have a third item, a dict of further fields of its annotation.
+        draw: as :func:`draw`; an object may have a dict of further fields of its annotation.
         categories: categories of the objects, in COCO's format.
-
-    Returns:
-        The path of ``root``.
     """
     root = Path(root)
     if root.is_dir():

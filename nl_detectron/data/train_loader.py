@@ -1,13 +1,11 @@
 """Training batches that can be reproduced: batch i depends on the seed and i alone."""
 
 import itertools
-import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import Any, Union
+from typing import Optional, Union
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -25,41 +23,17 @@ class ImageError(UserError):
     """An image or its annotations cannot be used. The message names the image file."""
 
 
-class ErrorNamingMapper:
-    """Call another mapper, such as ``DatasetMapper``, and name the image file if that fails.
-
-    The errors of image decoders do not name the file.
-    """
-
-    def __init__(self, mapper: Callable[[dict], dict]):
-        self._mapper = mapper
-
-    def __call__(self, dataset_dict: dict) -> dict:
-        try:
-            return self._mapper(dataset_dict)
-        except Exception as error:  # decoders raise anything on broken files
-            problem = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ImageError(
-                f"{dataset_dict['file_name']} cannot be used ({problem}); repair it or remove it "
-                "from the annotations. tools/check_dataset.py finds all such images"
-            ) from error
-
-
 class ImageLoader(DataLoader):
     """A ``DataLoader`` of lists of images, which raises ImageError in the main process.
 
-    A DataLoader gives the main process only the type and the traceback of a worker's exception. So
-    the workers return an ImageError in place of the image.
-
     Args:
-        load: maps an item of the batch sampler to an image for the model.
-        batch_sampler: yields lists of items.
+        mapper: maps a dataset dict to the input of the model, as ``DatasetMapper`` does.
+        batches: yields lists of pairs, a dataset dict and a seed for its augmentation or None.
     """
 
-    def __init__(self, load: Callable[[Any], dict], batch_sampler: Iterable[list], **kwargs):
-        dataset = _Images(load)
+    def __init__(self, mapper: Callable[[dict], dict], batches: Iterable[list], **kwargs):
         kwargs.update(collate_fn=list, worker_init_fn=ignore_signals)
-        super().__init__(dataset, batch_sampler=batch_sampler, **kwargs)
+        super().__init__(_Images(mapper), batch_sampler=batches, **kwargs)
 
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in super().__iter__():
@@ -70,14 +44,25 @@ class ImageLoader(DataLoader):
 
 
 class _Images(Dataset):
-    def __init__(self, load: Callable[[Any], dict]):
-        self._load = load
+    def __init__(self, mapper: Callable[[dict], dict]):
+        self._mapper = mapper
 
-    def __getitem__(self, item: Any) -> Union[dict, ImageError]:
+    def __getitem__(self, item: tuple[dict, Optional[int]]) -> Union[dict, ImageError]:
+        """Return the error if the mapper fails; the exceptions of decoders do not name the file.
+
+        A worker cannot raise it, because DataLoader adds a traceback to the message.
+        """
+        dataset_dict, seed = item
+        if seed is not None:
+            seed_all_rng(seed)
         try:
-            return self._load(item)
-        except ImageError as error:
-            return error
+            return self._mapper(dataset_dict)
+        except Exception as error:  # decoders raise anything on broken files
+            problem = " ".join(f"{type(error).__name__}: {error}".split())
+            return ImageError(
+                f"{dataset_dict['file_name']} cannot be used ({problem}); repair it or remove it "
+                "from the annotations. tools/check_dataset.py finds all such images"
+            )
 
 
 class TrainLoader:
@@ -85,38 +70,29 @@ class TrainLoader:
 
     detectron2's loader, with its sampler and its grouping by aspect ratio, selects the images of
     each batch without reading them, so skipping iterations is fast. Each image is then read and
-    augmented with its own seed, whatever the number of workers. The process is seeded again before
-    each batch, so that the training step does not depend on the loading.
-
-    Attributes:
-        start_iter: the first iteration; may be set until the first batch is requested.
+    augmented with its own seed of the global generators, whatever the number of workers. The
+    process is seeded again before each batch, so that the step does not depend on the loading.
     """
 
     def __init__(self, cfg: CfgNode, mapper: Callable[[dict], dict]):
-        """
-        Args:
-            cfg: the same in all processes; if SEED is negative, a random seed is used.
-            mapper: maps a dataset dict to the input of the model, as ``DatasetMapper`` does. Its
-                random numbers must come from the global generators of Python, NumPy and torch.
-        """
-        self.start_iter = 0
+        self.start_iter = 0  # the first iteration; may be set until the first batch is requested
+        self.batch = []  # the latest batch
         self._seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self._num_workers = cfg.DATALOADER.NUM_WORKERS
-        self._load = partial(_map_seeded, mapper)
+        self._mapper = mapper
         seed_all_rng(self._seed)  # some samplers draw their seed
         self._batches = build_detection_train_loader(cfg, mapper=lambda d: d, num_workers=0)
 
     def __iter__(self) -> Iterator[list[dict]]:
         # A generator, because detectron2 0.5 calls iter() before start_iter is known.
         batches = self._seeded_batches()
-        loader = ImageLoader(self._load, batches, num_workers=self._num_workers)
+        loader = ImageLoader(self._mapper, batches, num_workers=self._num_workers)
         for iteration, batch in enumerate(loader, self.start_iter):
+            self.batch = batch
             seed_all_rng(self._derived_seed(STEP, iteration, comm.get_rank()))
             yield batch
 
     def _seeded_batches(self) -> Iterator[list[tuple[dict, int]]]:
-        if self.start_iter:
-            logging.getLogger(__name__).info(f"Skipping the batches before {self.start_iter}")
         rank, processes = comm.get_rank(), comm.get_world_size()
         batches = itertools.islice(self._batches, self.start_iter, None)
         for iteration, batch in enumerate(batches, self.start_iter):
@@ -130,17 +106,11 @@ class TrainLoader:
         return int(np.random.SeedSequence(self._seed, spawn_key=key).generate_state(1)[0])
 
 
-def _map_seeded(mapper: Callable[[dict], dict], item: tuple[dict, int]) -> dict:
-    dataset_dict, seed = item
-    seed_all_rng(seed)
-    return mapper(dataset_dict)
-
-
 def ignore_signals(worker_id: int) -> None:
     """Ignore SIGINT and SIGTERM in a worker of a DataLoader, unless the main process sends them.
 
-    Ctrl-C, and SIGTERM on many clusters, go to all processes of a job. The main process still needs
-    its workers to finish the step. It ends them with SIGTERM when it exits.
+    Ctrl-C, and SIGTERM on many clusters, go to all processes of a job, but the main process still
+    needs its workers to finish the step. It ends them with SIGTERM when it exits.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

@@ -16,20 +16,12 @@ from ..errors import UserError
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def world_size(args: argparse.Namespace) -> int:
-    """Return the number of processes: torchrun's, or those that ``launch`` is going to start."""
-    return max(comm.get_world_size(), args.num_gpus * args.num_machines)
-
-
 @contextmanager
 def torchrun_process_group(args: argparse.Namespace) -> Iterator[None]:
     """Join the process group if torchrun started this process, and leave it after the body.
 
     The backend is NCCL with one GPU per process, or Gloo if torch finds no GPU. Do nothing unless
     all of VARIABLES are in the environment.
-
-    Raises:
-        UserError: ``args`` ask for processes too.
     """
     if not all(name in os.environ for name in VARIABLES):
         yield
@@ -54,13 +46,3 @@ def torchrun_process_group(args: argparse.Namespace) -> Iterator[None]:
     yield
     # After an error the group stays, because exit_on_user_error uses its store.
     dist.destroy_process_group()
-
-
-def check_same_start(iteration: int) -> None:
-    """Raise a UserError in every process unless all start from the same iteration."""
-    iterations = comm.all_gather(iteration)
-    if len(set(iterations)) > 1:
-        raise UserError(
-            f"--resume: the processes would start from the iterations {iterations}; "
-            "OUTPUT_DIR must be a folder that all machines share"
-        )

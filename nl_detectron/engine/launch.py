@@ -1,10 +1,9 @@
 """From parsed arguments to a training or an evaluation, in one process or several."""
 
-import argparse
 import json
-import logging
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from multiprocessing import active_children
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..checkpoint import AuditedCheckpointer
 from ..data.coco import CustomDataset, overrides, read_datasets
-from ..errors import EXIT_STATUS, UserError, exit_on_user_error
+from ..errors import EXIT_STATUS, exit_on_user_error
 from ..files import write_atomically
 from .checks import check_input
 from .distributed import torchrun_process_group
@@ -31,12 +30,8 @@ from .signals import forward_signals
 from .trainer import Trainer
 
 
-def main(args: argparse.Namespace) -> None:
-    """Launch the processes that ``args`` asks for; under torchrun, run in the current one.
-
-    Args:
-        args: as :func:`argument_parser` returns them.
-    """
+def main(args: Namespace) -> None:
+    """Launch the processes that ``args`` asks for; under torchrun, run in the current one."""
     with exit_on_user_error(), torchrun_process_group(args):
         args.config_file = find_config_file(args.config_file)
         custom = read_datasets(args)
@@ -69,19 +64,11 @@ def _run_spawned(*args) -> None:
         run(*args)
 
 
-def run(
-    cfg: CfgNode, args: argparse.Namespace, datasets: Sequence[CustomDataset] = ()
-) -> Optional[dict]:
-    """Train or evaluate in this process, which may be one of several.
+def run(cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset] = ()) -> Optional[dict]:
+    """Train or evaluate in this process, which may be one of several; return the results.
 
-    Args:
-        cfg: frozen.
-        args: as :func:`argument_parser` returns them.
-        datasets: custom datasets that this process has yet to register.
-
-    Returns:
-        The results of the evaluation, task -> metric -> value; None after a training without
-        TEST.EXPECTED_RESULTS.
+    ``datasets`` are the custom datasets that this process has yet to register. After a training,
+    there are results only with TEST.EXPECTED_RESULTS.
     """
     for dataset in datasets:
         dataset.register()
@@ -100,39 +87,30 @@ def run(
     return results
 
 
-def _set_up(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """Set up logging and random numbers as detectron2's default_setup, and write config.yaml.
+def _set_up(cfg: CfgNode, args: Namespace) -> CfgNode:
+    """Set up logging and random numbers, and write config.yaml; return the config with a SEED.
 
-    Returns:
-        The config, with a SEED if it is for training.
+    detectron2's default_setup also prints a table, with alarming lines about a missing GPU.
     """
-    try:
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"OUTPUT_DIR: cannot create {cfg.OUTPUT_DIR} ({error.strerror})") from error
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     if not args.eval_only:
         cfg = choose_seed(cfg, args.resume)
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "nl_detectron"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
-    logger = logging.getLogger(__name__)
-    logger.info(f"Process {rank} of {comm.get_world_size()}, {environment()}, {args}")
+        logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    logger.info(f"Process {rank}, {environment()}, {args}")
     if comm.is_main_process():
-        path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
-        with write_atomically(path, "w") as file:
+        with write_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
             file.write(cfg.dump())
-        logger.info(f"Config saved to {path}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     return cfg
 
 
 def choose_seed(cfg: CfgNode, resume: bool) -> CfgNode:
-    """Replace a negative SEED, in all processes by the same random number.
+    """Replace a negative SEED by a random number, the same in all processes.
 
-    Args:
-        cfg: frozen.
-        resume: use the SEED in the environment.json of OUTPUT_DIR, if there is one.
+    If ``resume`` is True, use the seed in the environment.json of OUTPUT_DIR, if there is one.
     """
     if cfg.SEED >= 0:
         return cfg

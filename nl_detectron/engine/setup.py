@@ -39,11 +39,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def find_config_file(name: str) -> str:
-    """Return ``name`` if it is a file or empty, else the path of the shipped config of that name.
-
-    Raises:
-        UserError: there is neither.
-    """
+    """Return ``name`` if it is a file or "", else the path of the shipped config of that name."""
     if not name or os.path.isfile(name):
         return name
     try:
@@ -66,9 +62,6 @@ def load_config(
 
     Returns:
         The config, frozen.
-
-    Raises:
-        UserError: a file is missing or not YAML, a key does not exist, or a value has a wrong type.
     """
     cfg = get_cfg()
     add_nonlocal_config(cfg)
@@ -79,14 +72,13 @@ def load_config(
     cfg.merge_from_list(list(overrides))
     if len(opts) % 2:
         raise UserError(
-            "options after the flags are pairs, KEY VALUE, and flags come before them; "
-            f"these are {len(opts)}: {' '.join(map(str, opts))}"
+            f"options are KEY VALUE pairs after all flags, not {' '.join(map(str, opts))}"
         )
     try:
         cfg.merge_from_list(list(opts))
     except MERGE_ERRORS as error:
-        pairs = [(key.split("."), value) for key, value in zip(opts[::2], opts[1::2])]
-        raise UserError(f"command line: {_find_problem(cfg, pairs) or error}") from error
+        problem = _find_problem(cfg, zip(opts[::2], opts[1::2])) or error
+        raise UserError(f"command line: {problem}") from error
     cfg.freeze()
     return cfg
 
@@ -94,59 +86,44 @@ def load_config(
 def _merge_file(cfg: CfgNode, path: str) -> None:
     items = []
     try:
-        items = list(_leaves(CfgNode.load_yaml_with_base(path, allow_unsafe=True)))
+        items = list(_flatten(CfgNode.load_yaml_with_base(path, allow_unsafe=True)))
         cfg.merge_from_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no file {os.path.abspath(error.filename)} (_BASE_)") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except MERGE_ERRORS as error:
-        problem = _find_problem(cfg, items) or f"not a mapping of config keys to values ({error})"
+        problem = _find_problem(cfg, items) or f"not nested config keys with values ({error})"
         raise UserError(f"{path}: {problem}") from error
 
 
-def _find_problem(cfg: CfgNode, items: Iterable[tuple[Sequence[str], Any]]) -> str:
-    """Describe the first item that cannot be merged into ``cfg``; return "" if all of them can.
-
-    Args:
-        items: paths, such as ("MODEL", "MASK_ON"), with their values.
-    """
-    for path, value in items:
-        key, default = ".".join(map(str, path)), cfg
-        for name in path:
-            if not isinstance(default, CfgNode) or name not in default:
-                known = [".".join(known) for known, _ in _leaves(cfg)]
-                close = difflib.get_close_matches(key, known, n=1)
-                if close == [key]:
-                    return f"{key} must be written as nested keys, without dots"
-                return f"there is no key {key}" + (f"; did you mean {close[0]}?" if close else "")
-            default = default[name]
-        if isinstance(default, CfgNode):
-            return f"{key} is not a key but a group of keys: {', '.join(sorted(default))}"
+def _find_problem(cfg: CfgNode, items: Iterable[tuple[str, Any]]) -> str:
+    """Describe the first key or value that ``cfg`` does not accept; return "" if there is none."""
+    defaults = dict(_flatten(cfg))
+    for key, value in items:
+        if key not in defaults:
+            close = difflib.get_close_matches(key, defaults, n=1)
+            return f"{key} is not a config key" + (f"; did you mean {close[0]}?" if close else "")
         try:
             cfg.clone().merge_from_list([key, value])
         except MERGE_ERRORS:
-            example = ("x",) if default == () else default  # most empty tuples are of names
-            kind = type(default).__name__
+            kind = type(defaults[key]).__name__
+            example = ("NAME",) if defaults[key] == () else defaults[key]
             return f"{key} takes a value of type {kind}, such as {example!r}, not {value!r}"
     return ""
 
 
-def _leaves(tree: dict, prefix: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """Yield the path and the value of each leaf of nested dicts."""
+def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each leaf of nested dicts."""
     for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, (*prefix, name))
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
-            yield (*prefix, name), value
+            yield f"{prefix}{name}", value
 
 
 def build_predictor(cfg: CfgNode) -> DefaultPredictor:
-    """Return detectron2's predictor of a BGR image, with the audited weights of MODEL.WEIGHTS.
-
-    Raises:
-        UserError: a key has a bad value, or the weights cannot be read or do not fit.
-    """
+    """Return detectron2's predictor of a BGR image, with the audited weights of MODEL.WEIGHTS."""
     without_weights = cfg.clone()
     without_weights.defrost()
     without_weights.MODEL.WEIGHTS = ""  # or DefaultPredictor would load the file without an audit

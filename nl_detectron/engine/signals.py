@@ -12,7 +12,6 @@ from typing import Optional, Union
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -65,10 +64,7 @@ def forward_signals(children: Callable[[], Iterable[Union[Popen, Process]]]) -> 
     """Pass SIGTERM on to child processes while the body waits for them to end.
 
     Ctrl-C in a terminal reaches them anyway. After either signal, exit with status 128 + its number
-    when the body ends.
-
-    Args:
-        children: returns the processes that are running.
+    when the body ends. ``children()`` returns the processes that are running.
     """
     received = []
 
@@ -81,11 +77,8 @@ def forward_signals(children: Callable[[], Iterable[Union[Popen, Process]]]) -> 
     previous = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
-    except ProcessExitedException:
-        if not received:
-            raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if received:
-        sys.exit(128 + received[0])
+        if received:  # also if launch() has raised the exit status of a child
+            sys.exit(128 + received[0])

@@ -20,25 +20,20 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
-    coco_evaluation,
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import AuditedCheckpointer
-from ..data.train_loader import ErrorNamingMapper, ImageLoader, TrainLoader
+from ..config import config_hash
+from ..data.train_loader import ImageLoader, TrainLoader
+from ..errors import UserError
+from ..files import write_atomically
 from ..modeling import build_model, build_optimizer
-from .distributed import check_same_start
-from .hooks import LossGuard, NonLocalNorms, log_max_memory, write_environment
+from .hooks import NonLocalNorms, check_gradients, environment, log_max_memory
 from .signals import StopOnSignal
-
-try:
-    from faster_coco_eval import COCOeval_faster
-except ImportError:
-    COCOeval_faster = None
 
 EVALUATOR_TYPES = ("coco", "coco_panoptic_seg")  # in the metadata of a dataset
 
@@ -50,14 +45,11 @@ class Trainer(DefaultTrainer):
     build_optimizer = staticmethod(build_optimizer)
 
     def __init__(self, cfg: CfgNode):
-        """
-        Args:
-            cfg: frozen; batch size and schedule are scaled to the number of processes.
-        """
         TrainerBase.__init__(self)  # DefaultTrainer.__init__ would fix the checkpointer and DDP
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        optimizer.register_step_pre_hook(lambda *_: check_gradients(model))
         data_loader = self.build_train_loader(cfg)
 
         on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
@@ -81,35 +73,46 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """Build the hooks of DefaultTrainer and ours.
 
-        Ours come first, so that their values are there when DefaultTrainer's hooks write metrics.
-        StopOnSignal stands between the checkpoint and the evaluation, which may take long.
+        Ours come before those that write metrics. StopOnSignal stands between the checkpoint and
+        the evaluation, which may take long.
         """
         hooks = super().build_hooks()
         evaluation_index = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks.insert(evaluation_index, StopOnSignal())
-        self._loss_guard = LossGuard()
         memory = CallbackHook(after_step=log_max_memory)
-        return [NonLocalNorms(self.model), memory, self._loss_guard, *hooks]
+        return [NonLocalNorms(self.model), memory, *hooks]
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Load the last checkpoint of OUTPUT_DIR or else MODEL.WEIGHTS, as DefaultTrainer does.
-
-        Raises:
-            UserError: the file cannot be used, or the processes find different checkpoints.
-        """
         super().resume_or_load(resume)
-        check_same_start(self.start_iter)
+        iterations = comm.all_gather(self.start_iter)
+        if len(set(iterations)) > 1:
+            raise UserError(
+                f"--resume: the processes would start from the iterations {iterations}; "
+                "OUTPUT_DIR must be a folder that all machines share"
+            )
 
     def train(self) -> Optional[OrderedDict]:
         if comm.is_main_process():
             truncate_metrics(Path(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
-            write_environment(self.cfg)
+            content = environment()
+            content.update(iterations=self.max_iter, seed=self.cfg.SEED)
+            content.update(config_hash=config_hash(self.cfg))  # scaled to the number of processes
+            with write_atomically(f"{self.cfg.OUTPUT_DIR}/environment.json", "w") as file:
+                json.dump(content, file, indent=1)
         self.data_loader.start_iter = self.start_iter
         return super().train()
 
     def run_step(self) -> None:
-        with self._loss_guard.name_batch():
+        try:
             super().run_step()
+        except FloatingPointError as error:
+            problem = " ".join(str(error).split()).rstrip(".")
+            images = ", ".join(image["file_name"] for image in self.data_loader.batch)
+            raise FloatingPointError(
+                f"iteration {self.iter}: {problem}. Images of the batch: {images}. The step was "
+                "not taken, and the checkpoints are from before it. Check these images and "
+                "annotations, lower SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True"
+            ) from error
 
     def after_train(self) -> None:
         if self.iter < self.max_iter:  # EvalHook would evaluate if the last step has failed
@@ -118,15 +121,15 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return TrainLoader(cfg, ErrorNamingMapper(DatasetMapper(cfg, is_train=True)))
+        return TrainLoader(cfg, DatasetMapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        batches = build_detection_test_loader(
-            cfg, dataset_name, mapper=lambda dataset_dict: dataset_dict, num_workers=0
+        items = build_detection_test_loader(
+            cfg, dataset_name, mapper=lambda dataset_dict: (dataset_dict, None), num_workers=0
         )
-        mapper = ErrorNamingMapper(DatasetMapper(cfg, is_train=False))
-        return ImageLoader(mapper, batches, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        mapper = DatasetMapper(cfg, is_train=False)
+        return ImageLoader(mapper, items, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_evaluator(
@@ -134,12 +137,11 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-        coco = FasterCOCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)
-        if MetadataCatalog.get(dataset_name).evaluator_type == "coco":
-            return coco
-        semantic = SemSegEvaluator(dataset_name, output_dir=folder)
-        panoptic = COCOPanopticEvaluator(dataset_name, output_dir=folder)
-        return DatasetEvaluators([semantic, coco, panoptic])
+        evaluators = [COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)]
+        if MetadataCatalog.get(dataset_name).evaluator_type == "coco_panoptic_seg":
+            evaluators.insert(0, SemSegEvaluator(dataset_name, output_dir=folder))
+            evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir=folder))
+        return DatasetEvaluators(evaluators)
 
     @classmethod
     def test(
@@ -155,46 +157,15 @@ class Trainer(DefaultTrainer):
         return results
 
 
-class FasterCOCOEvaluator(COCOEvaluator):
-    """``COCOEvaluator`` that uses faster-coco-eval, if installed, for boxes and masks.
-
-    The results are those of pycocotools.
-    """
-
-    def evaluate(self, img_ids: Optional[list] = None) -> Optional[dict]:
-        if COCOeval_faster is None:
-            return super().evaluate(img_ids)
-        self._use_fast_impl = False  # do not use detectron2's compiled COCOeval_opt
-        coco_evaluation.COCOeval = _coco_eval  # detectron2 has no argument for this class
-        try:
-            return super().evaluate(img_ids)
-        finally:
-            coco_evaluation.COCOeval = COCOeval
-
-
-def _coco_eval(annotations, detections, task: str) -> COCOeval:
-    # For keypoints, COCOeval_faster needs an index that only its own COCO class builds.
-    return (COCOeval if task == "keypoints" else COCOeval_faster)(annotations, detections, task)
-
-
 def truncate_metrics(path: Path, iteration: int) -> None:
     """Remove the lines of ``iteration`` and later ones, which training is about to write again.
 
     They are there if a run was killed after its last checkpoint, or is repeated in its folder. The
     old file is kept as ``metrics.json.bak``.
-
-    Args:
-        path: metrics.json, one JSON object per line; need not exist.
     """
-
-    def is_kept(line: str) -> bool:
-        try:
-            return json.loads(line)["iteration"] < iteration
-        except json.JSONDecodeError:  # the process was killed while it wrote this line
-            return False
-
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = list(filter(is_kept, lines))
+    whole = [line for line in lines if line.endswith("\n")]  # a kill may have cut off the last one
+    kept = [line for line in whole if json.loads(line)["iteration"] < iteration]
     if kept != lines:
         shutil.copy(path, path.with_name(f"{path.name}.bak"))
         path.write_text("".join(kept))  # in place, because a writer may have opened it to append

@@ -2,40 +2,23 @@
 
 import json
 import re
+from pathlib import Path
 
 import check_dataset
 import pytest
-from detectron2.data import DatasetCatalog
 
 from nl_detectron.data import generate
-from nl_detectron.data.coco import CustomDataset
 from nl_detectron.data.coco_check import Problem
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The working directory, with train.json and train/."""
-    folder = generate(tmp_path / "data", {"train": 4})
-    monkeypatch.chdir(folder)
-    return folder
-
-
-FILES = ["--json", "train.json", "--images", "train"]
-
-
-def edit(path, **changes):
-    """Change the first annotation of a file."""
-    data = json.loads(path.read_text())
-    data["annotations"][0].update(changes)
-    path.write_text(json.dumps(data))
-    return len(data["annotations"])
-
-
-def test_errors_and_notes(folder, capsys):
-    count = edit(folder / "train.json", category_id=99, bbox=[1, 2, 0, 4])
-    (folder / "train" / "000002.jpg").unlink()
-    (folder / "train" / "000003.jpg").write_bytes(b"")
-    assert check_dataset.main(FILES) == 1
+def test_errors_and_notes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(generate(tmp_path / "data", {"train": 4}))
+    data = json.loads(Path("train.json").read_text())
+    data["annotations"][0].update(category_id=99, bbox=[1, 2, 0, 4])
+    Path("train.json").write_text(json.dumps(data))
+    Path("train/000002.jpg").unlink()
+    Path("train/000003.jpg").write_bytes(b"")
+    assert check_dataset.main(["--json", "train.json", "--images", "train"]) == 1
     lines = capsys.readouterr().out.splitlines()
     unused = [line for line in lines if Problem.CATEGORY_UNUSED.text in line]
     assert [line for line in lines if line not in unused] == [
@@ -43,25 +26,19 @@ def test_errors_and_notes(folder, capsys):
         f"error: 1 {Problem.FILE_MISSING.text}: 000002.jpg",
         f"error: 1 {Problem.UNREADABLE.text}: 000003.jpg (UnidentifiedImageError)",
         f"note: 1 {Problem.BOX_WITHOUT_AREA.text}: 1 (000001.jpg)",
-        f"train.json: 4 images, {count} annotations, 6 categories",
+        f"train.json: 4 images, {len(data['annotations'])} annotations, 6 categories",
         f"kinds of errors: 3, kinds of notes: {1 + len(unused)}",
     ]
-
-
-def test_incomplete_entries(folder, capsys):
-    edit(folder / "train.json", bbox=None)
-    assert check_dataset.main(FILES) == 1
+    del data["annotations"][0]["bbox"]
+    Path("train.json").write_text(json.dumps(data))
+    assert check_dataset.main(["--json", "train.json", "--images", "train"]) == 1
     assert capsys.readouterr().out.startswith(
         f"error: 1 {Problem.INCOMPLETE.text}: annotations[0].bbox\ntrain.json: 4 images"
     )
 
 
-def test_registered_dataset_without_errors(folder, capsys):
-    CustomDataset.read("checked", "train.json", "train").register()
-    try:
-        assert check_dataset.main(["checked"]) == 0
-    finally:
-        DatasetCatalog.pop("checked")
+def test_registered_dataset_without_errors(datasets, capsys):
+    assert check_dataset.main(["tiny_train"]) == 0
     assert "kinds of errors: 0" in capsys.readouterr().out
 
 
@@ -69,13 +46,12 @@ def test_registered_dataset_without_errors(folder, capsys):
     "arguments, message",
     [
         ("", "give either a name, or both"),
-        ("--json train.json", "give either a name, or both"),
         ("--json nowhere.json --images train", "^error: no file /.*/nowhere.json$"),
         ("cityscapes_fine_sem_seg_val", "'cityscapes_.*' is not registered as one in COCO's"),
         ("coco_2017_val", "files of datasets are missing"),
     ],
 )
-def test_wrong_usage(folder, capsys, arguments, message):
+def test_wrong_usage(capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_info:
         check_dataset.main(arguments.split())
     assert exit_info.value.code == 2

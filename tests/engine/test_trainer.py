@@ -1,26 +1,22 @@
-"""The trainer against DefaultTrainer, its evaluator against pycocotools, and metrics.json."""
+"""The trainer against DefaultTrainer, its files, and how it stops."""
 
 import json
 import os
+import re
 import signal
 
-import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import COCOEvaluator, coco_evaluation
-from detectron2.structures import Boxes, Instances
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from detectron2.utils import comm
 
 from nl_detectron.checkpoint import AuditedCheckpointer
-from nl_detectron.data import generate
-from nl_detectron.engine import Trainer
-from nl_detectron.engine.trainer import COCOeval_faster, FasterCOCOEvaluator, truncate_metrics
+from nl_detectron.config import config_hash
+from nl_detectron.engine import Trainer, environment
+from nl_detectron.engine.trainer import truncate_metrics
+from nl_detectron.errors import UserError
 
-NAME = "coco_evaluator_test"
+PARAMETER = "backbone.bottom_up.res4.nonlocal4.g.weight"
 
 
 @pytest.mark.parametrize("amp", [False, True])
@@ -37,16 +33,21 @@ def test_has_what_default_trainer_has(tiny_config, amp):
     assert parts.keys() == expected.keys()
     for name in parts:
         assert parts[name].state_dict().keys() == expected[name].state_dict().keys()
-    hooks = [type(hook) for hook in ours._hooks]
-    assert [hook for hook in hooks if hook in {type(hook) for hook in default._hooks}] == [
-        type(hook) for hook in default._hooks
-    ]
+    expected = [type(hook) for hook in default._hooks]
+    assert [type(hook) for hook in ours._hooks if type(hook) in expected] == expected
 
 
 def test_batch_and_schedule_are_scaled(tiny_config):
     scaled = Trainer(tiny_config("SOLVER.REFERENCE_WORLD_SIZE", 2, "SOLVER.MAX_ITER", 10))
     assert scaled.cfg.SOLVER.IMS_PER_BATCH == 1
     assert scaled.max_iter == scaled.cfg.SOLVER.MAX_ITER == 20
+
+
+def test_processes_that_found_different_checkpoints(tiny_config, monkeypatch):
+    trainer = Trainer(tiny_config())
+    monkeypatch.setattr(comm, "all_gather", lambda iteration: [iteration, 5])
+    with pytest.raises(UserError, match=r"iterations \[0, 5\]; OUTPUT_DIR .* all machines share"):
+        trainer.resume_or_load()
 
 
 def evaluations(folder):
@@ -63,6 +64,7 @@ def test_stopped_in_the_last_step(tiny_config, tmp_path):
     with pytest.raises(SystemExit) as exit_info:
         stopped.train()
     assert exit_info.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # Ctrl-C would end it at once
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert sorted(file.name for file in tmp_path.glob("*.pth")) == ["model_final.pth"]
@@ -80,7 +82,7 @@ def test_truncate_metrics(tmp_path):
     truncate_metrics(path, 0)
     assert not path.exists()
     lines = ['{"iteration": 19}\n', '{"iteration": 39}\n', '{"itera']
-    path.write_text("".join(lines[:1]))
+    path.write_text(lines[0])
     truncate_metrics(path, 30)
     assert path.read_text() == lines[0] and len(list(tmp_path.iterdir())) == 1
     path.write_text("".join(lines))
@@ -91,61 +93,82 @@ def test_truncate_metrics(tmp_path):
     assert path.with_name("metrics.json.bak").read_text() == "".join(lines)
 
 
-@pytest.fixture(scope="module")
-def annotations(tmp_path_factory):
-    """The synthetic data, with three keypoints on every object."""
-    root = generate(tmp_path_factory.mktemp("data") / "set", {"val": 40})
-    path = root / "val.json"
-    data = json.loads(path.read_text())
-    for annotation in data["annotations"]:
-        x, y, w, h = annotation["bbox"]
-        corners = [x, y, 2, x + w, y, 2, x, y + h, annotation["id"] % 3]
-        annotation["keypoints"] = corners
-        annotation["num_keypoints"] = sum(v > 0 for v in corners[2::3])
-        annotation["iscrowd"] = 0
-    for category in data["categories"]:
-        category.update(keypoints=["a", "b", "c"], skeleton=[])
-    path.write_text(json.dumps(data))
-    register_coco_instances(NAME, {}, str(path), str(root / "val"))
-    ids = {category["id"]: i for i, category in enumerate(data["categories"])}
-    MetadataCatalog.get(NAME).set(thing_dataset_id_to_contiguous_id=ids)
-    return COCO(path)
+@pytest.fixture
+def trainer(tiny_config):
+    def build(*options):
+        return Trainer(tiny_config("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1, *options))
+
+    return build
 
 
-def evaluate(evaluator, annotations):
-    """Three detections around each object, some of another class, with many equal scores."""
-    random = np.random.default_rng(0)
-    evaluator.reset()
-    for image in annotations.imgs.values():
-        found = [a for a in annotations.imgToAnns[image["id"]] for _ in range(3)]
-        n, size = len(found), (image["height"], image["width"])
-        boxes = np.array([a["bbox"] for a in found]) + random.normal(0, 4, (n, 4))
-        boxes[:, 2:] += boxes[:, :2]
-        classes = np.array([a["category_id"] - 1 for a in found])
-        keypoints = np.array([a["keypoints"] for a in found], dtype=float).reshape(n, 3, 3)
-        output = Instances(size)
-        output.pred_boxes = Boxes(torch.as_tensor(boxes))
-        output.pred_classes = torch.as_tensor((classes + (random.random(n) < 0.3)) % 6)
-        output.scores = torch.as_tensor(random.random(n).round(1))
-        masks = [np.roll(annotations.annToMask(a), random.integers(-4, 5), 1) for a in found]
-        output.pred_masks = torch.as_tensor(np.stack(masks)).bool()
-        output.pred_keypoints = torch.as_tensor(keypoints + random.normal(0, 3, (n, 3, 3)))
-        evaluator.process([{"image_id": image["id"]}], [{"instances": output}])
-    return evaluator.evaluate()
+def values(trainer):
+    """Copies of the parameters and of the optimizer's momenta."""
+    parameters = list(trainer.model.parameters())
+    momenta = [trainer.optimizer.state[p].get("momentum_buffer") for p in parameters]
+    return [v.detach().clone() for v in [*parameters, *momenta] if v is not None]
 
 
-def test_evaluator_is_equal_to_pycocotools(annotations):
-    if COCOeval_faster is None:
-        pytest.skip("faster-coco-eval is not installed: pip install -e '.[eval]'")
-    tasks, sigmas = ("bbox", "segm", "keypoints"), [0.05, 0.1, 0.2]
-    faster, plain = (
-        evaluate(kind(NAME, tasks, False, kpt_oks_sigmas=sigmas, **options), annotations)
-        for kind, options in ((FasterCOCOEvaluator, {}), (COCOEvaluator, {"use_fast_impl": False}))
-    )
-    assert coco_evaluation.COCOeval is COCOeval
-    assert faster.keys() == plain.keys() == set(tasks)
-    for task in tasks:
-        assert faster[task].keys() == plain[task].keys()
-        assert 1 < plain[task]["AP"] < 99
-        for metric, value in plain[task].items():
-            assert faster[task][metric] == pytest.approx(value, abs=1e-6, nan_ok=True)
+def break_loss(trainer, value):
+    predictor = trainer.model.roi_heads.box_predictor
+    losses = predictor.losses
+    predictor.losses = lambda *args: {
+        name: loss * (value if trainer.iter else 1) for name, loss in losses(*args).items()
+    }
+
+
+def break_gradient(trainer, value):
+    # One element only: clipping by norm spreads it to all others, clipping by value does not.
+    parameter = trainer.model.get_parameter(PARAMETER)
+    bad = torch.zeros_like(parameter)
+    bad.view(-1)[3] = value
+    parameter.register_hook(lambda gradient: gradient + bad if trainer.iter else None)
+
+
+LOSS = "Loss became infinite or NaN at iteration=1! .*loss_cls"
+GRADIENT = rf"the gradient of {re.escape(PARAMETER)} is not finite"
+
+
+@pytest.mark.parametrize(
+    "break_step, value, clip, message",
+    [
+        (break_loss, float("nan"), "", LOSS),
+        (break_loss, float("inf"), "", LOSS),
+        (break_gradient, float("nan"), "", GRADIENT),
+        (break_gradient, float("nan"), "value", GRADIENT),
+        (break_gradient, float("nan"), "norm", GRADIENT),
+    ],
+)
+def test_a_value_that_is_not_finite(trainer, tmp_path, break_step, value, clip, message):
+    """Training stops without that step, its checkpoint, or an evaluation."""
+    options = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip] if clip else []
+    stopped = trainer("SOLVER.CLIP_GRADIENTS.ENABLED", bool(clip), *options)
+    break_step(stopped, value)
+    run_step, before = stopped.run_step, []
+
+    def run_step_and_remember():
+        before[:] = values(stopped)
+        run_step()
+
+    stopped.run_step = run_step_and_remember
+    with pytest.raises(FloatingPointError) as error:
+        stopped.train()
+    assert re.match(f"iteration 1: {message}", str(error.value)), error.value
+    files = re.search(r"Images of the batch: (.*?)\. The step", str(error.value))[1].split(", ")
+    assert len(files) == 2 and all(map(os.path.isfile, files))
+    after = values(stopped)
+    assert len(before) == len(after) == 2 * len(list(stopped.model.parameters()))
+    assert all(map(torch.equal, before, after))
+    assert [file.name for file in tmp_path.glob("*.pth")] == ["model_0000000.pth"]
+    assert "bbox/AP" not in (tmp_path / "metrics.json").read_text()
+
+
+def test_training_writes_its_environment(trainer, tmp_path):
+    whole = trainer()
+    whole.train()
+    written = json.loads((tmp_path / "environment.json").read_text())
+    own = {"iterations": 2, "config_hash": config_hash(whole.cfg), "seed": 1}
+    assert written == {**environment(), **own}
+    assert written["processes"] == 1 and written["torch"] == torch.__version__
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert 50 < metrics[0]["max_memory"] < 1e5
+    assert "bbox/AP" in metrics[-1]
