@@ -125,7 +125,7 @@ def test_relative_error(value, error, monkeypatch):
     expected = (torch.tensor([1.0, -4.0]), torch.tensor([2, 3]))
     outputs = {"a": torch.tensor([value, -4.0]), "b": torch.tensor([2, 3])}
     monkeypatch.setattr("nl_detectron.export._as_function", lambda *_: lambda image: expected)
-    monkeypatch.setattr("nl_detectron.export._load", lambda *_: lambda image: outputs)
+    monkeypatch.setattr("nl_detectron.export._run_file", lambda *_: outputs)
     assert relative_error(nn.Module(), torch.ones(1), "onnx", "") == error
     outputs["b"] = torch.tensor([2])
     assert relative_error(nn.Module(), torch.ones(1), "onnx", "") == float("inf")

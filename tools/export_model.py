@@ -9,7 +9,6 @@ export is not possible with the installed torch and detectron2.
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 
@@ -54,7 +53,7 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status."""
     args = argument_parser().parse_args(argv)
     torch.manual_seed(0)

@@ -37,23 +37,22 @@ def test_runs_are_grouped_by_config(tmp_path):
     ]
     with open(folders[1] / "metrics.json", "a") as file:  # a repeated line, and one that is cut
         file.write('{"iteration": 79, "total_loss": 3.0}\n{"iteration": 99, "total_l')
-    groups = {
-        name: {metric: [array.tolist() for array in curve] for metric, curve in curves.items()}
-        for name, curves in read_curves(folders).items()
-    }
-    assert groups == {
-        "a": {  # seed 3 has no later values
-            "total_loss": [[19, 39, 59], [[8, 4, 6], [10, 6, 8], [12, 8, 10]]],
-            "bbox/AP": [[39], [[10], [12], [14]]],
+    assert read_curves(folders) == {
+        "a": {
+            "total_loss": [
+                {19: 8, 39: 4, 59: 6, 79: 2},
+                {19: 10, 39: 6, 59: 8, 79: 4},
+                {19: 12, 39: 8, 59: 10},
+            ],
+            "bbox/AP": [{39: 10, 79: 30}, {39: 12, 79: 32}, {39: 14}],
         },
-        "b": {"total_loss": [[19, 39, 59, 79], [[8, 4, 6, 3]]]},
+        "b": {"total_loss": [{19: 8, 39: 4, 59: 6, 79: 3}]},
     }
 
 
 def test_run_names():
     assert run_names([Path("out/x/seed1"), Path("out/y")]) == ["x", "y"]
     assert run_names([Path("1/x/seed1"), Path("2/x/seed1")]) == ["1/x/seed1", "2/x/seed1"]
-    assert run_names([Path("out/x/seed1/inference/results.json")]) == ["x"]
 
 
 def test_figure(tmp_path, monkeypatch):
@@ -66,7 +65,7 @@ def test_figure(tmp_path, monkeypatch):
     )
     folders = [
         make_run(tmp_path / "a" / "seed1"),
-        make_run(tmp_path / "a" / "seed2", seed=2, shift=2.0),
+        make_run(tmp_path / "a" / "seed2", seed=2, shift=2.0, losses=(8, 4, 6, 2, 1)),
         make_run(tmp_path / "b" / "seed1", learning_rate="0.2", box=False),
     ]
     plot_curves(read_curves(folders), tmp_path / "curves.png")

@@ -9,7 +9,7 @@ from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 from test_attention import QUERY, SIZES, box_of, known_block, make_predictor, paint
 
-from nl_detectron.visualization import Attention, attend
+from nl_detectron.visualization import attend
 from nl_detectron.visualization.figure import draw_attention, draw_detection
 
 
@@ -68,8 +68,7 @@ def test_detection():
     instances.pred_classes = torch.tensor([0, 1])
     instances.pred_masks = torch.zeros(2, 90, 150, dtype=torch.bool)
     instances.pred_masks[1, 40:70, 100:130] = True
-    attention = Attention(image, {"instances": instances}, None, {})
-    picture = draw_detection(attention, 1, MetadataCatalog.get("nl_synthetic_val"))
+    picture = draw_detection(image, instances[1], MetadataCatalog.get("nl_synthetic_val"))
     scale = 640 / 150
     assert picture.shape == (384, 640, 3)
     red, green, blue = picture[int(55 * scale), int(115 * scale)]

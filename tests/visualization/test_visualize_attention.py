@@ -66,7 +66,6 @@ def test_page(tmp_path, image_file):
         ("--query 150,3", "error: (150, 3) is outside the image, which is 150 wide and 90 high"),
         ("--query 1;2", "argument --query: invalid point value: '1;2'"),
         ("--query-grid 2", "argument --query-grid: invalid grid value: '2'"),
-        ("--query 1,2 --arrows 0", "argument --arrows: invalid positive value: '0'"),
         ("--arrows 3", "one of the arguments --query --query-boxes --query-grid"),
         ("--query 1,2 --block res4.-2", "error: no non-local block 'res4.-2'; there are: res4.4"),
         (
