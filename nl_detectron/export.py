@@ -26,8 +26,8 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
     """Export a backbone or a detector for inference on images of any size.
 
     A backbone returns feature maps by name; in ONNX the outputs have these names. A detector takes
-    one image and returns a tuple: the tensors of its detections, sorted by the names of their
-    fields, then the image size. As in detectron2, masks (N, 1, M, M) are not pasted into the image.
+    one image and returns the tensors of its detections, sorted by field name, then the image size;
+    as in detectron2, masks (N, 1, M, M) are not pasted into the image.
 
     Args:
         model: a ``Backbone``, or a detector for "torchscript-trace", in eval mode.
@@ -35,10 +35,9 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
             (B, 3, H, W); "torch-export" and "onnx" require B >= 2, and sides above the largest
             stride and above twice the stride of a feature map with a block.
         format: one of :data:`FORMATS`.
-        file: path to write.
     """
     with _export_errors(image, format):
-        function = _as_function(model, image, format)
+        function = _as_function(model, image)
         if format == "torchscript-script":
             import detectron2.export  # noqa: F401  # makes ResNet and FPN scriptable
 
@@ -62,7 +61,7 @@ def relative_error(model: nn.Module, image: Tensor, format: str, file: str) -> f
     or a value is not finite.
     """
     with _export_errors(image, format):
-        expected = _as_function(model, image, format)(image)
+        expected = _as_function(model, image)(image)
         outputs = _run_file(format, file, image)
     outputs, expected = (x.values() if isinstance(x, dict) else x for x in (outputs, expected))
     largest = 0.0
@@ -76,15 +75,13 @@ def relative_error(model: nn.Module, image: Tensor, format: str, file: str) -> f
     return largest
 
 
-def _as_function(model: nn.Module, image: Tensor, format: str) -> nn.Module:
+def _as_function(model: nn.Module, image: Tensor) -> nn.Module:
     """Return the model as a function of an image."""
     if isinstance(model, Backbone):
         return model
-    if format != "torchscript-trace":
-        raise ExportError("detectron2 exports whole models by tracing only; use torchscript-trace")
     from detectron2.export import TracingAdapter
 
-    def without_postprocess(model: nn.Module, inputs: list[dict]) -> list:
+    def without_postprocess(model: GeneralizedRCNN, inputs: list[dict]) -> list:
         return model.inference(inputs, do_postprocess=False)
 
     function = without_postprocess if isinstance(model, GeneralizedRCNN) else None
@@ -103,10 +100,9 @@ def _export_program(backbone: Backbone, image: Tensor) -> ExportedProgram:
 
 
 def _onnx_searchsorted(sorted_sequence, values, **options):
-    """Translate torch.searchsorted, which ONNX lacks, by sorting both tensors together.
+    """Translate torch.searchsorted, which ONNX lacks: sort both tensors together, and count.
 
-    The position of a value is the number of elements of the sequence before it. TopK is stable, so
-    a value precedes the elements that equal it.
+    TopK is stable, so a value precedes the elements of the sequence that equal it.
     """
     from onnxscript import opset18 as op
 

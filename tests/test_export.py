@@ -131,18 +131,12 @@ def test_relative_error(value, error, monkeypatch):
     assert relative_error(nn.Module(), torch.ones(1), "onnx", "") == float("inf")
 
 
-@pytest.mark.parametrize(
-    "build, format, shape",
-    [
-        (build_model, "onnx", (3, 64, 96)),  # a whole model can only be traced
-        (build_backbone, "torchscript-trace", (2, 3, 64, 100)),  # FPN needs multiples of 32
-    ],
-)
-def test_impossible_exports_are_one_line(build, format, shape, tmp_path):
+def test_impossible_export_is_one_line(tmp_path):
+    backbone, image = make(build_backbone), torch.randn(2, 3, 64, 100)  # FPN: multiples of 32
     with pytest.raises(ExportError) as error:
-        export_model(make(build), torch.randn(shape), format, str(tmp_path / "model"))
-    size = "x".join(map(str, shape))
-    assert str(error.value).startswith(f"{format}, image {size}, torch {torch.__version__}: ")
+        export_model(backbone, image, "torchscript-trace", str(tmp_path / "model"))
+    where = f"torchscript-trace, image 2x3x64x100, torch {torch.__version__}: "
+    assert str(error.value).startswith(where)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -166,10 +160,14 @@ def test_tool(tool, tmp_path, monkeypatch, capsys):
     assert tool(arguments) == 1
     assert "DOES NOT MATCH the model" in capsys.readouterr().out
 
-    with pytest.raises(SystemExit) as exit_info:
-        tool([*arguments, "MODEL.WEIGHTS", missing])
-    assert exit_info.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: there is no file {missing}"
+    for options, message in (
+        (["MODEL.WEIGHTS", missing], f"error: there is no file {missing}"),
+        (["--part", "model"], "to torchscript-trace, not torchscript-script"),
+    ):
+        with pytest.raises(SystemExit) as exit_info:
+            tool([*arguments, *options])
+        assert exit_info.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1].endswith(message)
 
 
 @pytest.mark.slow

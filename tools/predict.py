@@ -21,13 +21,7 @@ from nl_detectron.engine import build_predictor, check_nonlocal, find_config_fil
 from nl_detectron.engine.checks import CLASSIFIERS
 from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.files import write_atomically
-from nl_detectron.visualization.predictions import find_inputs, predict
-
-THRESHOLDS = (
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-    "MODEL.RETINANET.SCORE_THRESH_TEST",
-    "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
-)
+from nl_detectron.visualization.predictions import THRESHOLDS, find_inputs, predict
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.structures import Instances
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
 from nl_detectron.engine import build_predictor, find_config_file, load_config
 from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.files import write_atomically
 from nl_detectron.visualization import Attention, attend
 from nl_detectron.visualization.attention_page import attention_page
-from nl_detectron.visualization.figure import draw_attention, draw_detection
-from nl_detectron.visualization.predictions import read_image
+from nl_detectron.visualization.figure import draw_attention, draw_objects
+from nl_detectron.visualization.predictions import THRESHOLDS, read_image
 
 MAX_BOXES = 12
 
@@ -60,12 +60,6 @@ def grid(text: str) -> tuple[int, int]:
     return rows, columns
 
 
-def confident(attention: Attention, threshold: float) -> Instances | None:
-    """Return the detections above the threshold; None if the model does not detect objects."""
-    instances = attention.predictions.get("instances")
-    return instances if instances is None else instances[instances.scores >= threshold]
-
-
 def draw(args: argparse.Namespace, path: Path, attention: Attention, metadata: Metadata) -> None:
     """Write one figure per block."""
     height, width = attention.image.shape[:2]
@@ -75,14 +69,16 @@ def draw(args: argparse.Namespace, path: Path, attention: Attention, metadata: M
         centres = torch.cartesian_prod(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5)
         points = [(x * width / columns, y * height / rows) for y, x in centres.tolist()]
     if args.query_boxes:
-        found = confident(attention, args.confidence_threshold)
-        if found is None:
+        if "instances" not in attention.predictions:
             raise UserError("--query-boxes: this model does not detect objects; use --query X,Y")
-        found = found[:MAX_BOXES]
+        found = attention.predictions["instances"][:MAX_BOXES].to("cpu")
         print(f"{path}: {len(found)} detections")
         edge = torch.tensor([width, height]) - 0.01
-        points = found.pred_boxes.get_centers().cpu().minimum(edge).tolist()
-        pictures = [draw_detection(attention.image, found[i], metadata) for i in range(len(found))]
+        points = found.pred_boxes.get_centers().minimum(edge).tolist()
+        image, names = attention.image[:, :, ::-1], metadata.get("thing_classes", ())
+        for detection in instances_to_coco_json(found, img_id=0):
+            picture = draw_objects(image, [detection], dict(enumerate(names)), metadata)
+            pictures.append(picture)
     args.output.mkdir(parents=True, exist_ok=True)
     for name in attention.geometry if points else ():
         figure = draw_attention(attention, name, points, arrows=args.arrows, pictures=pictures)
@@ -96,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with exit_on_user_error():
         images = {path: read_image(path) for path in args.input}
-        cfg = load_config(find_config_file(args.config_file), args.opts)
+        thresholds = [part for key in THRESHOLDS for part in (key, args.confidence_threshold)]
+        cfg = load_config(find_config_file(args.config_file), args.opts, overrides=thresholds)
         predictor = build_predictor(cfg)
         if not cfg.MODEL.WEIGHTS:
             print("note: MODEL.WEIGHTS is empty; the weights are random", file=sys.stderr)
@@ -106,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not args.html:
                 draw(args, path, attention, metadata)
                 continue
-            found = confident(attention, args.confidence_threshold)
+            found = attention.predictions.get("instances")
             classes = metadata.get("thing_classes", ())
             with write_atomically(args.html, "w") as file:
                 file.write(attention_page(attention, path.name, found, classes))

@@ -30,9 +30,8 @@ _INSERTED = re.compile(r"(?:.+\.)?(\w+)\.nonlocal(\d+)")
 def find_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
     """Return the non-local blocks that process whole images, by name.
 
-    The name is the location: the block after residual block 4 of res4 is "res4.4". A block in
-    another place has the name of its module, as does a second block with the same location.
-    Blocks in RoI heads are left out because they process regions.
+    The name is the location: the block after residual block 4 of res4 is "res4.4". Other blocks,
+    and a second block with the same location, have the names of their modules.
     """
     blocks = {}
     for module_name, module in model.named_modules():
@@ -58,11 +57,7 @@ class AttentionRecorder:
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[str] = ()):
-        """
-        Args:
-            model: a detector or a backbone.
-            blocks: names of the blocks to record, such as ``["res4.4"]``; all by default.
-        """
+        """Prepare to record the named blocks of a detector or a backbone; all by default."""
         found = find_blocks(model)
         for name in blocks:
             if name not in found:
@@ -152,10 +147,7 @@ class ImageGeometry:
         return stride * width / resized_width, stride * height / resized_height
 
     def visible(self, stride: int) -> tuple[int, int]:
-        """Return how many rows and columns of a map with this stride cover a part of the image.
-
-        The other positions of the map cover padding only.
-        """
+        """Return how many rows and columns of a map with this stride do not cover padding only."""
         height, width = self.resized_size
         return math.ceil(height / stride), math.ceil(width / stride)
 

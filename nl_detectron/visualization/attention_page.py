@@ -31,8 +31,7 @@ def attention_page(
 ) -> str:
     """Return the page of one image, smaller than 10 MB.
 
-    If the maps of all query positions would be too large, the page has those of every n-th
-    position in both directions, and says so.
+    If the maps of all query positions would be too large, the page has every n-th row and column.
 
     Args:
         attention: returned by :func:`attend`.

@@ -19,7 +19,6 @@ PANELS = {  # key in metrics.json -> title of the panel
     "segm/AP": "validation, mask AP",
     "keypoints/AP": "validation, keypoint AP",
 }
-
 Curve = dict[int, float]  # iteration -> value
 
 

@@ -1,11 +1,12 @@
 """Attention figures as in the paper's Fig. 3."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.structures import Instances
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.structures import BoxMode
+from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import Visualizer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
@@ -37,8 +38,7 @@ def draw_attention(
         name: name of a block.
         points: (x, y) of each query in pixels of the image.
         arrows: maximum number of arrows per query; the paper draws 20.
-        pictures: for each query, an RGB image of any size to draw the arrows on, instead of the
-            input image.
+        pictures: for each query, an RGB image of any size to draw on instead of the input image.
     """
     weights = attention.rows(name, points)
     geometry, block = attention.geometry[name], attention.recorder.blocks[name]
@@ -70,8 +70,8 @@ def draw_attention(
             vmax=largest,
             alpha=0.4 + 0.45 * row.abs().numpy() / largest,
         )
-        bar = figure.colorbar(heat_image, cax=right.inset_axes([1.01, 0, 0.02, 1]))
-        bar.ax.tick_params(labelsize=6)
+        bar = right.inset_axes([1.01, 0, 0.02, 1])
+        figure.colorbar(heat_image, cax=bar).ax.tick_params(labelsize=6)
         for axes in (left, right):
             axes.plot(*point, "o", color="white", markeredgecolor="black", markersize=7, zorder=5)
             axes.plot(*point, "o", color=QUERY, markersize=3.5, zorder=6)
@@ -79,11 +79,36 @@ def draw_attention(
     return figure
 
 
-def draw_detection(image: np.ndarray, instance: Instances, metadata: Metadata) -> np.ndarray:
-    """Draw one detection on a BGR image, and return an RGB image, enlarged if it is small."""
-    scale, mode = legible_scale(image), ColorMode.SEGMENTATION  # the colours of the classes
-    visualizer = Visualizer(image[:, :, ::-1], metadata, scale=scale, instance_mode=mode)
-    return visualizer.draw_instance_predictions(instance.to("cpu")).get_image()
+def draw_objects(
+    image: np.ndarray, objects: Sequence[dict], class_names: Mapping[int, str], metadata: Metadata
+) -> np.ndarray:
+    """Draw COCO annotations or detections on an RGB image, each class in one colour.
+
+    A small image is enlarged. Masks and keypoints are drawn if all objects have them.
+    """
+    palette = np.array(metadata.get("thing_colors") or colormap(rgb=True)) / 255
+    numbers = {key: number for number, key in enumerate(sorted(class_names))}
+    boxes, labels, colors, masks, keypoints = [], [], [], None, None
+    for instance in objects:
+        key = instance["category_id"]
+        score = f" {instance['score']:.0%}" if "score" in instance else ""
+        boxes.append(BoxMode.convert(instance["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
+        labels.append(f"{class_names.get(key, f'class {key}')}{score}")
+        colors.append(tuple(palette[numbers.get(key, key) % len(palette)]))
+    if all("segmentation" in instance for instance in objects):
+        masks = [instance["segmentation"] for instance in objects]
+    if all("keypoints" in instance for instance in objects):
+        keypoints = [np.reshape(instance["keypoints"], (-1, 3)) for instance in objects]
+    visualizer = Visualizer(image, metadata, scale=legible_scale(image))
+    drawn = visualizer.overlay_instances(
+        boxes=np.reshape(boxes, (-1, 4)),
+        masks=masks,
+        keypoints=keypoints,
+        labels=labels,
+        assigned_colors=colors,
+        alpha=0.4,
+    )
+    return drawn.get_image()
 
 
 def legible_scale(image: np.ndarray) -> float:
@@ -100,18 +125,10 @@ def _draw_arrows(
     strongest = [t for t in strongest if abs(t[2]) >= MIN_RELATIVE_WEIGHT * largest]
     for x, y, weight in reversed(strongest):
         share = abs(weight) / largest
-        arrow = FancyArrowPatch(
-            query,
-            (x, y),
-            arrowstyle="-|>",
-            mutation_scale=5 + 6 * share,
-            shrinkA=0,
-            shrinkB=0,
-            color=POSITIVE if weight >= 0 else NEGATIVE,
-            linewidth=0.4 + 1.6 * share,
-            alpha=0.2 + 0.8 * share,
-        )
-        axes.add_patch(arrow)
+        color = POSITIVE if weight >= 0 else NEGATIVE
+        style = {"color": color, "linewidth": 0.4 + 1.6 * share, "alpha": 0.2 + 0.8 * share}
+        style |= {"arrowstyle": "-|>", "mutation_scale": 5 + 6 * share, "shrinkA": 0, "shrinkB": 0}
+        axes.add_patch(FancyArrowPatch(query, (x, y), **style))
     share = sum(abs(weight) for _, _, weight in strongest) / (row.abs().sum().item() or 1.0)
     return (
         f"query ({query[0]:.4g}, {query[1]:.4g}): arrows to {len(strongest)} of {row.numel()} "

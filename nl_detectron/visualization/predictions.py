@@ -19,20 +19,20 @@ from .figure import legible_scale
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
-CODEC, FPS = "mp4v", 25.0  # every opencv has this codec; FPS is for videos that do not state theirs
-
-
-class InputError(UserError):
-    """An image or a video cannot be read; the message names it."""
+THRESHOLDS = (  # config keys of the lowest score of a prediction
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "MODEL.RETINANET.SCORE_THRESH_TEST",
+    "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH",
+)
 
 
 def read_image(path: Path, format: str = "BGR") -> np.ndarray:
-    """Read an image as (H, W, 3), uint8, or raise InputError."""
+    """Read an image as (H, W, 3), uint8, or raise UserError."""
     try:
         return detection_utils.read_image(str(path), format)
     except Exception as error:  # decoders raise many types of errors on broken files
-        problem = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{path} cannot be read ({problem})") from error
+        problem = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({problem})") from error
 
 
 def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -66,7 +66,6 @@ def predict(
 
     Args:
         outputs: input file -> output file, from :func:`find_inputs`.
-        predictor: detectron2's predictor of a model.
         metadata: class names, and ``thing_dataset_id_to_contiguous_id`` for category ids.
         image_ids: file name -> image id. By default, the id is the file name, or its number as in
             COCO, such as 42 for "000042.jpg". The id of a frame is "<file name>/<number>".
@@ -86,7 +85,7 @@ def predict(
                 if "instances" in predictions:
                     instances = predictions["instances"].to("cpu")
                     results += instances_to_coco_json(instances, image_id)
-        except InputError as error:
+        except UserError as error:
             failures += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
     for result in results:
@@ -110,12 +109,13 @@ def _predict_file(
         predictions = predictor(frame)
         drawn = _draw(predictions, visualizer, frame[:, :, ::-1])
         if writer is None:
-            fps, codec = video.get(cv2.CAP_PROP_FPS) or FPS, cv2.VideoWriter_fourcc(*CODEC)
+            codec = cv2.VideoWriter_fourcc(*"mp4v")  # every opencv has it
+            fps = video.get(cv2.CAP_PROP_FPS) or 25.0
             writer = cv2.VideoWriter(str(output), codec, fps, drawn.shape[1::-1])
         writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
         yield predictions
     if writer is None:
-        raise InputError(f"{path} cannot be read (opencv finds no video frame in it)")
+        raise UserError(f"{path} cannot be read (opencv finds no video frame in it)")
     writer.release()
 
 

@@ -7,15 +7,12 @@ from urllib.parse import quote
 
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.structures import BoxMode
-from detectron2.utils.colormap import colormap
-from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from ..evaluation.comparison import image_scores
-from .figure import legible_scale
+from .figure import draw_objects, legible_scale
 from .predictions import read_image
 
 NOTE = """The images with the largest difference come first. F1 is 2 hits / (detections + objects),
@@ -33,9 +30,7 @@ def write_results(
     metadata: Metadata,
     count: int,
 ) -> str:
-    """Write a PNG for each of the ``count`` images with the largest difference in F1.
-
-    The file index.html shows them in descending order of the difference.
+    """Write a PNG for each of the ``count`` images that differ most in F1, and index.html.
 
     Args:
         runs: name -> detections, of two runs.
@@ -52,6 +47,7 @@ def write_results(
     )
     folder.mkdir(parents=True, exist_ok=True)
     images = [annotations.imgs[image_id] for image_id in sorted(annotations.imgs)]
+    class_names = {key: category["name"] for key, category in annotations.cats.items()}
     page = [f'<meta charset="utf-8"><title>{escape(a)} and {escape(b)}</title>']
     page += [f"<style>{STYLE}</style>", f"<p>{escape(summary)} {NOTE}</p>"]
     order = np.argsort(-np.abs(gains), kind="stable")[:count]
@@ -63,9 +59,11 @@ def write_results(
             panels[f"{run}, F1 {score[i]:.2f}"] = found
         pixels = read_image(image_root / name, "RGB")
         height, width = np.multiply(pixels.shape[:2], legible_scale(pixels) / 100)  # in inches
-        figure = Figure(figsize=(3 * width + 0.3, height + 0.4), dpi=100, layout="constrained")
-        for axes, (title, objects) in zip(figure.subplots(1, 3), panels.items()):
-            axes.imshow(draw_objects(pixels, objects, annotations.cats, metadata))
+        rows, columns = (3, 1) if width > 2 * height else (1, 3)
+        size = columns * (width + 0.1), rows * (height + 0.4)
+        figure = Figure(figsize=size, dpi=100, layout="constrained")
+        for axes, (title, objects) in zip(figure.subplots(rows, columns), panels.items()):
+            axes.imshow(draw_objects(pixels, objects, class_names, metadata))
             axes.set_title(title, loc="left")
             axes.axis("off")
         file = f"{number:0{len(str(count))}}_{Path(name).stem}.png"
@@ -74,33 +72,3 @@ def write_results(
         page.append(f'<h2>{title}</h2><img src="{quote(file)}" alt="{title}">')
     (folder / "index.html").write_text("\n".join(page), "utf-8")
     return summary
-
-
-def draw_objects(
-    image: np.ndarray, objects: Sequence[dict], categories: Mapping[int, dict], metadata: Metadata
-) -> np.ndarray:
-    """Draw COCO annotations or detections on an RGB image, each class in one colour.
-
-    Masks and keypoints are drawn if all objects have them.
-    """
-    palette = np.array(metadata.get("thing_colors") or colormap(rgb=True)) / 255
-    colors = {key: tuple(palette[i % len(palette)]) for i, key in enumerate(sorted(categories))}
-    boxes, labels, masks, keypoints = [], [], None, None
-    for instance in objects:
-        boxes.append(BoxMode.convert(instance["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
-        score = f" {instance['score']:.0%}" if "score" in instance else ""
-        labels.append(f"{categories[instance['category_id']]['name']}{score}")
-    if all("segmentation" in instance for instance in objects):
-        masks = [instance["segmentation"] for instance in objects]
-    if all("keypoints" in instance for instance in objects):
-        keypoints = [np.reshape(instance["keypoints"], (-1, 3)) for instance in objects]
-    visualizer = Visualizer(image, metadata, scale=legible_scale(image))
-    drawn = visualizer.overlay_instances(
-        boxes=np.reshape(boxes, (-1, 4)),
-        masks=masks,
-        keypoints=keypoints,
-        labels=labels,
-        assigned_colors=[colors[instance["category_id"]] for instance in objects],
-        alpha=0.4,
-    )
-    return drawn.get_image()

@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask
 
 from nl_detectron.evaluation.coco_results import read_annotations
-from nl_detectron.visualization.results import draw_objects
+from nl_detectron.visualization.figure import draw_objects
 
 HEIGHT, WIDTH, GREY = 100, 160, 90
 LEFT, RIGHT = [10, 20, 40, 40], [100, 20, 40, 40]
@@ -71,7 +71,7 @@ def test_drawing(data, colours):
     image = np.full((HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
 
     def draw(objects):
-        return draw_objects(image, objects, data.cats, Metadata(thing_colors=colours))
+        return draw_objects(image, objects, {1: "cat", 2: "dog"}, Metadata(thing_colors=colours))
 
     plain = draw([])
     assert plain.shape == (400, 640, 3) and (plain == GREY).all()

@@ -118,6 +118,7 @@ function show() {
   const strongest = Array.from(levels.keys())
     .sort((a, b) => Math.abs(levels[b]) - Math.abs(levels[a]))
     .slice(0, STRONGEST)
+    .filter((target, i) => i === 0 || levels[target])
     .map((target) => ({
       place: centre(block.cells[1], Math.floor(target / columns), target % columns),
       share: (levels[target] / LEVELS) ** 2,
