@@ -12,7 +12,6 @@ from torch import nn
 from nl_detectron.config import add_nonlocal_config
 from nl_detectron.export import (
     FORMATS,
-    ONNX_TRANSLATIONS,
     ExportError,
     export_model,
     relative_error,
@@ -99,25 +98,6 @@ def test_mask_rcnn(instantiation, tmp_path):
         assert tuple(image_size.tolist()) == size
 
 
-@pytest.mark.slow
-def test_onnx_searchsorted(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-
-    class Search(nn.Module):
-        def forward(self, ascending, values):
-            return torch.searchsorted(ascending, values)
-
-    ascending = torch.tensor([[-1.0, 0, 0, 2, 2, 2, 5], [0, 0, 0, 0, 0, 0, 0]])
-    values = torch.tensor([[2.0, -3, 0, 9, 2, 5], [0, 1, -1, 0, 1, 0]])
-    program = torch.export.export(Search(), (ascending, values))
-    file, options = str(tmp_path / "a.onnx"), {"custom_translation_table": ONNX_TRANSLATIONS}
-    torch.onnx.export(program, f=file, dynamo=True, verbose=False, **options)
-    session = onnxruntime.InferenceSession(file)
-    names = [i.name for i in session.get_inputs()]
-    (counts,) = session.run(None, dict(zip(names, (ascending.numpy(), values.numpy()))))
-    assert torch.equal(torch.from_numpy(counts), torch.searchsorted(ascending, values))
-
-
 @pytest.mark.parametrize(
     "value, error", [(1.5, 0.125), (0.5, 0.125), (float("nan"), float("inf")), (1.0, 0.0)]
 )
@@ -168,15 +148,3 @@ def test_tool(tool, tmp_path, monkeypatch, capsys):
             tool([*arguments, *options])
         assert exit_info.value.code == 2
         assert capsys.readouterr().err.splitlines()[-1].endswith(message)
-
-
-@pytest.mark.slow
-def test_tool_exports_the_weights(tool, tmp_path, capsys):
-    model, file = make(build_model), str(tmp_path / "model.ts")
-    weights = str(tmp_path / "model.pth")
-    torch.save({"model": model.state_dict()}, weights)
-    arguments = ["--config-file", TINY, "--format", "torchscript-trace", "--part", "model"]
-    arguments += ["--output", file, "--sizes", "96x128,70x201", "MODEL.WEIGHTS", weights]
-    assert tool(arguments) == 0
-    assert "70x201: relative error 0.0e+00" in capsys.readouterr().out
-    assert relative_error(model, torch.rand(3, 64, 64) * 255, "torchscript-trace", file) == 0.0

@@ -23,32 +23,28 @@ GREY = 90
 CLASSES = {"thing_classes": ["a", "b"], "stuff_classes": ["c", "d"]}
 
 
-def write_image(path, size=(48, 64)):
+def write_image(path):
     path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.full((*size, 3), GREY, dtype=np.uint8)).save(path)
+    Image.fromarray(np.full((49, 67, 3), GREY, dtype=np.uint8)).save(path)
     return path
 
 
-def write_video(path, frames, size=(48, 64)):
-    # MJPG takes odd sizes.
-    api, codec = (cv2.CAP_OPENCV_MJPEG, "MJPG") if path.suffix == ".avi" else (cv2.CAP_ANY, "mp4v")
-    writer = cv2.VideoWriter(str(path), api, cv2.VideoWriter_fourcc(*codec), 10.0, size[::-1])
+def write_video(path, frames):
+    codec = cv2.VideoWriter_fourcc(*"MJPG")  # takes odd sizes
+    writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, codec, 10.0, (67, 49))
     for _ in range(frames):
-        writer.write(np.full((*size, 3), GREY, dtype=np.uint8))
+        writer.write(np.full((49, 67, 3), GREY, dtype=np.uint8))
     writer.release()
     return path
 
 
 def instances_of(image):
     """Predict one object, in the right half of the image."""
-    height, width = image.shape[:2]
-    masks = torch.zeros(1, height, width, dtype=torch.bool)
-    masks[:, :, width // 2 :] = True
-    instances = Instances((height, width))
-    instances.pred_boxes = Boxes(torch.tensor([[width / 2, 0.0, width, height]]))
+    masks = torch.zeros(1, 49, 67, dtype=torch.bool)
+    masks[:, :, 33:] = True
+    instances = Instances((49, 67), pred_masks=masks, pred_classes=torch.tensor([1]))
+    instances.pred_boxes = Boxes(torch.tensor([[33.0, 0.0, 67.0, 49.0]]))
     instances.scores = torch.tensor([0.75])
-    instances.pred_classes = torch.tensor([1])
-    instances.pred_masks = masks
     return {"instances": instances}
 
 
@@ -65,8 +61,7 @@ def panoptic_of(image):
 
 @pytest.mark.parametrize("predictor", [instances_of, sem_seg_of, panoptic_of])
 def test_images_and_videos_are_drawn(tmp_path, predictor):
-    size = (49, 67)
-    inputs = [write_image(tmp_path / "i.png", size), write_video(tmp_path / "v.avi", 3, size)]
+    inputs = [write_image(tmp_path / "i.png"), write_video(tmp_path / "v.avi", frames=3)]
     (tmp_path / "out").mkdir()
     for generator in (random, np.random):
         generator.seed(0)  # detectron2 draws in random colours, some of which are close to GREY
@@ -75,10 +70,8 @@ def test_images_and_videos_are_drawn(tmp_path, predictor):
     assert failures == 0
     assert len(results) == (0 if predictor is sem_seg_of else 4)
 
-    picture, video = (
-        cv2.imread(str(tmp_path / "out/i.jpg")),
-        cv2.VideoCapture(str(tmp_path / "out/v.mp4")),
-    )
+    picture = cv2.imread(str(tmp_path / "out/i.jpg"))
+    video = cv2.VideoCapture(str(tmp_path / "out/v.mp4"))
     assert picture.shape == (468, 640, 3) and video.get(cv2.CAP_PROP_FPS) == 10
     frames = [video.read()[1] for _ in range(3)]
     assert {frame.shape for frame in frames} == {(48, 66, 3)} and not video.read()[0]
@@ -97,15 +90,15 @@ def test_ids_and_unreadable_inputs(tmp_path, capsys):
         write_image(folder / name)
     (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:60])
     (folder / "bad.mp4").write_bytes(b"not a video")
-    write_video(folder / "clip.mp4", frames=2)
+    write_video(folder / "clip.avi", frames=2)
     (tmp_path / "out").mkdir()
     metadata = Metadata(thing_dataset_id_to_contiguous_id={7: 0, 9: 1})
     outputs = find_inputs([folder], tmp_path / "out")
     results, failures = predict(outputs, instances_of, metadata, {"c.jpg": 5})
-    assert [r["image_id"] for r in results] == [42, "b.png", 5, "clip.mp4/0", "clip.mp4/1"]
+    assert [r["image_id"] for r in results] == [42, "b.png", 5, "clip.avi/0", "clip.avi/1"]
     for result in results:
         assert (result["category_id"], result["score"]) == (9, 0.75)
-        assert result["bbox"] == [32, 0, 32, 48]
+        assert result["bbox"] == [33, 0, 34, 49]
     assert failures == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert [error.split(" (")[0] for error in errors] == [
@@ -118,8 +111,7 @@ def test_inputs_and_outputs(tmp_path):
     for name in ("b.JPG", "a.bmp", ".c.png"):
         write_image(folder / name)
     (folder / "notes.txt").write_text("")
-    other = write_image(tmp_path / "d.png")
-    outputs = find_inputs([folder, other, folder / "a.bmp"], tmp_path / "out")
+    outputs = find_inputs([folder, write_image(tmp_path / "d.png"), folder / "a.bmp"], tmp_path)
     names = {path.name: output.name for path, output in outputs.items()}
     assert names == {"a.bmp": "a.jpg", "b.JPG": "b.jpg", "d.png": "d.jpg"}
 
@@ -156,7 +148,7 @@ def test_command(tmp_path, model_file, capsys):
     (folder / "y.png").write_bytes(b"")
     annotations, found = tmp_path / "a.json", tmp_path / "found.json"
     categories = [{"id": i, "name": f"n{i}"} for i in (9, 1, 5, 7, 3, 2)]
-    images = [{"id": 4, "file_name": "sub/x.png", "height": 48, "width": 64}]
+    images = [{"id": 4, "file_name": "sub/x.png", "height": 49, "width": 67}]
     content = {"images": images, "categories": categories, "annotations": []}
     annotations.write_text(json.dumps(content))
     arguments = ["--config-file", TINY, "--input", folder, "--output", tmp_path / "out"]
