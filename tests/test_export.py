@@ -89,13 +89,12 @@ def test_mask_rcnn(instantiation, tmp_path):
         assert relative_error(model, image, "torchscript-trace", file) == 0.0
         with torch.no_grad():
             (instances,) = model.inference([{"image": image}], do_postprocess=False)
-            boxes, classes, masks, scores, image_size = torch.jit.load(file)(image)
+            outputs = torch.jit.load(file)(image)
         assert len(instances) > 0
-        assert torch.equal(boxes, instances.pred_boxes.tensor)
-        assert torch.equal(classes, instances.pred_classes)
-        assert torch.equal(masks, instances.pred_masks)
-        assert torch.equal(scores, instances.scores)
-        assert tuple(image_size.tolist()) == size
+        fields = instances.get_fields()
+        fields["pred_boxes"] = fields["pred_boxes"].tensor
+        expected = [fields[name] for name in sorted(fields)] + [torch.tensor(size)]
+        assert all(map(torch.equal, outputs, expected))
 
 
 @pytest.mark.parametrize(

@@ -70,23 +70,21 @@ def test_drawing(data, colours):
     """Each object has the colour of its class, in an enlarged image."""
     image = np.full((HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
 
-    def draw(objects):
-        return draw_objects(image, objects, {1: "cat", 2: "dog"}, Metadata(thing_colors=colours))
+    def draw(*objects):
+        metadata = Metadata(thing_colors=colours)
+        return draw_objects(image, objects, {1: "cat", 2: "dog"}, metadata)
 
-    plain = draw([])
+    plain = draw()
     assert plain.shape == (400, 640, 3) and (plain == GREY).all()
-    first = draw(data.imgToAnns[1])
+    first = draw(*data.imgToAnns[1])
     left, right = first[160, 160], first[160, 480]  # inside the two objects
     assert (first[160, 320] == GREY).all()  # between them
     assert np.abs(left.astype(int) - right).max() > 20
     assert not colours or (left[0] > left[2] and right[2] > right[0])
-    second = draw([instance(1, 2, LEFT, score=1), instance(1, 1, RIGHT, score=1)])
+    second = draw(instance(1, 2, LEFT, score=1), instance(1, 1, RIGHT, score=1))
     assert np.array_equal(second[160, 160], right) and np.array_equal(second[160, 480], left)
-
-    person = {"category_id": 1, "bbox": LEFT}
-    drawn = draw([person])
+    drawn = draw({"category_id": 1, "bbox": LEFT, "keypoints": [80.0, 50.0, 2.0]})
     assert (drawn[160, 40] != GREY).any() and (drawn[280, 160] == GREY).all()
-    drawn = draw([{**person, "keypoints": [80.0, 50.0, 2.0]}])
     assert (drawn[200, 320] != GREY).any()
 
 
@@ -121,7 +119,6 @@ def test_command(arguments, tmp_path, capsys):
     [
         (lambda arguments: [*arguments, "--confidence-threshold", "0.95"], "no score reaches"),
         (lambda arguments: ["nowhere.json", *arguments[1:]], "nowhere.json"),
-        (lambda arguments: ["images", *arguments[1:]], "coco_instances_results.json"),
         (lambda arguments: [*arguments[:2], "--dataset", "nowhere"], "'nowhere'"),
         (lambda arguments: [*arguments, "--images", "nowhere"], "nowhere/4.png cannot be read"),
         (lambda arguments: arguments[:4], "--annotations and --images"),
