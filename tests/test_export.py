@@ -126,24 +126,19 @@ def tool():
 
 
 def test_tool(tool, tmp_path, monkeypatch, capsys):
-    file, missing = str(tmp_path / "model"), str(tmp_path / "no.pth")
+    file = str(tmp_path / "model")
     arguments = ["--config-file", TINY, "--output", file, "--sizes", "64x96,128x64"]
     arguments += ["--format", "torchscript-script"]
     assert tool(arguments) == 0
-    first, second, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("64x96: relative error ")
-    assert second.startswith("128x64: relative error ")
+    *sizes, last = capsys.readouterr().out.splitlines()
+    assert [line.split(": relative error ")[0] for line in sizes] == ["64x96", "128x64"]
     assert last.startswith(f"{file}: torchscript-script, matches the model, torch ")
 
     monkeypatch.setitem(tool.__globals__, "relative_error", lambda *_: 2e-4)
     assert tool(arguments) == 1
     assert "DOES NOT MATCH the model" in capsys.readouterr().out
 
-    for options, message in (
-        (["MODEL.WEIGHTS", missing], f"error: there is no file {missing}"),
-        (["--part", "model"], "to torchscript-trace, not torchscript-script"),
-    ):
-        with pytest.raises(SystemExit) as exit_info:
-            tool([*arguments, *options])
-        assert exit_info.value.code == 2
-        assert capsys.readouterr().err.splitlines()[-1].endswith(message)
+    with pytest.raises(SystemExit) as exit_info:
+        tool([*arguments, "--part", "model"])
+    assert exit_info.value.code == 2
+    assert "to torchscript-trace, not torchscript-script" in capsys.readouterr().err

@@ -208,9 +208,7 @@ def test_attend_on_mask_rcnn(predictor):
     assert list(attend(predictor, image, ["res4.4"]).geometry) == ["res4.4"]
 
 
-def test_bad_input(predictor):
-    with pytest.raises(UserError, match="no non-local block 'res4.3'; there are: res3.1, res4.4"):
-        AttentionRecorder(predictor.model, ["res4.3"])
+def test_bad_input():
     with pytest.raises(UserError, match="MODEL.BACKBONE.NAME"):
         find_blocks(nn.Sequential(nn.Conv2d(3, 3, 1)))
     assert find_stride((5, 161), (1, 11)) == 16

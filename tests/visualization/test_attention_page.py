@@ -113,8 +113,8 @@ def open_page(chromium, attention, instances, tmp_path):
     file = tmp_path / "page.html"
     file.write_text(attention_page(attention, "noise.png", instances), "utf-8")
 
-    def open_in(*, width=1280, **options):
-        page = chromium.new_page(viewport={"width": width, "height": 700}, **options)
+    def open_in(width):
+        page = chromium.new_page(viewport={"width": width, "height": 700}, has_touch=width < 600)
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
@@ -127,14 +127,7 @@ def open_page(chromium, attention, instances, tmp_path):
     assert {url for url in requests if not url.startswith("data:")} == {file.as_uri()}
 
 
-def choose(page, name):
-    page.select_option("#block", name)
-    page.wait_for_selector(f"#about:text('{name}:')")
-
-
-READOUT = re.compile(
-    r"Query \((.+), (.+)\): strongest (.+) at \(.+\); (.+) % of the weight in padding"
-)
+READOUT = r"Query \((.+), (.+)\): strongest (.+) at \(.+\); (.+) % of the weight in padding"
 
 
 def assert_shows(page, attention, name, point):
@@ -148,7 +141,7 @@ def assert_shows(page, attention, name, point):
     query = (x + min(x + width, WIDTH)) / 2, (y + min(y + height, HEIGHT)) / 2
     padding = 100 * geometry.padding_share(row[None]).item()
     ((_, _, weight),) = geometry.strongest(row, 1)
-    shown = tuple(map(float, READOUT.match(text).groups()))
+    shown = tuple(map(float, re.match(READOUT, text).groups()))
     assert shown == pytest.approx((*query, float(f"{weight:.2g}"), padding), abs=0.051, rel=1e-9)
 
 
@@ -164,10 +157,11 @@ POINTS = [(4.0, 5.0), (100.5, 40.0), (318.0, 95.0), (250.0, 1.0), (166.0, 60.0)]
 
 @needs_chromium
 def test_readout_follows_the_pointer(open_page, attention):
-    page = open_page()
+    page = open_page(1280)
     assert_shows(page, attention, "res3.1", (230.0, 40.0))  # the centre of the first detection
     for name in ("res3.1", "res4.4", "res3.1"):
-        choose(page, name)
+        page.select_option("#block", name)
+        page.wait_for_selector(f"#about:text('{name}:')")
         for point in POINTS:
             page.mouse.move(*on_screen(page, *point))
             assert_shows(page, attention, name, point)
@@ -186,7 +180,7 @@ def test_readout_follows_the_pointer(open_page, attention):
 
 @needs_chromium
 def test_keyboard_click_and_controls(open_page, attention):
-    page = open_page()
+    page = open_page(1280)
     page.keyboard.press("Tab")
     x, y = 230.0, 40.0
     for key, right, down in [("ArrowRight", 1, 0), ("ArrowUp", 0, -1), ("Shift+ArrowLeft", -5, 0)]:
@@ -209,12 +203,7 @@ def test_keyboard_click_and_controls(open_page, attention):
     page.check("#detections")
     assert page.locator(".box text").all_text_contents() == ["class 1 99%", "class 0 50%"]
 
-
-@needs_chromium
-def test_touch_on_a_small_screen(open_page, attention):
-    page = open_page(width=375, has_touch=True, is_mobile=True)
+    page = open_page(375)
     assert page.evaluate("document.documentElement.scrollWidth") == 375
-    page.locator("#stage").scroll_into_view_if_needed()
-    for point in POINTS[1:3]:
-        page.touchscreen.tap(*on_screen(page, *point))
-        assert_shows(page, attention, "res3.1", point)
+    page.touchscreen.tap(*on_screen(page, *POINTS[1]))
+    assert_shows(page, attention, "res3.1", POINTS[1])

@@ -118,7 +118,6 @@ def test_command(arguments, tmp_path, capsys):
     "change, message",
     [
         (lambda arguments: [*arguments, "--confidence-threshold", "0.95"], "no score reaches"),
-        (lambda arguments: ["nowhere.json", *arguments[1:]], "nowhere.json"),
         (lambda arguments: [*arguments[:2], "--dataset", "nowhere"], "'nowhere'"),
         (lambda arguments: [*arguments, "--images", "nowhere"], "nowhere/4.png cannot be read"),
         (lambda arguments: arguments[:4], "--annotations and --images"),
