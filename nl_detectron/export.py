@@ -1,14 +1,12 @@
 """Export models with non-local blocks to TorchScript, ``torch.export`` and ONNX.
 
-``import nl_detectron`` does not import this module, because ``detectron2.export`` and ONNX may be
-missing.
+``import nl_detectron`` does not import this module; ``detectron2.export`` and ONNX may be missing.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from detectron2.modeling import Backbone, GeneralizedRCNN
@@ -28,8 +26,8 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
     """Export a backbone or a detector for inference on images of any size.
 
     A backbone returns feature maps by name; in ONNX the outputs have these names. A detector takes
-    one image and returns a tuple: the tensors of its detections, sorted by the names of their
-    fields, then the image size. As in detectron2, masks (N, 1, M, M) are not pasted into the image.
+    one image and returns the tensors of its detections, sorted by field name, then the image size;
+    as in detectron2, masks (N, 1, M, M) are not pasted into the image.
 
     Args:
         model: a ``Backbone``, or a detector for "torchscript-trace", in eval mode.
@@ -37,13 +35,9 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
             (B, 3, H, W); "torch-export" and "onnx" require B >= 2, and sides above the largest
             stride and above twice the stride of a feature map with a block.
         format: one of :data:`FORMATS`.
-        file: path to write.
-
-    Raises:
-        ExportError: torch, detectron2 or ONNX cannot export the model with this image.
     """
-    with _exporting(image, format):
-        function = _as_function(model, image, format)
+    with _export_errors(image, format):
+        function = _as_function(model, image)
         if format == "torchscript-script":
             import detectron2.export  # noqa: F401  # makes ResNet and FPN scriptable
 
@@ -54,53 +48,41 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
         elif format == "torch-export":
             torch.export.save(_export_program(model, image), file)
         else:
-            torch.onnx.export(
-                _export_program(model, image),
-                f=file,
-                input_names=["image"],
-                output_names=list(model.output_shape()),
-                opset_version=18,
-                dynamo=True,
-                verbose=False,
-                custom_translation_table=ONNX_TRANSLATIONS,
-            )
+            program, names = _export_program(model, image), list(model.output_shape())
+            options = {"dynamo": True, "verbose": False, "opset_version": 18}
+            options["custom_translation_table"] = ONNX_TRANSLATIONS
+            torch.onnx.export(program, f=file, input_names=["image"], output_names=names, **options)
 
 
 def relative_error(model: nn.Module, image: Tensor, format: str, file: str) -> float:
-    """Compare an exported file with the model that it was exported from, on one image.
+    """Return the largest difference between the outputs of an exported file and of the model.
 
-    Returns:
-        The largest difference between outputs, relative to the largest magnitude in the model's
-        output; infinity if a shape differs or a value is not finite.
-
-    Raises:
-        ExportError: the file cannot be run on this image.
+    It is relative to the largest magnitude in the model's output, and infinity if a shape differs
+    or a value is not finite.
     """
-    with _exporting(image, format):
-        outputs = _load(format, file)(image)
-        expected = _as_function(model, image, format)(image)
+    with _export_errors(image, format):
+        expected = _as_function(model, image)(image)
+        outputs = _run_file(format, file, image)
     outputs, expected = (x.values() if isinstance(x, dict) else x for x in (outputs, expected))
-    if [x.shape for x in outputs] != [y.shape for y in expected]:
-        return math.inf
-    errors = [0.0]
-    for x, y in zip(outputs, expected):
+    largest = 0.0
+    for x, y in zip(outputs, expected, strict=True):
+        if x.shape != y.shape:
+            return math.inf
         x, y = x.cpu().double(), y.cpu().double()
         if not torch.equal(x, y):
             error = ((x - y).abs().max() / y.abs().max()).item()
-            errors.append(math.inf if math.isnan(error) else error)
-    return max(errors)
+            largest = max(largest, math.inf if math.isnan(error) else error)
+    return largest
 
 
-def _as_function(model: nn.Module, image: Tensor, format: str) -> nn.Module:
+def _as_function(model: nn.Module, image: Tensor) -> nn.Module:
     """Return the model as a function of an image."""
     if isinstance(model, Backbone):
         return model
-    if format != "torchscript-trace":
-        raise ExportError("detectron2 exports whole models by tracing only; use torchscript-trace")
     from detectron2.export import TracingAdapter
 
-    def without_postprocess(model: nn.Module, inputs: list[dict]) -> list[dict]:
-        return [{"instances": x} for x in model.inference(inputs, do_postprocess=False)]
+    def without_postprocess(model: GeneralizedRCNN, inputs: list[dict]) -> list:
+        return model.inference(inputs, do_postprocess=False)
 
     function = without_postprocess if isinstance(model, GeneralizedRCNN) else None
     return TracingAdapter(model, [{"image": image}], function)
@@ -111,20 +93,16 @@ def _export_program(backbone: Backbone, image: Tensor) -> ExportedProgram:
     stride = max(feature.stride for feature in backbone.output_shape().values())
     # torch.export specializes sizes of 1, so the smallest feature map must have at least 2 x 2.
     height, width = (step * Dim(side, min=stride // step + 1) for side in ("height", "width"))
-    return torch.export.export(
-        backbone,
-        (image,),
-        dynamic_shapes=({0: Dim("batch", min=1), 2: height, 3: width},),
-        # It cannot prove how pooling rounds, so it asserts that when the program runs.
-        prefer_deferred_runtime_asserts_over_guards=True,
-    )
+    shapes = ({0: Dim("batch", min=1), 2: height, 3: width},)
+    # It cannot prove how pooling rounds, so it asserts that when the program runs.
+    options = {"prefer_deferred_runtime_asserts_over_guards": True}
+    return torch.export.export(backbone, (image,), dynamic_shapes=shapes, **options)
 
 
 def _onnx_searchsorted(sorted_sequence, values, **options):
-    """Translate torch.searchsorted, which ONNX lacks, by sorting both tensors together.
+    """Translate torch.searchsorted, which ONNX lacks: sort both tensors together, and count.
 
-    The position of a value is the number of elements of the sequence before it. TopK is stable, so
-    a value precedes the elements that equal it.
+    TopK is stable, so a value precedes the elements of the sequence that equal it.
     """
     from onnxscript import opset18 as op
 
@@ -140,30 +118,25 @@ def _onnx_searchsorted(sorted_sequence, values, **options):
 ONNX_TRANSLATIONS = {torch.ops.aten.searchsorted.Tensor: _onnx_searchsorted}
 
 
-def _load(format: str, file: str) -> Callable[[Tensor], Any]:
-    if format == "onnx":
-        from onnxruntime import InferenceSession
-
-        session = InferenceSession(file, providers=["CPUExecutionProvider"])
-        return lambda x: [
-            torch.from_numpy(y) for y in session.run(None, {"image": x.cpu().numpy()})
-        ]
+def _run_file(format: str, file: str, image: Tensor) -> dict[str, Tensor] | list[Tensor]:
     if format == "torch-export":
-        return torch.export.load(file).module()
-    return torch.jit.load(file)
+        return torch.export.load(file).module()(image)
+    if format != "onnx":
+        return torch.jit.load(file)(image)
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(file, providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(x) for x in session.run(None, {"image": image.cpu().numpy()})]
 
 
 @contextmanager
-def _exporting(image: Tensor, format: str) -> Iterator[None]:
+def _export_errors(image: Tensor, format: str) -> Iterator[None]:
     """Disable gradients and warnings, and raise every error as ExportError."""
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except ImportError as error:
-        hint = "in a clone of nl_detectron, pip install -e '.[export]'"
-        raise ExportError(f"{format}: {error}; {hint}") from error
     except Exception as error:  # the exporters have no common error class
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         size = "x".join(map(str, image.shape))
         raise ExportError(f"{format}, image {size}, torch {torch.__version__}: {reason}") from error

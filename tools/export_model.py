@@ -9,7 +9,6 @@ export is not possible with the installed torch and detectron2.
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 
@@ -54,9 +53,12 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Return the exit status."""
-    args = argument_parser().parse_args(argv)
+    parser = argument_parser()
+    args = parser.parse_args(argv)
+    if args.part == "model" and args.format != "torchscript-trace":
+        parser.error(f"--part model can only be exported to torchscript-trace, not {args.format}")
     torch.manual_seed(0)
     with exit_on_user_error():
         cfg = load_config(find_config_file(args.config_file), args.opts)

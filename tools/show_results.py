@@ -3,9 +3,6 @@
 
 Images are ordered by how much the F1 of A and B differs. Only detections above the confidence
 threshold are counted and drawn. The output folder gets a PNG per image and index.html.
-
-example:
-  tools/show_results.py A.json B.json --annotations val.json --images val/
 """
 
 import argparse
@@ -18,15 +15,13 @@ from nl_detectron.data.coco import coco_files
 from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.evaluation.coco_results import read_results
 from nl_detectron.visualization.curves import run_names
-from nl_detectron.visualization.results import rank, summarize, write_results
+from nl_detectron.visualization.results import write_results
 
 RESULTS = Path("inference", "coco_instances_results.json")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("runs", nargs=2, type=Path, metavar="RUN", help="output folder or COCO results of A, B")
     add("--dataset", metavar="NAME", help="name of the dataset, such as nl_synthetic_val")
@@ -54,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             run[:] = [found for found in run if found["score"] >= args.confidence_threshold]
             if not run:
                 raise UserError(f"{path}: no score reaches --confidence-threshold")
-        ranked = rank(annotations, *runs, task)
         runs = dict(zip(run_names(args.runs), runs))
-        write_results(ranked, annotations, Path(files[1]), runs, metadata, args.output, args.count)
-    print(f"{summarize(ranked, list(runs))}\nwritten to {args.output}")
+        options = {"task": task, "metadata": metadata, "count": args.count}
+        print(write_results(annotations, Path(files[1]), runs, args.output, **options))
+    print(f"written to {args.output}")
 
 
 if __name__ == "__main__":

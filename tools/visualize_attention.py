@@ -13,28 +13,27 @@ from pathlib import Path
 
 import torch
 from detectron2.data import Metadata, MetadataCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
 from nl_detectron.engine import build_predictor, find_config_file, load_config
 from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.files import write_atomically
-from nl_detectron.visualization import Attention, AttentionRecorder, attend
+from nl_detectron.visualization import Attention, attend
 from nl_detectron.visualization.attention_page import attention_page
-from nl_detectron.visualization.figure import draw_attention, draw_detection
-from nl_detectron.visualization.predictions import read_image
+from nl_detectron.visualization.figure import draw_attention, draw_objects
+from nl_detectron.visualization.predictions import THRESHOLDS, read_image
 
 MAX_BOXES = 12
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE", help="same as for train_net.py")
     add("--input", required=True, nargs="+", type=Path, metavar="IMAGE")
     add("--confidence-threshold", type=float, default=0.5, metavar="P", help="default: 0.5")
     add("--block", metavar="NAME", help="for example res4.4; default: all blocks")
-    add("--arrows", type=positive, default=20, metavar="N", help="per query; default: 20")
+    add("--arrows", type=int, default=20, metavar="N", help="per query; default: 20")
     add("--output", type=Path, default=Path("output/attention"), metavar="DIR")
     add("--format", choices=("png", "webp", "pdf", "svg"), default="png", help="default: png")
     add("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs, such as MODEL.WEIGHTS FILE")
@@ -46,6 +45,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.html and len(args.input) > 1:
         parser.error(f"--html {args.html}: a page has one image, not {len(args.input)}")
+    if len({path.stem for path in args.input}) < len(args.input):
+        parser.error("--input: two images have the same name")
     return args
 
 
@@ -55,22 +56,8 @@ def point(text: str) -> tuple[float, float]:
 
 
 def grid(text: str) -> tuple[int, int]:
-    rows, columns = map(positive, text.split("x"))
+    rows, columns = map(int, text.split("x"))
     return rows, columns
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
-
-
-def confident(attention: Attention, threshold: float) -> torch.Tensor:
-    """Return the indices of the detections above the threshold, by descending score."""
-    if "instances" not in attention.predictions:
-        raise UserError("--query-boxes: this model does not detect objects; use --query X,Y")
-    scores = attention.predictions["instances"].scores
-    return scores.argsort(descending=True)[: (scores >= threshold).sum()]
 
 
 def draw(args: argparse.Namespace, path: Path, attention: Attention, metadata: Metadata) -> None:
@@ -82,50 +69,45 @@ def draw(args: argparse.Namespace, path: Path, attention: Attention, metadata: M
         centres = torch.cartesian_prod(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5)
         points = [(x * width / columns, y * height / rows) for y, x in centres.tolist()]
     if args.query_boxes:
-        found = confident(attention, args.confidence_threshold)[:MAX_BOXES]
-        boxes = attention.predictions["instances"].pred_boxes[found]
+        if "instances" not in attention.predictions:
+            raise UserError("--query-boxes: this model does not detect objects; use --query X,Y")
+        found = attention.predictions["instances"][:MAX_BOXES].to("cpu")
         print(f"{path}: {len(found)} detections")
         edge = torch.tensor([width, height]) - 0.01
-        points = boxes.get_centers().cpu().minimum(edge).tolist()
-        pictures = [draw_detection(attention, i, metadata) for i in found.tolist()]
+        points = found.pred_boxes.get_centers().minimum(edge).tolist()
+        image, names = attention.image[:, :, ::-1], metadata.get("thing_classes", ())
+        for detection in instances_to_coco_json(found, img_id=0):
+            picture = draw_objects(image, [detection], dict(enumerate(names)), metadata)
+            pictures.append(picture)
+    args.output.mkdir(parents=True, exist_ok=True)
     for name in attention.geometry if points else ():
         figure = draw_attention(attention, name, points, arrows=args.arrows, pictures=pictures)
-        args.output.mkdir(parents=True, exist_ok=True)
         file = args.output / f"{path.stem}_{name}.{args.format}"
-        with write_atomically(str(file), "wb") as stream:
+        with write_atomically(file, "wb") as stream:
             figure.savefig(stream, format=args.format, dpi=110)
         print(file)
-
-
-def write_page(file: Path, name: str, attention: Attention, metadata: Metadata, threshold: float):
-    instances = attention.predictions.get("instances")
-    if instances is not None:
-        instances = instances[confident(attention, threshold)]
-    page = attention_page(attention, name, instances, metadata.get("thing_classes", ()))
-    with write_atomically(str(file), "w") as stream:
-        stream.write(page)
-    print(file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with exit_on_user_error():
-        stems = [path.stem for path in args.input]
-        if len(set(stems)) < len(stems):
-            raise UserError(f"--input: two images have the same name: {', '.join(sorted(stems))}")
         images = {path: read_image(path) for path in args.input}
-        cfg = load_config(find_config_file(args.config_file), args.opts)
+        thresholds = [part for key in THRESHOLDS for part in (key, args.confidence_threshold)]
+        cfg = load_config(find_config_file(args.config_file), args.opts, overrides=thresholds)
         predictor = build_predictor(cfg)
         if not cfg.MODEL.WEIGHTS:
             print("note: MODEL.WEIGHTS is empty; the weights are random", file=sys.stderr)
-        blocks = list(AttentionRecorder(predictor.model, [args.block] if args.block else []).blocks)
         metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0] if cfg.DATASETS.TEST else "__unused")
         for path, image in images.items():
-            attention = attend(predictor, image, blocks)
-            if args.html:
-                write_page(args.html, path.name, attention, metadata, args.confidence_threshold)
-            else:
+            attention = attend(predictor, image, [args.block] if args.block else [])
+            if not args.html:
                 draw(args, path, attention, metadata)
+                continue
+            found = attention.predictions.get("instances")
+            classes = metadata.get("thing_classes", ())
+            with write_atomically(args.html, "w") as file:
+                file.write(attention_page(attention, path.name, found, classes))
+            print(args.html)
 
 
 if __name__ == "__main__":

@@ -19,78 +19,65 @@ PANELS = {  # key in metrics.json -> title of the panel
     "segm/AP": "validation, mask AP",
     "keypoints/AP": "validation, keypoint AP",
 }
+Curve = dict[int, float]  # iteration -> value
 
-Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # metric -> iterations (I,), values (runs, I)
 
-
-def run_names(folders: Sequence[Path]) -> list[str]:
-    """Return the name of each run, ``<name>`` or ``<name>/seed<number>``; its path if not unique.
-
-    A file ``<run>/inference/*`` stands for the run.
-    """
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """Return the names of runs, ``<name>`` or ``<name>/seed<number>``; paths if not unique."""
     names = []
-    for folder in folders:
-        path = folder.resolve()
-        if path.parent.name == "inference":
-            path = path.parents[1]
+    for path in paths:
+        path = path.resolve()
         names.append(path.parent.name if re.fullmatch(r"seed\d+", path.name) else path.name)
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def read_curves(folders: Sequence[Path]) -> dict[str, Curves]:
+def read_curves(folders: Sequence[Path]) -> dict[str, dict[str, list[Curve]]]:
     """Read the metrics of runs, finished or not, and group runs that differ in the seed alone.
 
     Returns:
-        Name of the config -> curves, at the iterations for which all runs of the group have values.
+        Name of the config -> metric -> the curve of each run that has the metric.
     """
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("a run is given twice")
-    groups = defaultdict(list)  # config hash -> metric -> iteration -> value, for each run
+    groups = defaultdict(lambda: defaultdict(list))  # config hash -> metric -> curves
     first_folders = {}
     for folder in folders:
-        series = defaultdict(dict)
-        for line in read_metrics(folder):
-            for metric in PANELS.keys() & line.keys():
-                series[metric][line["iteration"]] = line[metric]
-        if not series:
-            raise UserError(f"{folder / 'metrics.json'} has none of {', '.join(PANELS)}")
-        key = config_hash(load_run_config(folder))
-        groups[key].append(series)
+        key, lines = config_hash(load_run_config(folder)), read_metrics(folder)
         first_folders.setdefault(key, folder)
-    names = run_names(list(first_folders.values()))
-    return {name: _join(runs) for name, runs in zip(names, groups.values())}
+        curves = {
+            metric: {line["iteration"]: line[metric] for line in lines if metric in line}
+            for metric in PANELS
+        }
+        if not any(curves.values()):
+            raise UserError(f"{folder / 'metrics.json'} has none of {', '.join(PANELS)}")
+        for metric, curve in curves.items():
+            if curve:
+                groups[key][metric].append(curve)
+    return dict(zip(run_names(list(first_folders.values())), groups.values()))
 
 
-def plot_curves(groups: dict[str, Curves], path: Path) -> None:
-    """Plot the mean of each group, in a band of one standard deviation on either side."""
-    panels = [metric for metric in PANELS if any(metric in curves for curves in groups.values())]
+def plot_curves(groups: dict[str, dict[str, list[Curve]]], path: Path) -> None:
+    """Plot the mean of each group, in a band of one standard deviation on either side.
+
+    A curve has the iterations for which all runs of the group have values.
+    """
+    panels = [metric for metric in PANELS if any(metric in group for group in groups.values())]
     figure = Figure(figsize=(max(3.6 * len(panels), 5), 3.6), layout="constrained")
     handles = {}
     for metric, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0]):
-        for number, (name, curves) in enumerate(groups.items()):
-            if metric not in curves:
+        for number, (name, group) in enumerate(groups.items()):
+            if not (curves := group.get(metric)):
                 continue
-            iterations, values = curves[metric]
-            runs, mean, color = len(values), values.mean(axis=0), f"C{number}"
-            label = f"{name}, {runs} runs" if runs > 1 else name
-            marker = "" if len(iterations) > 100 else "."
-            (handles[label],) = axes.plot(iterations, mean, color=color, label=label, marker=marker)
-            if runs > 1:
+            iterations = sorted(set.intersection(*map(set, curves)))
+            values = np.array([[curve[i] for i in iterations] for curve in curves])
+            mean, color = values.mean(axis=0), f"C{number}"
+            label = f"{name}, {len(curves)} runs" if len(curves) > 1 else name
+            (handles[label],) = axes.plot(iterations, mean, ".-", ms=2, color=color, label=label)
+            if len(curves) > 1:
                 std = values.std(axis=0, ddof=1)
                 axes.fill_between(iterations, mean - std, mean + std, color=color, alpha=0.2)
-        axes.set(title=PANELS[metric], xlabel="iteration")
-        axes.set_xlim(left=0)
+        axes.set(title=PANELS[metric], xlabel="iteration", xlim=(0, None))
         axes.grid(color="0.9")
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=2)
     with write_atomically(str(path), "wb") as file:
         figure.savefig(file, format=path.suffix[1:], dpi=150)
-
-
-def _join(runs: Sequence[dict[str, dict[int, float]]]) -> Curves:
-    curves = {}
-    for metric in PANELS:
-        iterations = sorted(set.intersection(*(set(run.get(metric, ())) for run in runs)))
-        if iterations:
-            values = [[run[metric][iteration] for iteration in iterations] for run in runs]
-            curves[metric] = np.array(iterations), np.array(values)
-    return curves

@@ -1,10 +1,9 @@
-"""Attention figures as in the paper's Fig. 3, and drawings of objects."""
+"""Attention figures as in the paper's Fig. 3."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import BoxMode
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
@@ -16,7 +15,7 @@ from torch import Tensor
 from .attention import Attention, ImageGeometry
 
 WIDTH = 7  # inches
-STACK_ASPECT = 1.6  # the map of an image with a larger aspect ratio is below the image, not beside
+STACK_ASPECT = 1.6  # the map of a wider image is below the image, not beside it
 MIN_RELATIVE_WEIGHT = 0.01  # of the largest; weaker targets get no arrow
 MIN_SIDE = 640  # pixels; smaller images are enlarged before labels are drawn
 POSITIVE, NEGATIVE, QUERY = "#ffb000", "#4aa3ff", "#e6004c"
@@ -32,51 +31,47 @@ def draw_attention(
 ) -> Figure:
     """For each query, draw arrows to the strongest targets, and the map of all weights.
 
-    The width and opacity of an arrow grow with the absolute weight. The title gives the share of
-    the total absolute weight that the arrows have, and the share in the padding. Negative weights,
-    which only the dot product has, get another colour.
+    Negative weights, which only the dot product has, get another colour.
 
     Args:
         attention: returned by :func:`attend`.
         name: name of a block.
         points: (x, y) of each query in pixels of the image.
         arrows: maximum number of arrows per query; the paper draws 20.
-        pictures: for each query, an RGB image of any size to draw the arrows on, instead of the
-            input image.
+        pictures: for each query, an RGB image of any size to draw on instead of the input image.
     """
     weights = attention.rows(name, points)
     geometry, block = attention.geometry[name], attention.recorder.blocks[name]
     signed = block.instantiation == "dot_product"
     image = attention.image[:, :, ::-1]
     height, width = image.shape[:2]
+    cell_width, cell_height = geometry.cell_size(geometry.target_stride)
     # The map is drawn on a pale image, so that its colours stand out.
     pale = (0.4 * image + 0.6 * image.mean(2, keepdims=True)).astype(np.uint8)
 
-    stacked, queries = width > STACK_ASPECT * height, len(points)
-    panel_width = 0.93 * WIDTH / (1 if stacked else 2)  # the rest is for the colour bar
-    row_height = (2 if stacked else 1) * panel_width * height / width + 0.5
-    figure = Figure(figsize=(WIDTH, row_height * queries + 0.3), layout="constrained")
+    rows, columns = (2, 1) if width > STACK_ASPECT * height else (1, 2)  # of each query
+    panel_width = 0.93 * WIDTH / columns  # the rest is for the colour bar
+    row_height = rows * panel_width * height / width + 0.5
+    figure = Figure(figsize=(WIDTH, row_height * len(points) + 0.3), layout="constrained")
     figure.suptitle(f"{name}, {block.instantiation}", fontsize=10)
-    rows, columns = (2 * queries, 1) if stacked else (queries, 2)
-    pairs = figure.subplots(rows, columns, squeeze=False).reshape(queries, 2)
+    pairs = figure.subplots(rows * len(points), columns, squeeze=False).reshape(-1, 2)
 
     for i, ((left, right), point, row) in enumerate(zip(pairs, points, weights)):
         left.imshow(pictures[i] if pictures else image, extent=(0, width, height, 0))
         left.set_title(_draw_arrows(left, geometry, point, row, arrows), fontsize=8)
         right.imshow(pale, extent=(0, width, height, 0))
         largest = row.abs().max().item() or 1.0
-        heat = geometry.heat_maps(row[None])[0].numpy()
         heat_image = right.imshow(
-            heat,
-            extent=(0, width, height, 0),
+            row.numpy(),
+            extent=(0, row.shape[1] * cell_width, row.shape[0] * cell_height, 0),
+            interpolation="bilinear",
             cmap="RdBu_r" if signed else "inferno",
             vmin=-largest if signed else 0,
             vmax=largest,
-            alpha=np.clip(0.4 + 0.45 * np.abs(heat) / largest, 0, 1),
+            alpha=0.4 + 0.45 * row.abs().numpy() / largest,
         )
-        bar = figure.colorbar(heat_image, cax=right.inset_axes([1.01, 0, 0.02, 1]))
-        bar.ax.tick_params(labelsize=6)
-        bar.ax.yaxis.get_offset_text().set_size(6)
+        bar = right.inset_axes([1.01, 0, 0.02, 1])
+        figure.colorbar(heat_image, cax=bar).ax.tick_params(labelsize=6)
         for axes in (left, right):
             axes.plot(*point, "o", color="white", markeredgecolor="black", markersize=7, zorder=5)
             axes.plot(*point, "o", color=QUERY, markersize=3.5, zorder=6)
@@ -84,35 +79,22 @@ def draw_attention(
     return figure
 
 
-def draw_detection(attention: Attention, index: int, metadata: Metadata) -> np.ndarray:
-    """Draw one detection on the image: (h, w, 3), uint8, RGB."""
-    instances = attention.predictions["instances"][[index]].to("cpu")
-    class_names = dict(enumerate(metadata.get("thing_classes", ())))
-    objects = instances_to_coco_json(instances, img_id=0)
-    return draw_objects(attention.image[:, :, ::-1], objects, class_names, metadata)
-
-
 def draw_objects(
     image: np.ndarray, objects: Sequence[dict], class_names: Mapping[int, str], metadata: Metadata
 ) -> np.ndarray:
     """Draw COCO annotations or detections on an RGB image, each class in one colour.
 
-    Masks and keypoints are drawn if all objects have them. ``class_names`` are by category id. The
-    ``thing_colors`` and the keypoint names of the metadata are used if they are set.
+    A small image is enlarged. Masks and keypoints are drawn if all objects have them.
     """
-    palette = np.array(metadata.get("thing_colors", ())) / 255
-    if not len(palette) or len(palette) != len(class_names):
-        palette = colormap(rgb=True, maximum=1)
-    numbers = {category_id: number for number, category_id in enumerate(sorted(class_names))}
-    boxes, labels, colors = [], [], []
+    palette = np.array(metadata.get("thing_colors") or colormap(rgb=True)) / 255
+    numbers = {key: number for number, key in enumerate(sorted(class_names))}
+    boxes, labels, colors, masks, keypoints = [], [], [], None, None
     for instance in objects:
+        key = instance["category_id"]
+        score = f" {instance['score']:.0%}" if "score" in instance else ""
         boxes.append(BoxMode.convert(instance["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
-        category_id = instance["category_id"]
-        colors.append(tuple(palette[numbers.get(category_id, category_id) % len(palette)]))
-        label = class_names.get(category_id, f"class {category_id}")
-        label += f" {instance['score']:.0%}" if "score" in instance else ""
-        labels.append(label + (" (crowd)" if instance.get("iscrowd") else ""))
-    masks = keypoints = None
+        labels.append(f"{class_names.get(key, f'class {key}')}{score}")
+        colors.append(tuple(palette[numbers.get(key, key) % len(palette)]))
     if all("segmentation" in instance for instance in objects):
         masks = [instance["segmentation"] for instance in objects]
     if all("keypoints" in instance for instance in objects):
@@ -139,22 +121,14 @@ def _draw_arrows(
 ) -> str:
     """Draw the arrows and return the title."""
     strongest = geometry.strongest(row, count)
-    largest = abs(strongest[0][2]) or 1.0
+    largest = max((abs(weight) for *_, weight in strongest), default=0.0) or 1.0
     strongest = [t for t in strongest if abs(t[2]) >= MIN_RELATIVE_WEIGHT * largest]
     for x, y, weight in reversed(strongest):
         share = abs(weight) / largest
-        arrow = FancyArrowPatch(
-            query,
-            (x, y),
-            arrowstyle="-|>",
-            mutation_scale=5 + 6 * share,
-            shrinkA=0,
-            shrinkB=0,
-            color=POSITIVE if weight >= 0 else NEGATIVE,
-            linewidth=0.4 + 1.6 * share,
-            alpha=0.2 + 0.8 * share,
-        )
-        axes.add_patch(arrow)
+        color = POSITIVE if weight >= 0 else NEGATIVE
+        style = {"color": color, "linewidth": 0.4 + 1.6 * share, "alpha": 0.2 + 0.8 * share}
+        style |= {"arrowstyle": "-|>", "mutation_scale": 5 + 6 * share, "shrinkA": 0, "shrinkB": 0}
+        axes.add_patch(FancyArrowPatch(query, (x, y), **style))
     share = sum(abs(weight) for _, _, weight in strongest) / (row.abs().sum().item() or 1.0)
     return (
         f"query ({query[0]:.4g}, {query[1]:.4g}): arrows to {len(strongest)} of {row.numel()} "

@@ -17,12 +17,7 @@ from nl_detectron.engine import build_predictor, load_config
 from nl_detectron.errors import UserError
 from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
 from nl_detectron.visualization import AttentionRecorder, attend
-from nl_detectron.visualization.attention import (
-    ImageGeometry,
-    affinity_rows,
-    find_blocks,
-    find_stride,
-)
+from nl_detectron.visualization.attention import ImageGeometry, find_blocks, find_stride
 
 TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 STRIDE = 16
@@ -65,12 +60,13 @@ class LargestResult(TorchDispatchMode):
 @every_subsample
 @every_function
 def test_only_the_requested_rows_are_computed(instantiation, subsample):
-    block = NonLocalBlock(8, instantiation=instantiation, subsample=subsample)
-    x = torch.randn(1, 8, 32, 32)
+    model = nn.Sequential(NonLocalBlock(8, instantiation=instantiation, subsample=subsample))
+    with AttentionRecorder(model) as recorder:
+        model(torch.randn(1, 8, 32, 32))
     with LargestResult() as largest:
-        rows = affinity_rows(block, x, torch.tensor([3, 500, 1023]))
-    assert rows.shape == (3, 1024 if subsample == "none" else 256)
-    assert rows.numel() <= largest.elements <= x.numel()
+        rows = recorder.rows("0", torch.tensor([[0, 3], [15, 20], [31, 31]]))
+    assert rows.numel() == 3 * (1024 if subsample == "none" else 256)
+    assert rows.numel() <= largest.elements <= recorder.inputs["0"].numel()
 
 
 class ColourModel(nn.Module):
@@ -162,66 +158,25 @@ def test_known_attention(instantiation, subsample, image_size, resized_size):
     uniform = 1 / black.numel() if instantiation == "embedded_gaussian" else 0.0
     assert torch.equal(black, torch.full_like(black, uniform))
 
-    # The strongest point is the centre of the target, clipped to the image.
-    (x, y, weight), *rest = geometry.strongest(rows[0], 5)
-    assert weight == rows[0].max() and all(w == 0 for _, _, w in rest)
-    ends = [min((t // ratio + 1) * side, r) for t, r in zip(TARGET, resized_size)]
-    middle = [(t // ratio * side + end) / 2 for t, end in zip(TARGET, ends)]
-    scale = [i / r for i, r in zip(image_size, resized_size)]
-    assert (y, x) == pytest.approx((middle[0] * scale[0], middle[1] * scale[1]), abs=1e-9)
-
-    heat = geometry.heat_maps(rows)
-    assert heat.shape == (3, *image_size)
-    peak = divmod(heat[0].argmax().item(), image_size[1])
-    centre = [(t // ratio + 0.5) * side * s for t, s in zip(TARGET, scale)]
-    for p, c, s in zip(peak, centre, image_size):
-        assert abs(p + 0.5 - min(c, s - 0.5)) <= 1
-    assert (heat[2] - uniform).abs().max() <= 1e-15
-
-    in_image = geometry.in_image().double()
-    assert in_image.sum() == math.prod(math.ceil(r / side) for r in resized_size)
-    expected_share = 1 - in_image.mean().item() if uniform else 0
+    # A black query attends to the padding as much as to the image.
+    in_image = math.prod(math.ceil(r / side) for r in resized_size) / black.numel()
+    expected_share = 1 - in_image if uniform else 0
     assert geometry.padding_share(rows)[[0, 2]].tolist() == pytest.approx([0, expected_share])
 
 
 def test_points_and_positions():
-    # Position (7, 12) covers 192-208 x 112-128 of the resized image; 192-200 x 112-120 is in it.
-    geometry = ImageGeometry((60, 100), (120, 200), 16, (8, 14), 16)
-    assert geometry.target_points(torch.tensor([[7, 12]])).tolist() == [[98.0, 58.0]]
-    geometry = ImageGeometry((75, 113), (100, 151), 16, (8, 10), 16)
-    targets = geometry.in_image().nonzero()
-    assert len(targets) == 7 * 10
-    assert torch.equal(geometry.query_positions(geometry.target_points(targets)), targets)
-    assert geometry.query_positions([(0, 0), (112.99, 74.99)]).tolist() == [[0, 0], [6, 9]]
     # Height and width have different scales.
-    geometry = ImageGeometry((40, 40), (80, 160), 16, (6, 12), 16)
-    assert geometry.query_positions([(12, 20)]).tolist() == [[2, 3]]
-    assert geometry.target_points(torch.tensor([[2, 3]])).tolist() == [[14.0, 20.0]]
-
-
-def test_points_outside_the_image():
-    geometry = ImageGeometry((75, 113), (100, 151), 16, (8, 10), 16)
-    for point in ((113, 3), (3, 75), (-0.1, 3), (3, -0.1)):
-        with pytest.raises(UserError, match="outside the image, which is 113 wide and 75 high"):
-            geometry.query_positions([point])
-
-
-def test_heat_map_is_bilinear():
-    geometry = ImageGeometry((64, 96), (64, 96), 16, (2, 3), 32)
-    row = torch.tensor([[1.0, 2.0, 4.0], [3.0, 4.0, 6.0]], dtype=torch.float64)
-    (heat,) = geometry.heat_maps(row[None])
-    x, y = torch.arange(96) + 0.5, torch.arange(64) + 0.5
-    along_x = np.interp(x, [16, 48, 80], [1, 2, 4])
-    along_y = np.interp(y, [16, 48], [0, 2])
-    assert np.abs(heat.numpy() - (along_y[:, None] + along_x)).max() <= 1e-12
-
-
-def test_stride():
-    assert find_stride((800, 1344), (50, 84)) == 16
-    assert find_stride((5, 161), (1, 11)) == 16
-    assert find_stride((64, 320), (64, 320)) == 1
-    with pytest.raises(ValueError, match="power of two"):
-        find_stride((90, 90), (30, 30))
+    geometry = ImageGeometry((40, 40), (80, 160), 16, 16)
+    points = [(12, 20), (0, 0), (39.9, 39.9)]
+    assert geometry.query_positions(points).tolist() == [[2, 3], [0, 0], [4, 9]]
+    row = torch.zeros(6, 12)
+    row[2, 3], row[4, 9], row[5, 11] = 1, -2, 3  # the last one is in the padding
+    assert geometry.strongest(row, 2) == [(38.0, 36.0, -2.0), (14.0, 20.0, 1.0)]
+    # Position (7, 12) covers 192-208 x 112-128 of the resized image; 192-200 x 112-120 is in it.
+    geometry = ImageGeometry((60, 100), (120, 200), 16, 16)
+    row = torch.zeros(8, 14)
+    row[7, 12] = 1
+    assert geometry.strongest(row, 1) == [(98.0, 58.0, 1.0)]
 
 
 @pytest.fixture(scope="module")
@@ -234,16 +189,12 @@ def predictor():
 def test_attend_on_mask_rcnn(predictor):
     """The predictions do not change, and the rows are those of the block's own input."""
     image = np.random.default_rng(0).integers(0, 255, (90, 150, 3), np.uint8)
-    model, inputs = predictor.model, {}
-    block = model.backbone.bottom_up.res4.nonlocal4
-    handle = block.register_forward_pre_hook(lambda _, x: inputs.update(x=x[0]))
     plain = predictor(image)["instances"]
-    handle.remove()
     attention = attend(predictor, image)
     instances = attention.predictions["instances"]
     assert len(instances) and torch.equal(instances.scores, plain.scores)
     assert torch.equal(instances.pred_boxes.tensor, plain.pred_boxes.tensor)
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in predictor.model.modules())
 
     # 90 x 150 is resized to 64 x 107 and padded to 64 x 128: 4 x 8 query positions.
     assert attention.recorder.padded_size == (64, 128)
@@ -251,26 +202,25 @@ def test_attend_on_mask_rcnn(predictor):
     assert strides == {"res3.1": 8, "res4.4": 16}
     (row,) = attention.rows("res4.4", [(75, 45)])
     with torch.no_grad():
-        matrix = block.affinity_matrix(inputs["x"])
+        block = predictor.model.backbone.bottom_up.res4.nonlocal4
+        matrix = block.affinity_matrix(attention.recorder.inputs["res4.4"])
     assert (row.flatten() - matrix[0, 2 * 8 + 3]).abs().max() <= 1e-6
     assert list(attend(predictor, image, ["res4.4"]).geometry) == ["res4.4"]
 
 
-def test_unknown_blocks(predictor):
-    with pytest.raises(UserError, match="no non-local block 'res4.3'; there are: res3.1, res4.4"):
-        AttentionRecorder(predictor.model, ["res4.3"])
+def test_bad_input():
     with pytest.raises(UserError, match="MODEL.BACKBONE.NAME"):
         find_blocks(nn.Sequential(nn.Conv2d(3, 3, 1)))
-
-
-def test_bad_positions_and_weights():
-    block = nn.Sequential(NonLocalBlock(4))
-    with AttentionRecorder(block) as recorder:
-        block(torch.randn(1, 4, 3, 5))
-    for position in ((3, 0), (0, 5), (-1, 0)):
-        with pytest.raises(ValueError, match="outside the 3 x 5 map"):
-            recorder.rows("0", torch.tensor([position]))
-    recorder.inputs["0"][0, 0, 0, 0] = torch.nan
+    assert find_stride((5, 161), (1, 11)) == 16
+    with pytest.raises(UserError, match="power of two"):
+        find_stride((90, 90), (30, 30))
+    geometry = ImageGeometry((75, 113), (100, 151), 16, 16)
+    for point in ((113, 3), (3, 75), (-0.1, 3), (3, -0.1)):
+        with pytest.raises(UserError, match="outside the image, which is 113 wide and 75 high"):
+            geometry.query_positions([point])
+    model = nn.Sequential(NonLocalBlock(4))
+    with AttentionRecorder(model) as recorder:
+        model(torch.full((1, 4, 3, 5), torch.nan))
     with pytest.raises(UserError, match="0 has attention weights that are not finite"):
         recorder.rows("0", torch.tensor([[1, 1]]))
 

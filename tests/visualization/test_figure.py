@@ -2,15 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
-from detectron2.data import MetadataCatalog
-from detectron2.structures import Boxes, Instances
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 from test_attention import QUERY, SIZES, box_of, known_block, make_predictor, paint
 
-from nl_detectron.visualization import Attention, attend
-from nl_detectron.visualization.figure import draw_attention, draw_detection
+from nl_detectron.visualization import attend
+from nl_detectron.visualization.figure import draw_attention
 
 
 def arrows_of(axes):
@@ -58,21 +55,3 @@ def test_layout(size, shape):
     attention = attend(predictor, np.zeros((*size, 3), np.uint8))
     figure = draw_attention(attention, "res4.0", [(10.0 * i + 1, 1) for i in range(3)])
     assert figure.axes[0].get_gridspec().get_geometry() == shape
-
-
-def test_detection():
-    image = np.full((90, 150, 3), 128, np.uint8)
-    instances = Instances((90, 150))
-    instances.pred_boxes = Boxes(torch.tensor([[10.0, 10, 60, 60], [90, 30, 140, 80]]))
-    instances.scores = torch.tensor([0.9, 0.8])
-    instances.pred_classes = torch.tensor([0, 1])
-    instances.pred_masks = torch.zeros(2, 90, 150, dtype=torch.bool)
-    instances.pred_masks[1, 40:70, 100:130] = True
-    attention = Attention(image, {"instances": instances}, None, {})
-    picture = draw_detection(attention, 1, MetadataCatalog.get("nl_synthetic_val"))
-    scale = 640 / 150
-    assert picture.shape == (384, 640, 3)
-    red, green, blue = picture[int(55 * scale), int(115 * scale)]
-    assert green > max(red, blue)  # the mask has the colour of class 1, "green key"
-    y, x = (picture != 128).any(2).nonzero()
-    assert 60 * scale < x.min()  # the other detection is not drawn

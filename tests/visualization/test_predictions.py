@@ -14,41 +14,37 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-from nl_detectron.engine import build_predictor, load_config
+from nl_detectron.engine import load_config
 from nl_detectron.errors import UserError
-from nl_detectron.visualization.predictions import find_inputs, predict, read_image
+from nl_detectron.visualization.predictions import find_inputs, predict
 
 TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 GREY = 90
 CLASSES = {"thing_classes": ["a", "b"], "stuff_classes": ["c", "d"]}
 
 
-def write_image(path, size=(48, 64)):
+def write_image(path):
     path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.full((*size, 3), GREY, dtype=np.uint8)).save(path)
+    Image.fromarray(np.full((49, 67, 3), GREY, dtype=np.uint8)).save(path)
     return path
 
 
-def write_video(path, frames, size=(48, 64)):
-    # MJPG takes odd sizes.
-    api, codec = (cv2.CAP_OPENCV_MJPEG, "MJPG") if path.suffix == ".avi" else (cv2.CAP_ANY, "mp4v")
-    writer = cv2.VideoWriter(str(path), api, cv2.VideoWriter_fourcc(*codec), 10.0, size[::-1])
+def write_video(path, frames):
+    codec = cv2.VideoWriter_fourcc(*"MJPG")  # takes odd sizes
+    writer = cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, codec, 10.0, (67, 49))
     for _ in range(frames):
-        writer.write(np.full((*size, 3), GREY, dtype=np.uint8))
+        writer.write(np.full((49, 67, 3), GREY, dtype=np.uint8))
     writer.release()
     return path
 
 
 def instances_of(image):
     """Predict one object, in the right half of the image."""
-    height, width = image.shape[:2]
-    masks = torch.zeros(1, height, width, dtype=torch.bool)
-    masks[:, :, width // 2 :] = True
-    instances = Instances((height, width))
-    instances.pred_boxes = Boxes(torch.tensor([[width / 2, 0.0, width, height]]))
+    masks = torch.zeros(1, 49, 67, dtype=torch.bool)
+    masks[:, :, 33:] = True
+    instances = Instances((49, 67), pred_masks=masks, pred_classes=torch.tensor([1]))
+    instances.pred_boxes = Boxes(torch.tensor([[33.0, 0.0, 67.0, 49.0]]))
     instances.scores = torch.tensor([0.75])
-    instances.pred_classes = torch.tensor([1])
-    instances.pred_masks = masks
     return {"instances": instances}
 
 
@@ -65,20 +61,17 @@ def panoptic_of(image):
 
 @pytest.mark.parametrize("predictor", [instances_of, sem_seg_of, panoptic_of])
 def test_images_and_videos_are_drawn(tmp_path, predictor):
-    size = (49, 67)
-    inputs = [write_image(tmp_path / "i.png", size), write_video(tmp_path / "v.avi", 3, size)]
+    inputs = [write_image(tmp_path / "i.png"), write_video(tmp_path / "v.avi", frames=3)]
     (tmp_path / "out").mkdir()
     for generator in (random, np.random):
         generator.seed(0)  # detectron2 draws in random colours, some of which are close to GREY
     outputs = find_inputs(inputs, tmp_path / "out")
     results, failures = predict(outputs, predictor, Metadata(**CLASSES), {})
-    assert failures == []
+    assert failures == 0
     assert len(results) == (0 if predictor is sem_seg_of else 4)
 
-    picture, video = (
-        cv2.imread(str(tmp_path / "out/i.png")),
-        cv2.VideoCapture(str(tmp_path / "out/v.mp4")),
-    )
+    picture = cv2.imread(str(tmp_path / "out/i.jpg"))
+    video = cv2.VideoCapture(str(tmp_path / "out/v.mp4"))
     assert picture.shape == (468, 640, 3) and video.get(cv2.CAP_PROP_FPS) == 10
     frames = [video.read()[1] for _ in range(3)]
     assert {frame.shape for frame in frames} == {(48, 66, 3)} and not video.read()[0]
@@ -93,48 +86,40 @@ def test_images_and_videos_are_drawn(tmp_path, predictor):
 
 def test_ids_and_unreadable_inputs(tmp_path, capsys):
     folder = tmp_path / "in"
-    for name in ("000042.png", "b.png", "c.jpg", "cut.png"):
-        write_image(folder / name)
-    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:60])
-    (folder / "bad.mp4").write_bytes(b"not a video")
-    write_video(folder / "clip.mp4", frames=2)
-    (tmp_path / "out").mkdir()
-    metadata = Metadata(thing_dataset_id_to_contiguous_id={7: 0, 9: 1})
-    outputs = find_inputs([folder], tmp_path / "out")
-    results, failures = predict(outputs, instances_of, metadata, {"c.jpg": 5})
-    assert [r["image_id"] for r in results] == [42, "b.png", 5, "clip.mp4/0", "clip.mp4/1"]
-    for result in results:
-        assert (result["category_id"], result["score"]) == (9, 0.75)
-        assert result["bbox"] == [32, 0, 32, 48]
-    assert [failure.split(" (")[0] for failure in failures] == [
-        f"{folder / name} cannot be read" for name in ("bad.mp4", "cut.png")
-    ]
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert errors == [f"error: {failure}" for failure in failures]
-
-
-def test_inputs_and_outputs(tmp_path):
-    folder = tmp_path / "in"
-    for name in ("b.JPG", "a.bmp", ".c.png"):
+    for name in ("000042.bmp", "b.PNG", "c.jpg", "cut.png", ".hidden.png"):
         write_image(folder / name)
     (folder / "notes.txt").write_text("")
-    other = write_image(tmp_path / "d.png")
-    outputs = find_inputs([folder, other, folder / "a.bmp"], tmp_path / "out")
-    names = {path.name: output.name for path, output in outputs.items()}
-    assert names == {"a.bmp": "a.png", "b.JPG": "b.JPG", "d.png": "d.png"}
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:60])
+    (folder / "bad.mp4").write_bytes(b"not a video")
+    write_video(folder / "clip.avi", frames=2)
+    (tmp_path / "out").mkdir()
+    metadata = Metadata(thing_dataset_id_to_contiguous_id={7: 0, 9: 1})
+    outputs = find_inputs([folder, folder / "b.PNG"], tmp_path / "out")
+    results, failures = predict(outputs, instances_of, metadata, {"c.jpg": 5})
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["000042.jpg", "b.jpg", "c.jpg", "clip.mp4"]
+    assert [r["image_id"] for r in results] == [42, "b.PNG", 5, "clip.avi/0", "clip.avi/1"]
+    for result in results:
+        assert (result["category_id"], result["score"]) == (9, 0.75)
+        assert result["bbox"] == [33, 0, 34, 49]
+    assert failures == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert [error.split(" (")[0] for error in errors] == [
+        f"error: {folder / name} cannot be read" for name in ("bad.mp4", "cut.png")
+    ]
 
 
 @pytest.mark.parametrize(
     "paths, output, message",
     [
-        (["nowhere.png"], "out", "no file or folder .*nowhere.png"),
-        (["empty"], "out", "no image or video in the folder .*empty"),
-        (["in"], "in", "in/a.png is an input and would be overwritten"),
-        (["in", "a.bmp"], "out", "in/a.png and .*a.bmp would both be written to .*out/a.png"),
+        (["nowhere.png"], "out", "nowhere.png: no image or video"),
+        (["empty"], "out", "empty: no image or video"),
+        (["in"], "in", "an input would be overwritten"),
+        (["in", "a.bmp"], "out", "two files have the same name"),
     ],
 )
 def test_bad_inputs(tmp_path, paths, output, message):
-    write_image(tmp_path / "in" / "a.png")
+    write_image(tmp_path / "in" / "a.jpg")
     write_image(tmp_path / "a.bmp")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
@@ -150,28 +135,26 @@ def model_file(tmp_path_factory):
 
 
 def test_command(tmp_path, model_file, capsys):
-    """The results equal those of the predictor; ids and classes are those of --annotations."""
+    """The ids of images and classes are those of --annotations."""
     folder = tmp_path / "images"
     write_image(folder / "x.png")
     (folder / "y.png").write_bytes(b"")
     annotations, found = tmp_path / "a.json", tmp_path / "found.json"
     categories = [{"id": i, "name": f"n{i}"} for i in (9, 1, 5, 7, 3, 2)]
-    images = [{"id": 4, "file_name": "sub/x.png"}]
-    annotations.write_text(json.dumps({"images": images, "categories": categories}))
+    images = [{"id": 4, "file_name": "sub/x.png", "height": 49, "width": 67}]
+    content = {"images": images, "categories": categories, "annotations": []}
+    annotations.write_text(json.dumps(content))
     arguments = ["--config-file", TINY, "--input", folder, "--output", tmp_path / "out"]
     arguments += ["--confidence-threshold", "0.1", "--coco-json", found]
     arguments += ["--annotations", annotations, "MODEL.WEIGHTS", model_file]
     assert tool.main([str(argument) for argument in arguments]) == 1
-    assert "1 of 2 files drawn to" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.png"]
+    assert "1 of 2 files drawn, " in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.jpg"]
 
-    options = ["MODEL.WEIGHTS", model_file, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.1"]
-    instances = build_predictor(load_config(TINY, options))(read_image(folder / "x.png"))
-    instances, results = instances["instances"], json.loads(found.read_text())
+    results = json.loads(found.read_text())
     assert len(results) > 0 and {result["image_id"] for result in results} == {4}
-    assert [result["score"] for result in results] == instances.scores.tolist()
-    ids = [(1, 2, 3, 5, 7, 9)[number] for number in instances.pred_classes]
-    assert [result["category_id"] for result in results] == ids
+    assert min(result["score"] for result in results) >= 0.1
+    assert {result["category_id"] for result in results} <= {1, 2, 3, 5, 7, 9}
 
 
 @pytest.mark.parametrize(
@@ -179,8 +162,10 @@ def test_command(tmp_path, model_file, capsys):
     [
         ("--coco-json nowhere/found.json", "--coco-json: no folder nowhere"),
         ("MODEL.WEIGHTS ", "MODEL.WEIGHTS is empty"),
-        ("MODEL.WEIGHTS nowhere.pth", "nowhere.pth"),
-        ("DATASETS.TEST ('coco_2017_val',)", "NUM_CLASSES is 6, but there are 80 class names"),
+        (
+            "DATASETS.TEST ('coco_2017_val',)",
+            "coco_2017_val has 80 classes, unlike MODEL.ROI_HEADS",
+        ),
         ("--annotations nowhere.json", "nowhere.json"),
     ],
 )

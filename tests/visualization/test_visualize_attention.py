@@ -25,16 +25,12 @@ def run_tool(*arguments):
 
 
 def test_grid_of_two_blocks(tmp_path, image_file):
-    options = ["--query-grid", "1x2", "--output", tmp_path / "out"]
+    options = ["--query-grid", "1x2", "--format", "webp", "--output", tmp_path / "out"]
     run_tool(image_file, *options, "MODEL.NONLOCAL.LOCATION", "['res3.::3']")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["a_res3.0.png", "a_res3.3.png"]
-    assert Image.open(tmp_path / "out" / names[0]).size[0] == 770
-
-
-def test_point_and_format(tmp_path, image_file):
-    run_tool(image_file, "--query", "3,4", "--format", "webp", "--output", tmp_path)
-    assert Image.open(tmp_path / "a_res4.4.webp").format == "WEBP"
+    assert names == ["a_res3.0.webp", "a_res3.3.webp"]
+    picture = Image.open(tmp_path / "out" / names[0])
+    assert (picture.format, picture.width) == ("WEBP", 770)
 
 
 def test_detections(tmp_path, image_file, capsys):
@@ -51,13 +47,10 @@ def test_detections(tmp_path, image_file, capsys):
 
 def test_page(tmp_path, image_file):
     page = tmp_path / "page.html"
-    for threshold, any_detections in (("0", True), ("1.1", False)):
-        run_tool(image_file, "--html", page, "--confidence-threshold", threshold)
-        text = page.read_text("utf-8")
-        data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
-        assert data["image"]["name"] == "a.png"
-        assert [block["name"] for block in data["blocks"]] == ["res4.4"]
-        assert bool(data["detections"]) == any_detections
+    run_tool(image_file, "--html", page, "--confidence-threshold", "0")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+    assert (data["image"]["name"], data["blocks"][0]["name"]) == ("a.png", "res4.4")
+    assert data["detections"]
 
 
 @pytest.mark.parametrize(
@@ -66,24 +59,16 @@ def test_page(tmp_path, image_file):
         ("--query 150,3", "error: (150, 3) is outside the image, which is 150 wide and 90 high"),
         ("--query 1;2", "argument --query: invalid point value: '1;2'"),
         ("--query-grid 2", "argument --query-grid: invalid grid value: '2'"),
-        ("--query 1,2 --arrows 0", "argument --arrows: invalid positive value: '0'"),
         ("--arrows 3", "one of the arguments --query --query-boxes --query-grid"),
         ("--query 1,2 --block res4.-2", "error: no non-local block 'res4.-2'; there are: res4.4"),
-        (
-            "--query 1,2 MODEL.BACKBONE.NAME build_resnet_fpn_backbone",
-            "error: the model has no non-local block in its backbone",
-        ),
-        ("--query 1,2 MODEL.WEIGHTS no.pth", "no.pth"),
         ("--html no/page.html", "no/page.html"),
         ("a.png --html page.html", "a page has one image, not 2"),
         ("b/a.png --query 1,2", "error: --input: two images have the same name"),
-        ("broken.png --query 1,2", "error: broken.png cannot be read ("),
         ("missing.png --query 1,2", "error: missing.png cannot be read ("),
     ],
 )
 def test_bad_arguments(tmp_path, monkeypatch, image_file, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken.png").write_text("not an image")
     with pytest.raises(SystemExit) as end:
         run_tool("a.png", *arguments.split())
     assert end.value.code == 2

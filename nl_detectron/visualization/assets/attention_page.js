@@ -7,34 +7,33 @@ const element = (id) => document.getElementById(id);
 const [stage, heat, marks] = ["stage", "heat", "marks"].map(element);
 const [width, height] = [data.image.width, data.image.height];
 const LEVELS = 127; // quantisation steps of a weight, on either side of zero
+const STRONGEST = 20; // targets with an arrow, as many as in the Fig. 3 of the paper
 const MIN_RELATIVE_WEIGHT = 0.01; // of the largest; weaker targets get no arrow
 
 let block; // the selected entry of data.blocks
-let weights; // its arrays, returned by unpack()
-let query = { row: 0, column: 0 };
+let maps; // its arrays, returned by unpack()
+let query = {}; // row and column, indices into block.queries
 let held = false; // true while the mouse does not move the query
 
 // ---- reading the data ----
 
-/** Return the arrays of a block: Q queries, K strongest targets of each, M targets in total. */
+/** Return the arrays of a block, described in _block_data(). */
 async function unpack(block) {
-  const bytes = Uint8Array.from(atob(block.data), (character) => character.charCodeAt(0));
+  const bytes = Uint8Array.from(atob(block.maps), (character) => character.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const buffer = await new Response(stream).arrayBuffer();
-  const queries = block.queries.x.length * block.queries.y.length;
-  const targets = block.targets.x.length * block.targets.y.length;
-  let offset = 0;
-  const take = (Type, count) => {
-    const array = new Type(buffer, offset, count);
-    offset += array.byteLength;
-    return array;
-  };
+  const queries = block.queries[0].length * block.queries[1].length;
   return {
-    index: take(Uint32Array, queries * block.strongest), // (Q, K), indices of targets
-    weight: take(Float32Array, queries * block.strongest), // (Q, K), by descending magnitude
-    padding: take(Float32Array, queries), // (Q), share of the weight in the padding
-    level: take(Int8Array, queries * targets), // (Q, M), see colour()
+    largest: new Float32Array(buffer, 0, queries),
+    padding: new Float32Array(buffer, 4 * queries, queries),
+    levels: new Int8Array(buffer, 8 * queries),
   };
+}
+
+/** Return x and y of the centre of a position, or of its part inside the image. */
+function centre([cellWidth, cellHeight], row, column) {
+  const middle = (i, side, end) => (i * side + Math.min((i + 1) * side, end)) / 2;
+  return [middle(column, cellWidth, width), middle(row, cellHeight, height)];
 }
 
 // ---- drawing ----
@@ -109,56 +108,57 @@ function drawDetection({ box, label }, scale) {
 
 /** Redraw everything that depends on the query or the controls. */
 function show() {
-  const { queries, targets, strongest } = block;
-  const columns = targets.x.length;
-  const number = query.row * queries.x.length + query.column;
-  const [x, y] = [queries.x[query.column], queries.y[query.row]];
-  const index = weights.index.subarray(number * strongest, (number + 1) * strongest);
-  const weight = weights.weight.subarray(number * strongest, (number + 1) * strongest);
-  const found = Array.from(index, (target, i) => ({
-    x: targets.x[target % columns],
-    y: targets.y[Math.floor(target / columns)],
-    weight: weight[i],
-  }));
-  const top = Math.abs(weight[0]);
+  const [rows, columns] = block.targets;
+  const number = query.row * block.queries[1].length + query.column;
+  const levels = maps.levels.subarray(number * rows * columns, (number + 1) * rows * columns);
+  const largest = maps.largest[number];
+  paint(heat, levels, columns, rows);
 
-  const rows = targets.y.length;
-  const size = columns * rows;
-  paint(heat, weights.level.subarray(number * size, (number + 1) * size), columns, rows);
+  const [x, y] = centre(block.cells[0], block.queries[0][query.row], block.queries[1][query.column]);
+  const strongest = Array.from(levels.keys())
+    .sort((a, b) => Math.abs(levels[b]) - Math.abs(levels[a]))
+    .slice(0, STRONGEST)
+    .filter((target, i) => i === 0 || levels[target])
+    .map((target) => ({
+      place: centre(block.cells[1], Math.floor(target / columns), target % columns),
+      share: (levels[target] / LEVELS) ** 2,
+      negative: levels[target] < 0,
+    }));
+  const weight = ({ share, negative }) => figure(negative ? -share * largest : share * largest);
 
   const scale = stage.clientWidth / width;
   marks.replaceChildren();
   if (element("detections").checked) {
     data.detections.forEach((detection) => drawDetection(detection, scale));
   }
-  const start = [x * scale, y * scale];
-  for (const target of found.slice(0, Number(element("arrows").value)).reverse()) {
-    const share = top ? Math.abs(target.weight) / top : 0;
-    if (share >= MIN_RELATIVE_WEIGHT) {
-      drawArrow(start, [target.x * scale, target.y * scale], share, target.weight < 0);
+  for (const target of strongest.slice(0, Number(element("arrows").value)).reverse()) {
+    if (target.share >= MIN_RELATIVE_WEIGHT) {
+      const end = target.place.map((side) => side * scale);
+      drawArrow([x * scale, y * scale], end, target.share, target.negative);
     }
   }
   const mark = svg(marks, "g", { class: "query" });
   outlined(mark, "circle", { cx: x * scale, cy: y * scale, r: 6 }, 2);
 
   element("readout").textContent =
-    `Query (${place(x)}, ${place(y)}): strongest ${figure(found[0].weight)} ` +
-    `at (${place(found[0].x)}, ${place(found[0].y)}); ` +
-    `${(100 * weights.padding[number]).toFixed(1)} % of the weight in padding.` +
+    `Query ${place([x, y])}: strongest ${weight(strongest[0])} at ${place(strongest[0].place)}; ` +
+    `${(100 * maps.padding[number]).toFixed(1)} % of the weight in padding.` +
     (held ? " Held." : "");
   element("strongest").replaceChildren(
-    ...found.map((target, i) =>
-      tableRow([i + 1, figure(target.weight), place(target.x), place(target.y)]),
-    ),
+    ...strongest.map((target, i) => tableRow([i + 1, weight(target), ...target.place.map(round)])),
   );
-  const ticks = block.signed ? [-top, -top / 4, 0, top / 4, top] : [0, top / 4, top];
-  element("ticks").replaceChildren(...ticks.map((tick) => cell("span", tick ? figure(tick) : "0")));
+  const ticks = signed() ? [-1, -1 / 4, 0, 1 / 4, 1] : [0, 1 / 4, 1];
+  element("ticks").replaceChildren(...ticks.map((tick) => cell("span", figure(tick * largest))));
 }
 
+const signed = () => block.instantiation === "dot_product"; // the other weights are not negative
+
+/** Format a weight. The maps store about two significant digits. */
 const figure = (weight) =>
-  (Math.abs(weight) < 1e-4 && weight ? weight.toExponential(2) : weight.toPrecision(3))
+  (Math.abs(weight) < 1e-4 && weight ? weight.toExponential(1) : String(+weight.toPrecision(2)))
     .replaceAll("-", "\u2212");
-const place = (pixels) => String(Math.round(10 * pixels) / 10);
+const round = (pixels) => String(Math.round(10 * pixels) / 10);
+const place = ([x, y]) => `(${round(x)}, ${round(y)})`;
 
 function cell(tag, text) {
   const node = document.createElement(tag);
@@ -177,8 +177,8 @@ function tableRow(texts) {
 const clamp = (value, count) => Math.min(Math.max(value, 0), count - 1);
 
 function moveTo(row, column) {
-  row = clamp(row, block.queries.y.length);
-  column = clamp(column, block.queries.x.length);
+  row = clamp(row, block.queries[0].length);
+  column = clamp(column, block.queries[1].length);
   if (row !== query.row || column !== query.column) {
     query = { row, column };
     show();
@@ -187,25 +187,25 @@ function moveTo(row, column) {
 
 /** Return row and column of the query that contains a point of the image. */
 function queryAt(x, y) {
-  const [cellWidth, cellHeight] = block.queries.cell;
+  const [cellWidth, cellHeight] = block.cells[0].map((side) => side * block.step);
   return [Math.floor(y / cellHeight), Math.floor(x / cellWidth)];
 }
 
 async function choose(chosen, x, y) {
   const unpacked = await unpack(chosen);
-  [block, weights] = [chosen, unpacked];
-  const [row, column] = queryAt(x, y);
-  query = { row: clamp(row, block.queries.y.length), column: clamp(column, block.queries.x.length) };
-  const { targets } = block;
-  heat.style.width = `${(100 * targets.x.length * targets.cell[0]) / width}%`;
-  heat.style.height = `${(100 * targets.y.length * targets.cell[1]) / height}%`;
+  [block, maps] = [chosen, unpacked];
+  const [rows, columns] = block.targets;
+  heat.style.width = `${(100 * columns * block.cells[1][0]) / width}%`;
+  heat.style.height = `${(100 * rows * block.cells[1][1]) / height}%`;
   const levels = Array.from({ length: 2 * LEVELS + 1 }, (_, i) => i - LEVELS);
-  const shown = block.signed ? levels : levels.slice(LEVELS);
+  const shown = signed() ? levels : levels.slice(LEVELS);
   paint(element("scale"), shown, shown.length, 1);
-  element("arrows").max = block.strongest;
-  element("arrows").nextElementSibling.value = element("arrows").value;
-  element("about").textContent = block.about;
-  show();
+  const [count, step] = [block.queries[0].length * block.queries[1].length, block.step];
+  element("about").textContent =
+    `${block.name}: ${block.instantiation}, ${count} query and ${rows * columns} target positions.` +
+    (step > 1 ? ` To limit the file size, the page has one query of every ${step} x ${step}.` : "");
+  query = {};
+  moveTo(...queryAt(x, y));
 }
 
 function point(event) {
@@ -234,8 +234,9 @@ stage.addEventListener("keydown", (event) => {
   }
 });
 element("block").addEventListener("change", (event) => {
-  const { x, y } = block.queries;
-  choose(data.blocks[event.target.selectedIndex], x[query.column], y[query.row]);
+  const [rows, columns] = block.queries;
+  const [x, y] = centre(block.cells[0], rows[query.row], columns[query.column]);
+  choose(data.blocks[event.target.selectedIndex], x, y);
 });
 element("opacity").addEventListener("input", (event) => {
   stage.style.setProperty("--opacity", event.target.value);
@@ -252,16 +253,20 @@ element("controls").addEventListener("submit", (event) => event.preventDefault()
 stage.style.setProperty("--ratio", width / height);
 stage.parentElement.classList.toggle("strip", width > 2.5 * height);
 stage.setAttribute("aria-label", `${data.image.name}: select the query position`);
-element("image").src = data.image.source;
+document.title = `Attention of non-local blocks: ${data.image.name}`;
+document.querySelector("h1").textContent = document.title;
+element("image").src = `data:image/jpeg;base64,${data.image.jpeg}`;
 element("image").alt = data.image.name;
 element("block").append(...data.blocks.map((block) => cell("option", block.name)));
-element("arrows").max = data.blocks[0].strongest;
-element("arrows").value = data.blocks[0].strongest;
+element("arrows").max = STRONGEST;
+element("arrows").value = STRONGEST;
+element("arrows").nextElementSibling.value = STRONGEST;
 stage.style.setProperty("--opacity", element("opacity").value);
 for (const node of [element("detections"), document.querySelector("[for=detections]")]) {
   node.hidden = data.detections.length === 0;
 }
-choose(data.blocks[0], ...data.start).then(
+const [x0, y0, x1, y1] = data.detections.length ? data.detections[0].box : [0, 0, width, height];
+choose(data.blocks[0], (x0 + x1) / 2, (y0 + y1) / 2).then(
   () => new ResizeObserver(show).observe(stage),
   (error) => {
     element("readout").textContent = `This browser cannot unpack the maps: ${error.message}`;
