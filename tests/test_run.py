@@ -40,6 +40,16 @@ if __name__ == "__main__":
     args = default_argument_parser().parse_args()
     launch(main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,))
 """,
+    # The processes of torchrun share one stdout, so the line is one write.
+    "rank.py": """
+import os
+import sys
+
+from detectron2.config import get_cfg
+
+known = "NONLOCAL" in get_cfg().MODEL
+os.write(1, f"{os.environ['RANK']} {sys.argv[1:]} {known}\\n".encode())
+""",
     # All differences by which a script could notice that Python did not start it.
     "where.py": """
 import sys
@@ -142,6 +152,13 @@ def test_spawned_processes(python):
     lines = python(*RUN, "../spawns.py", "--flag").stdout.splitlines()
     ready = "__mp_main__ res4.-2 nl_detectron ['--flag']"
     assert sorted(lines) == [f"mine 0 {ready}", f"mine 1 {ready}"]
+
+
+@pytest.mark.slow
+def test_under_torchrun(python):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    lines = python(*torchrun, *RUN, "../rank.py", "--x").stdout.splitlines()
+    assert sorted(lines) == ["0 ['--x'] True", "1 ['--x'] True"]
 
 
 def test_no_such_script(monkeypatch, capsys):

@@ -20,9 +20,11 @@ from detectron2.evaluation import (
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
+    coco_evaluation,
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,6 +36,11 @@ from ..files import write_atomically
 from ..modeling import build_model, build_optimizer
 from .hooks import NonLocalNorms, check_gradients, environment, log_max_memory
 from .signals import StopOnSignal
+
+try:
+    from faster_coco_eval import COCOeval_faster
+except ImportError:
+    COCOeval_faster = None
 
 EVALUATOR_TYPES = ("coco", "coco_panoptic_seg")  # in the metadata of a dataset
 
@@ -137,7 +144,7 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-        evaluators = [COCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)]
+        evaluators = [FasterCOCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)]
         if MetadataCatalog.get(dataset_name).evaluator_type == "coco_panoptic_seg":
             evaluators.insert(0, SemSegEvaluator(dataset_name, output_dir=folder))
             evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir=folder))
@@ -155,6 +162,28 @@ class Trainer(DefaultTrainer):
             augmented = super().test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
             results.update({f"{name}_TTA": value for name, value in augmented.items()})
         return results
+
+
+class FasterCOCOEvaluator(COCOEvaluator):
+    """``COCOEvaluator`` that uses faster-coco-eval, if installed, for boxes and masks.
+
+    The results are those of pycocotools.
+    """
+
+    def evaluate(self, img_ids: Optional[list] = None) -> Optional[dict]:
+        if COCOeval_faster is None:
+            return super().evaluate(img_ids)
+        self._use_fast_impl = False  # do not use detectron2's compiled COCOeval_opt
+        coco_evaluation.COCOeval = _coco_eval  # detectron2 has no argument for this class
+        try:
+            return super().evaluate(img_ids)
+        finally:
+            coco_evaluation.COCOeval = COCOeval
+
+
+def _coco_eval(annotations, detections, task: str) -> COCOeval:
+    # For keypoints, COCOeval_faster needs an index that only its own COCO class builds.
+    return (COCOeval if task == "keypoints" else COCOeval_faster)(annotations, detections, task)
 
 
 def truncate_metrics(path: Path, iteration: int) -> None:
