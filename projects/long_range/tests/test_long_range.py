@@ -114,7 +114,7 @@ def test_difference_is_paired_by_seed_with_a_t_interval():
 
 
 def test_key_hits():
-    geometry = ImageGeometry((48, 64), (96, 128), 16, (3, 4), 32)
+    geometry = ImageGeometry((48, 64), (96, 128), 16, 32)
     from_centre, from_box = torch.zeros(1, 3, 4), torch.zeros(2, 3, 4)
     from_centre[0, 1, 3], from_box[:, 0, 0] = -2, 1  # the key, by magnitude; elsewhere
     recorder = SimpleNamespace(map_size=lambda _: (6, 8), rows=lambda _, positions: from_box)
