@@ -33,17 +33,6 @@ def test_file_is_opened_once(tmp_path, name):
     assert torch.equal(model.weight, WEIGHTS["weight"])
 
 
-def test_matching_heuristics_in_the_path(tmp_path):
-    file = str(tmp_path / "a.pth")
-    torch.save(WEIGHTS, file)
-    model = nn.Sequential()
-    model.add_module("linear", nn.Linear(3, 2))
-    AuditedCheckpointer(model).load(file)
-    assert not torch.equal(model.linear.weight, WEIGHTS["weight"])
-    AuditedCheckpointer(model).load(f"{file}?matching_heuristics=True")
-    assert torch.equal(model.linear.weight, WEIGHTS["weight"])
-
-
 def test_nothing_to_load():
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -116,9 +105,9 @@ def test_resuming_from_a_damaged_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     "parts, error",
     [
-        ({}, "KeyError: 'optimizer'"),
-        ({"optimizer": {}}, "KeyError: 'param_groups'"),
-        ({"optimizer": {"param_groups": [{}, {}], "state": {}}}, "ValueError: "),
+        ({}, r"KeyError\('optimizer'\)"),
+        ({"optimizer": {}}, r"KeyError\('param_groups'\)"),
+        ({"optimizer": {"param_groups": [{}, {}], "state": {}}}, "ValueError"),
     ],
 )
 def test_checkpointables_that_do_not_fit(tmp_path, parts, error):
@@ -203,8 +192,8 @@ def test_killed_during_a_save(tmp_path):
     saved = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]
     assert sorted(os.listdir(tmp_path)) == [*saved, "model_0000005.pth.partial"]
     assert checkpointer.resume_or_load("", resume=True) == {"iteration": 3}
-    checkpointer.save("model_0000007")
-    assert sorted(os.listdir(tmp_path)) == [*saved, "model_0000007.pth"]
+    checkpointer.save("model_0000005")
+    assert sorted(os.listdir(tmp_path)) == [*saved, "model_0000005.pth"]
 
 
 LIMITED = """
