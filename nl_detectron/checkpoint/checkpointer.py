@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..files import SaveError, write_atomically
-from .load_audit import STATISTICS, audit
+from .load_audit import audit
 from .reading import LoadError, ReadError, read_checkpoint
 
 
@@ -65,17 +65,14 @@ class AuditedCheckpointer(DetectionCheckpointer):
             except (KeyError, ValueError) as error:
                 raise LoadError(
                     f"{path} cannot be resumed: its {key!r} is missing or does not fit: {error!r}. "
-                    "Use the SOLVER keys and detectron2 that wrote it, or start a new training with "
-                    "MODEL.WEIGHTS set to it"
+                    "Use the SOLVER keys and detectron2 that wrote it, or load it as MODEL.WEIGHTS"
                 ) from error
         return content
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
         """Load the last checkpoint if there is one and ``resume`` is True, else load ``path``.
 
-        Raises:
-            LoadError: as in :meth:`load`. If the last checkpoint is unreadable, the message names
-                the latest complete one. The user decides whether to resume from that.
+        If the last checkpoint is unreadable, the LoadError names the latest complete one.
         """
         try:
             return super().resume_or_load(path, resume=resume)
@@ -123,11 +120,8 @@ class AuditedCheckpointer(DetectionCheckpointer):
             hook.remove()
         shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
         shapes.update({name: shape for name, shape, _ in incompatible.incorrect_shapes})
-
-        # Files from Caffe2 may have running statistics folded into scale and bias.
-        has_statistics = any(name.endswith(STATISTICS) for name in shapes)
-        folded = checkpoint.get("__author__") == "Caffe2" and not has_statistics
-        line, problems = audit(self.model, shapes, folded=folded)
+        from_caffe2 = checkpoint.get("__author__") == "Caffe2"
+        line, problems = audit(self.model, shapes, from_caffe2=from_caffe2)
         if problems and not self._partial:
             raise LoadError(
                 f"{self._path} does not fit the model: {'; '.join(problems)}. To load only the "

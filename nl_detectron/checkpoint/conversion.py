@@ -49,10 +49,9 @@ SOURCES = {
 }
 
 # Names in detectron2's ResNets, and in the blocks of this package.
-_NORM = r"norm\.(weight|bias|running_mean|running_var|num_batches_tracked)"
 _TARGET = re.compile(
-    rf"(stem|res[2-5]\.\d+)\.(conv\d|shortcut)\.(weight|{_NORM})"
-    rf"|(res[2-5]\.nonlocal\d+)\.((theta|phi|g|out)\.(weight|bias)|out\.{_NORM}|w_f)"
+    r"(stem|res[2-5]\.\d+)\.(conv\d|shortcut)\.(norm\.)?\w+"
+    r"|res[2-5]\.nonlocal\d+\.((theta|phi|g|out|out\.norm)\.\w+|w_f)"
 )
 
 
@@ -66,8 +65,7 @@ def convert_file(path: str, new_path: str, source: str) -> str:
     content = read_file(path)
     converted, left_out = convert(content, source) if isinstance(content, Mapping) else ({}, [])
     if not converted:
-        example = f", but names such as {left_out[0]!r}" if left_out else ""
-        raise LoadError(f"{path} has no tensor of a ResNet with a name of {source}{example}")
+        raise LoadError(f"{path} has no ResNet with names of {source}; it has {left_out[:3]}")
     with write_atomically(new_path, "wb") as file:
         torch.save({"model": converted, "__author__": source, "matching_heuristics": True}, file)
 

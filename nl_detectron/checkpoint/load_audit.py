@@ -1,7 +1,4 @@
-"""Count the tensors that a checkpoint gives to a model, and find what is wrong.
-
-An edited backbone loses its pre-trained weights easily, and detectron2 only logs a warning.
-"""
+"""Count the tensors that a checkpoint gives to a model, and find what is wrong."""
 
 import re
 from collections.abc import Iterable
@@ -17,7 +14,9 @@ MAX_NAMES = 3  # tensor names in a message
 _BLOCK = re.compile(r"(?:.*\.)?nonlocal\d+(?=\.)|(?:res|s)\d\.b?\d+(?=\.)")
 
 
-def audit(model: nn.Module, shapes: dict[str, tuple], *, folded=False) -> tuple[str, list[str]]:
+def audit(
+    model: nn.Module, shapes: dict[str, tuple], *, from_caffe2: bool = False
+) -> tuple[str, list[str]]:
     """Compare the tensors of a detector with those of a checkpoint.
 
     The backbone is ``model.backbone``, or ``model.backbone.bottom_up`` under an FPN, without its
@@ -26,7 +25,7 @@ def audit(model: nn.Module, shapes: dict[str, tuple], *, folded=False) -> tuple[
 
     Args:
         shapes: name -> shape of the tensors in the checkpoint, renamed to the model's names.
-        folded: the file has running statistics folded into scale and bias, so none are expected.
+        from_caffe2: the file may have all running statistics folded into scale and bias.
 
     Returns:
         A summary such as ``weights: 265/265 backbone tensors, 8 new in res4.nonlocal4, FPN new,
@@ -37,6 +36,7 @@ def audit(model: nn.Module, shapes: dict[str, tuple], *, folded=False) -> tuple[
         for name, tensor in model.state_dict().items()
         if not name.endswith(".num_batches_tracked")  # few files have it, and it is not needed
     }
+    folded = from_caffe2 and not any(name.endswith(STATISTICS) for name in shapes)
     has_fpn = any(name.startswith("backbone.bottom_up.") for name in expected)
     trunk = "backbone.bottom_up." if has_fpn else "backbone."
     blocks = [f"{n}." for n, module in model.named_modules() if isinstance(module, NonLocalBlock)]
