@@ -63,8 +63,7 @@ def insert_nonlocal(model: nn.Module, location: str | Sequence[str], **block_opt
         for index in indices:
             if (stage.name, index) in new or hasattr(stage.module, f"nonlocal{index}"):
                 where = f"after residual block {index} of {stage.name}"
-                problem = f"is occupied: there is already a non-local block {where}"
-                raise _location_error(place, f"{problem}; each place can have one")
+                raise _location_error(place, f"is occupied: there is already a block {where}")
             after, residual = stage.residual_blocks()[index]
             block = NonLocalBlock(residual.out_channels, **block_options)
             new[stage.name, index] = stage, after, block
@@ -174,12 +173,10 @@ def _resolve(place: str, stages: list[Stage]) -> tuple[Stage, list[int]]:
         selected = ()
     if not selected:
         valid = f"0 to {indices[-1]} or {-len(indices)} to -1"
-        problem = f"is out of range: {stage.name} has {len(indices)} residual blocks, {valid}"
-        raise _location_error(place, problem)
+        raise _location_error(place, f"selects no residual block of {stage.name}: {valid}")
     if not any(p.requires_grad for p in stage.module.parameters()):
-        problem = f"lies in a frozen stage, {stage.name}, where the block would remain the identity"
         remedy = "lower MODEL.BACKBONE.FREEZE_AT or choose a later stage"
-        raise _location_error(place, f"{problem}; {remedy}")
+        raise _location_error(place, f"lies in a frozen stage, {stage.name}; {remedy}")
     return stage, list(selected)
 
 

@@ -90,10 +90,10 @@ def test_every_key_reaches_the_block():
         ("LOCATION", ("res4.4", "res4.-2"), "'res4.-2' is occupied"),
         ("INSTANTIATION", "mean", "'mean' is unknown; valid: 'gaussian'"),
         ("SUBSAMPLE", "pool", "'pool' is unknown; valid: 'none'"),
-        ("NORM", "FrozenBN", "'FrozenBN' cannot be learned"),
+        ("NORM", "FrozenBN", "'FrozenBN' is unknown; valid: ''"),
         ("REDUCTION", 3, "3 must be positive and divide the 1024 channels of the input$"),
-        ("BACKBONE", "build_resnet", "'build_resnet' is not registered; .*resnet_fpn_backbone"),
-        ("BACKBONE", "build_nonlocal_backbone", "is 'build_nonlocal_backbone' itself"),
+        ("BACKBONE", "build_resnet", "'build_resnet' is not a .* plain.*build_resnet_fpn_backbone"),
+        ("BACKBONE", "build_nonlocal_backbone", "'build_nonlocal_backbone' is not a .* plain"),
     ],
     ids=str,
 )

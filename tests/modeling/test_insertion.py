@@ -86,16 +86,13 @@ def assert_error_without_change(location, message, **options):
     assert [name for name, _ in model.named_modules()] == names
 
 
-OUT_OF_RANGE = "is out of range: res4 has 6 residual blocks, 0 to 5 or -6 to -1"
-OCCUPIED = "is occupied: there is already a non-local block after residual block 4 of res4"
+OUT_OF_RANGE = "selects no residual block of res4: 0 to 5 or -6 to -1"
+OCCUPIED = "is occupied: there is already a block after residual block 4 of res4"
 MALFORMED = (
     "is malformed; valid are 'res4.-2' (after that residual block), 'res3.1::2' (a slice), "
     "'res4.*' (all)"
 )
-FROZEN = (
-    "lies in a frozen stage, res2, where the block would remain the identity; lower "
-    "MODEL.BACKBONE.FREEZE_AT or choose a later stage"
-)
+FROZEN = "lies in a frozen stage, res2; lower MODEL.BACKBONE.FREEZE_AT or choose a later stage"
 
 
 @pytest.mark.parametrize(
@@ -106,9 +103,9 @@ FROZEN = (
         ("res4.3:3", OUT_OF_RANGE),
         ("res4.last", MALFORMED),
         (4, MALFORMED),
-        ("res4.::0", "has a malformed slice '::0': slice step cannot be zero"),
+        ("res4.::0", OUT_OF_RANGE),
         ("res2.0", FROZEN),
-        ("res4.-2", f"{OCCUPIED}; each place can have one"),
+        ("res4.-2", OCCUPIED),
     ],
 )
 def test_bad_location(place, problem):
