@@ -64,13 +64,6 @@ def test_operation_equals_its_matrix_form(name, shape):
     assert_equals_matrix_form(name, make_inputs(name, shape))
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 3, 2, 2), (1, 1, 1, 2, 2)], ids=str)
-@instantiations
-def test_gradcheck(name, shape):
-    inputs = make_inputs(name, shape)
-    assert torch.autograd.gradcheck(lambda *args: operation(name, *args), inputs)
-
-
 def test_concatenation_with_equal_positions():
     theta, phi, g, w_f = make_inputs("concatenation", (2, 6, 8, 4, 4))
     phi = phi[:, :2].repeat(1, 4, 1).detach().requires_grad_()
