@@ -30,6 +30,7 @@ def in_backbone(**indices):
 
 
 R_50, R_101, X_152 = (in_backbone(res4=[i]) for i in (4, 21, 34))
+NETWORKS = {"R_50": R_50, "R_101": R_101, "X_152_32x8d": X_152}
 HEAD = [f"roi_heads.keypoint_head.nonlocal{i}" for i in (2, 4, 6, 8)]
 BUILDER = {"MODEL.BACKBONE.NAME": "build_nonlocal_backbone"}
 HEAD_BUILDER = {"MODEL.ROI_KEYPOINT_HEAD.NAME": "build_nonlocal_keypoint_head"}
@@ -43,15 +44,9 @@ def variant(key, value):
 # Every config with blocks: where the blocks are, and all differences from its baseline, whose name
 # is that of the config without the part from "NL".
 NONLOCAL = {
-    f"{MASK}R_50_FPN_NL_1x": (R_50, BUILDER),
-    f"{MASK}R_50_FPN_NL_3x": (R_50, BUILDER),
-    f"{MASK}R_101_FPN_NL_1x": (R_101, BUILDER),
-    f"{MASK}R_101_FPN_NL_3x": (R_101, BUILDER),
-    f"{MASK}X_152_32x8d_FPN_NL_1x": (X_152, BUILDER),
-    f"{MASK}X_152_32x8d_FPN_NL_3x": (X_152, BUILDER),
-    f"{OLD_MASK}R_50_FPN_NL_noaug_1x": (R_50, BUILDER),
-    f"{OLD_MASK}R_101_FPN_NL_noaug_1x": (R_101, BUILDER),
-    f"{OLD_MASK}X_152_32x8d_FPN_NL_noaug_1x": (X_152, BUILDER),
+    **{f"{MASK}{name}_FPN_NL_1x": (blocks, BUILDER) for name, blocks in NETWORKS.items()},
+    **{f"{MASK}{name}_FPN_NL_3x": (blocks, BUILDER) for name, blocks in NETWORKS.items()},
+    **{f"{OLD_MASK}{name}_FPN_NL_noaug_1x": (blocks, BUILDER) for name, blocks in NETWORKS.items()},
     f"{OLD_KEYPOINT}R_101_FPN_NL_head_1x": (HEAD, HEAD_BUILDER),
     f"{OLD_KEYPOINT}R_101_FPN_NL_head_backbone_1x": (R_101 + HEAD, BOTH_BUILDERS),
     f"{KEYPOINT}R_101_FPN_NL_head_3x": (HEAD, HEAD_BUILDER),
@@ -64,9 +59,10 @@ NONLOCAL = {
         in_backbone(res3=range(4), res4=range(6)),
         variant("LOCATION", ("res3.*", "res4.*")),
     ),
-    f"{MASK}R_50_FPN_NL_gaussian_1x": (R_50, variant("INSTANTIATION", "gaussian")),
-    f"{MASK}R_50_FPN_NL_dot_product_1x": (R_50, variant("INSTANTIATION", "dot_product")),
-    f"{MASK}R_50_FPN_NL_concatenation_1x": (R_50, variant("INSTANTIATION", "concatenation")),
+    **{
+        f"{MASK}R_50_FPN_NL_{name}_1x": (R_50, variant("INSTANTIATION", name))
+        for name in ("gaussian", "dot_product", "concatenation")
+    },
     "COCO-Detection/retinanet_R_50_FPN_NL_1x": (
         R_50,
         variant("BACKBONE", "build_retinanet_resnet_fpn_backbone"),

@@ -8,8 +8,6 @@ from torch import nn
 from ..layers import NonLocalBlock
 
 STATISTICS = (".running_mean", ".running_var")
-MAX_NAMES = 3  # tensor names in a message
-
 # Prefix of a name: a non-local block, or a residual block of a ResNet or RegNet ("res4.5").
 _BLOCK = re.compile(r"(?:.*\.)?nonlocal\d+(?=\.)|(?:res|s)\d\.b?\d+(?=\.)")
 
@@ -19,9 +17,8 @@ def audit(
 ) -> tuple[str, list[str]]:
     """Compare the tensors of a detector with those of a checkpoint.
 
-    The backbone is ``model.backbone``, or ``model.backbone.bottom_up`` under an FPN, without its
-    non-local blocks. The checkpoint must have the whole backbone, all or nothing of each non-local
-    block, and any part of the FPN and of the heads.
+    The checkpoint must have the whole backbone (``model.backbone``, or its ``bottom_up`` under an
+    FPN), all or nothing of each non-local block, and any part of the FPN and of the heads.
 
     Args:
         shapes: name -> shape of the tensors in the checkpoint, renamed to the model's names.
@@ -90,5 +87,5 @@ def _find_blocks(names: Iterable[str], trunk: str) -> list[str]:
 
 
 def _join(items: list[str]) -> str:
-    more = len(items) - MAX_NAMES
-    return ", ".join(items[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(items[:3]) + more

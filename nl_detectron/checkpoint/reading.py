@@ -16,7 +16,6 @@ from ..errors import UserError
 # PyTorch's variable that allows pickles to run code. There is no config key for this, because a
 # config can come from the same untrusted source as the checkpoint.
 TRUST = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-
 HINT = (
     ". Only tensors, arrays and plain values are read, because loading anything else can run code; "
     f"if you trust the file, set the environment variable {TRUST}=1"
@@ -43,11 +42,10 @@ def read_checkpoint(path: str) -> dict:
     Raises:
         ReadError: the file cannot be read, has another format, or has NaN or infinite values.
     """
-    content = read_file(path)
+    content, ignored = read_file(path), ()  # suffixes of names
     if not isinstance(content, dict):
-        raise ReadError(f"{path} contains a {type(content).__name__}, not a dict of weights")
-    ignored = ()  # suffixes of names
-    if path.endswith(".pkl") and not {"model", "__author__"} <= content.keys():
+        content = {"model": None}
+    elif path.endswith(".pkl") and not {"model", "__author__"} <= content.keys():
         content = {"model": content.get("blobs", content), "__author__": "Caffe2"}
         content["matching_heuristics"], ignored = True, "_momentum"
     elif path.endswith(".pyth"):
@@ -58,7 +56,7 @@ def read_checkpoint(path: str) -> dict:
 
     weights = content["model"]
     if not isinstance(weights, dict) or not weights:
-        raise ReadError(f"{path} has no weights")
+        raise ReadError(f"{path} has no dict of weights")
     for name, value in list(weights.items()):
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
             weights[name] = value = torch.as_tensor(value)

@@ -201,6 +201,19 @@ def test_autocast(instantiation, dtype):
     assert_rounded_only(z, x, block(x), dtype)
 
 
+@dtypes
+@instantiations
+def test_gradients_stay_finite(instantiation, dtype):
+    """The inner products of the input with itself are 1e4."""
+    torch.manual_seed(0)
+    block = NonLocalBlock(64, instantiation=instantiation, scale=False).to(dtype)
+    x = torch.randn(2, 64, 9, 7)
+    x = (x * 100 / x.norm(dim=1, keepdim=True)).to(dtype).requires_grad_()
+    block(x).float().mean().backward()  # the sum would overflow in the gradient of W_z
+    assert all(p.grad.isfinite().all() for p in block.parameters() if p.grad is not None)
+    assert x.grad.isfinite().all() and block.out.weight.grad.norm() > 0
+
+
 # Programs.
 
 

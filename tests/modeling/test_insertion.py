@@ -139,16 +139,6 @@ def test_models_without_such_a_stage_or_with_two():
         insert_nonlocal(nn.Sequential(nn.Conv2d(1, 1, 1)), "res4.0")
 
 
-def test_block_gets_device_dtype_and_mode_of_its_stage():
-    model = toy_model().to("meta", torch.bfloat16).eval()
-    insert_nonlocal(model, "res4.0", norm="BN")
-    block = model["res4"].nonlocal0
-    assert not block.training and not block.out.norm.training
-    for parameter in block.parameters():
-        assert parameter.device.type == "meta" and parameter.dtype == torch.bfloat16
-        assert parameter.requires_grad
-
-
 @pytest.mark.parametrize(
     "place, indices",
     [
