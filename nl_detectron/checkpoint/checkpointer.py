@@ -120,8 +120,8 @@ class AuditedCheckpointer(DetectionCheckpointer):
             hook.remove()
         shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
         shapes.update({name: shape for name, shape, _ in incompatible.incorrect_shapes})
-        from_caffe2 = checkpoint.get("__author__") == "Caffe2"
-        line, problems = audit(self.model, shapes, from_caffe2=from_caffe2)
+        caffe2 = checkpoint.get("__author__") == "Caffe2"
+        line, problems = audit(self.model, shapes, caffe2=caffe2)
         if problems and not self._partial:
             raise LoadError(
                 f"{self._path} does not fit the model: {'; '.join(problems)}. To load only the "

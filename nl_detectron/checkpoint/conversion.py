@@ -3,8 +3,8 @@
 The converted blocks compute the same function with these values of MODEL.NONLOCAL:
 
                      mmcv                                    video-nonlocal-net
-    INSTANTIATION    mode                                    embedded_gaussian; dot_product
-                                                             with USE_SOFTMAX False
+    INSTANTIATION    mode                                    embedded_gaussian (USE_SOFTMAX)
+                                                             or dot_product
     SCALE            use_scale; False for mode gaussian      USE_SCALE
     SUBSAMPLE        conv_pool with sub_sample, else none    pool_conv
     NORM             that of norm_cfg                        BN; "" with USE_AFFINE
@@ -49,10 +49,8 @@ SOURCES = {
 }
 
 # Names in detectron2's ResNets, and in the blocks of this package.
-_TARGET = re.compile(
-    r"(stem|res[2-5]\.\d+)\.(conv\d|shortcut)\.(norm\.)?\w+"
-    r"|res[2-5]\.nonlocal\d+\.((theta|phi|g|out|out\.norm)\.\w+|w_f)"
-)
+_LAYER = r"conv\d|shortcut|theta|phi|g|out"
+_TARGET = re.compile(rf"(stem|res\d\.(nonlocal)?\d+)\.(({_LAYER})\.(norm\.)?\w+|w_f)")
 
 
 def convert_file(path: str, new_path: str, source: str) -> str:
@@ -106,13 +104,13 @@ def convert(content: Mapping, source: str) -> tuple[dict[str, Tensor], list[str]
             left_out.append(name)
     for name in list(converted):
         if name.endswith(".out.norm.bias"):
-            _fold(converted, name.removesuffix(".norm.bias"))
+            _fold(converted, name.removesuffix(".bias"))
     return converted, left_out
 
 
-def _fold(tensors: dict[str, Tensor], out: str) -> None:
+def _fold(tensors: dict[str, Tensor], norm: str) -> None:
     """Fold the bias of W_z into its norm, or into W_z a norm without statistics (USE_AFFINE)."""
-    norm = f"{out}.norm"
+    out = norm.removesuffix(".norm")
     if f"{norm}.running_mean" in tensors:
         bias = tensors.pop(f"{out}.bias", 0)
         tensors[f"{norm}.running_mean"] = tensors[f"{norm}.running_mean"] - bias

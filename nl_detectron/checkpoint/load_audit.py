@@ -12,9 +12,7 @@ STATISTICS = (".running_mean", ".running_var")
 _BLOCK = re.compile(r"(?:.*\.)?nonlocal\d+(?=\.)|(?:res|s)\d\.b?\d+(?=\.)")
 
 
-def audit(
-    model: nn.Module, shapes: dict[str, tuple], *, from_caffe2: bool = False
-) -> tuple[str, list[str]]:
+def audit(model: nn.Module, shapes: dict, *, caffe2: bool = False) -> tuple[str, list[str]]:
     """Compare the tensors of a detector with those of a checkpoint.
 
     The checkpoint must have the whole backbone (``model.backbone``, or its ``bottom_up`` under an
@@ -22,7 +20,7 @@ def audit(
 
     Args:
         shapes: name -> shape of the tensors in the checkpoint, renamed to the model's names.
-        from_caffe2: the file may have all running statistics folded into scale and bias.
+        caffe2: the file may have all running statistics folded into scale and bias.
 
     Returns:
         A summary such as ``weights: 265/265 backbone tensors, 8 new in res4.nonlocal4, FPN new,
@@ -33,7 +31,7 @@ def audit(
         for name, tensor in model.state_dict().items()
         if not name.endswith(".num_batches_tracked")  # few files have it, and it is not needed
     }
-    folded = from_caffe2 and not any(name.endswith(STATISTICS) for name in shapes)
+    folded = caffe2 and not any(name.endswith(STATISTICS) for name in shapes)
     has_fpn = any(name.startswith("backbone.bottom_up.") for name in expected)
     trunk = "backbone.bottom_up." if has_fpn else "backbone."
     blocks = [f"{n}." for n, module in model.named_modules() if isinstance(module, NonLocalBlock)]

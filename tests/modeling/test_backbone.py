@@ -21,7 +21,7 @@ from torch import nn
 
 from nl_detectron import insert_nonlocal
 from nl_detectron.errors import OptionError
-from nl_detectron.layers import INSTANTIATIONS
+from nl_detectron.layers import INSTANTIATIONS, NonLocalBlock
 
 instantiations = pytest.mark.parametrize("instantiation", INSTANTIATIONS)
 
@@ -64,21 +64,20 @@ def build(*options):
 
 
 def test_every_key_reaches_the_block():
+    """The representation of a block has its options."""
     options = {
         "LOCATION": ("res3.0", "res5.-1"),
         "INSTANTIATION": "concatenation",
+        "SCALE": False,
         "REDUCTION": 4,
         "SUBSAMPLE": "conv_pool",
         "NORM": "GN",
     }
     bottom_up = build(*nonlocal_keys(options)).bottom_up
+    options.pop("LOCATION")
     for block, channels in ((bottom_up.res3.nonlocal0, 512), (bottom_up.res5.nonlocal2, 2048)):
-        assert block.in_channels == channels
-        assert block.bottleneck_channels == channels // 4
-        assert (block.instantiation, block.subsample) == ("concatenation", "conv_pool")
-        assert isinstance(block.out.norm, nn.GroupNorm)
-    for scale, expected in ((True, 512**-0.5), (False, 1)):
-        assert build("MODEL.NONLOCAL.SCALE", scale).bottom_up.res4.nonlocal4.scale == expected
+        expected = NonLocalBlock(channels, **{key.lower(): v for key, v in options.items()})
+        assert repr(block) == repr(expected)
 
 
 @pytest.mark.parametrize(

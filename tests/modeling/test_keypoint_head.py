@@ -106,29 +106,19 @@ def test_insertion_into_an_existing_head():
         assert parameter.is_meta and parameter.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        *(({"every": every}, f"every {every} leaves no place for a block") for every in (0, -1, 9)),
-        ({"norm": "FrozenBN"}, "norm 'FrozenBN' is unknown"),
-    ],
-    ids=str,
-)
-def test_head_is_unchanged_after_an_error(options, message):
+def test_errors():
+    """The head is unchanged after an error."""
     head = plain_head()
-    with pytest.raises(OptionError, match=f"^{message}"):
-        nonlocal_keypoint_head(head, **options)
-    assert children(head) == with_blocks([])
-
-
-def test_bad_key():
     problem = "leaves no place for a block: the head has 8 convolutions; valid: 1 to 8"
+    for every in (0, -1, 9):
+        with pytest.raises(OptionError, match=f"^every {every} {problem}$"):
+            nonlocal_keypoint_head(head, every)
     with pytest.raises(OptionError, match=f"^{EVERY} 9 {problem}$"):
         nonlocal_head(EVERY, 9)
-
-
-def test_second_insertion():
-    head = nonlocal_keypoint_head(plain_head(), 4)
+    with pytest.raises(OptionError, match="^norm 'FrozenBN' is unknown"):
+        nonlocal_keypoint_head(head, norm="FrozenBN")
+    assert children(head) == with_blocks([])
+    nonlocal_keypoint_head(head, 4)
     with pytest.raises(OptionError, match="^head already has non-local blocks"):
         nonlocal_keypoint_head(head, 2)
     assert children(head) == with_blocks([4, 8])
