@@ -29,8 +29,7 @@ class AuditedCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that never runs code from a file and never loads weights silently.
 
     Every loaded file gets an :func:`audit`, which is logged. If it finds problems, they are raised,
-    unless ``partial`` is True; then the tensors that fit are loaded. Checkpoints and
-    ``last_checkpoint`` are written with :func:`write_atomically`.
+    unless ``partial`` is True; then the tensors that fit are loaded. Files are saved atomically.
     """
 
     def __init__(
@@ -39,14 +38,12 @@ class AuditedCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.path_manager = _AtomicPathManager()
         self._partial = partial
-        self._path = ""  # the argument of load()
 
     def load(self, path: str, checkpointables: Optional[Sequence[str]] = None) -> dict:
         """Load a checkpoint as DetectionCheckpointer does; an empty path loads nothing.
 
         Raises:
-            LoadError: the file is missing or damaged, would run code, has NaN values, or does not
-                fit the model or a checkpointable.
+            LoadError: the file is missing, damaged, unsafe or not finite, or does not fit.
         """
         if not path:
             return super().load(path)
@@ -80,8 +77,7 @@ class AuditedCheckpointer(DetectionCheckpointer):
             if not resume or not self.has_checkpoint():
                 raise
             hint = f"there is no complete checkpoint in {self.save_dir}"
-            files = self.get_all_checkpoint_files()
-            for file in sorted(files, key=os.path.getmtime, reverse=True):
+            for file in sorted(self.get_all_checkpoint_files(), key=os.path.getmtime)[::-1]:
                 with suppress(ReadError):
                     read_checkpoint(file)
                     hint = (

@@ -80,10 +80,9 @@ def convert_file(path: str, new_path: str, source: str) -> str:
 def convert(content: Mapping, source: str) -> tuple[dict[str, Tensor], list[str]]:
     """Rename the tensors of a ResNet with non-local blocks to detectron2's names.
 
-    Kernels in space and time are converted if their size in time is 1.
-
     Args:
         content: name -> tensor or array, or a dict that has them under "state_dict" or "blobs".
+            Kernels in space and time must have size 1 in time.
         source: "mmdet", also for mmaction2 and torchvision, or "caffe2", for video-nonlocal-net.
 
     Returns:

@@ -23,8 +23,7 @@ def audit(model: nn.Module, shapes: dict, *, caffe2: bool = False) -> tuple[str,
         caffe2: the file may have all running statistics folded into scale and bias.
 
     Returns:
-        A summary such as ``weights: 265/265 backbone tensors, 8 new in res4.nonlocal4, FPN new,
-        heads new``, and a list of problems.
+        A summary, "weights: 265/265 backbone tensors, 8 new in res4.nonlocal4", and the problems.
     """
     expected = {
         name: tuple(tensor.shape)

@@ -13,8 +13,7 @@ import torch
 
 from ..errors import UserError
 
-# PyTorch's variable that allows pickles to run code. There is no config key for this, because a
-# config can come from the same untrusted source as the checkpoint.
+# PyTorch's variable that allows pickles to run code. A config key could come with the checkpoint.
 TRUST = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 HINT = (
     ". Only tensors, arrays and plain values are read, because loading anything else can run code; "
@@ -75,11 +74,9 @@ def read_checkpoint(path: str) -> dict:
 def read_file(path: str) -> Any:
     """Read a file of ``torch.save`` or, if its name ends in ``.pkl``, of ``pickle.dump``.
 
-    It is refused if it contains more than tensors, arrays and plain Python values, unless the
-    environment has TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.
-
     Raises:
-        ReadError: the file is missing, damaged or refused.
+        ReadError: the file is missing, damaged, or contains more than tensors, arrays and plain
+            values. TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 in the environment allows the latter.
     """
     trusted = os.environ.get(TRUST, "0").lower() in ("1", "y", "yes", "true")  # as in torch.load
     try:
