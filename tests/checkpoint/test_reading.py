@@ -108,10 +108,9 @@ def test_trusted_file(tmp_path, monkeypatch, name, write):
 @pytest.mark.skipif(not hasattr(torch.serialization, "safe_globals"), reason="needs torch 2.5")
 @pytest.mark.parametrize("name, write", [("a.pth", save), ("a.pth", save_legacy), ("a.pkl", dump)])
 def test_plain_data_is_read(tmp_path, name, write):
+    arrays = {"array": np.eye(3, order="F"), "parameter": nn.Parameter(-WEIGHTS["bias"])}
     content = {
-        "model": OrderedDict(
-            WEIGHTS, array=np.eye(3, order="F"), parameter=nn.Parameter(-WEIGHTS["bias"])
-        ),
+        "model": OrderedDict(WEIGHTS | arrays),
         "__author__": "somebody",
         "iteration": np.int64(7),
         "values": [np.float32(0.5), True, None, "text", b"bytes", (1, 2.5), {3}],
@@ -142,6 +141,9 @@ def test_pickle_protocols(tmp_path, protocol):
         assert torch.equal(weights["w"], torch.arange(6.0, dtype=torch.float64).view(2, 3))
 
 
+TRACKED = {"bn.num_batches_tracked": torch.ones(1)}
+
+
 @pytest.mark.parametrize(
     "name, content, author, names",
     [
@@ -150,12 +152,7 @@ def test_pickle_protocols(tmp_path, protocol):
         ("a.pkl", {"model": WEIGHTS, "__author__": "zoo"}, "zoo", ["weight", "bias"]),
         ("a.pkl", {"blobs": WEIGHTS, "cfg": ""}, "Caffe2", ["weight", "bias"]),
         ("a.pkl", {"w": np.ones(1), "w_momentum": np.ones(1)}, "Caffe2", ["w"]),
-        (
-            "a.pyth",
-            {"model_state": {**WEIGHTS, "bn.num_batches_tracked": torch.ones(1)}, "epoch": 1},
-            "pycls",
-            ["weight", "bias"],
-        ),
+        ("a.pyth", {"model_state": {**WEIGHTS, **TRACKED}}, "pycls", ["weight", "bias"]),
     ],
 )
 def test_formats_of_detectron2(tmp_path, name, content, author, names):

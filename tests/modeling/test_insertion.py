@@ -88,10 +88,7 @@ FROZEN = "lies in a frozen stage, res2; lower MODEL.BACKBONE.FREEZE_AT or choose
     "place, problem",
     [
         ("res9.0", "names no stage of this model; stages there are: res2, res3, res4"),
-        *(
-            (f"res4.{indices}", OUT_OF_RANGE)
-            for indices in ("6", "-7", "3:3", "::0", "1-:", "--1:")
-        ),
+        *((f"res4.{place}", OUT_OF_RANGE) for place in ("6", "-7", "3:3", "::0", "1-:")),
         *((place, MALFORMED) for place in (4, "", "res4", "res4.", "res4.last", "res4.1:2:3:4")),
         ("res2.0", FROZEN),
         ("res4.-2", OCCUPIED),
@@ -137,25 +134,15 @@ def test_models_without_such_a_stage_or_with_two():
         insert_nonlocal(nn.Sequential(nn.Conv2d(1, 1, 1)), "res4.0")
 
 
-@pytest.mark.parametrize(
-    "place, indices",
-    [
-        ("0", [0]),
-        ("-6", [0]),
-        ("*", range(6)),
-        (":", range(6)),
-        ("::", range(6)),
-        ("4:", [4, 5]),
-        (":-4", [0, 1]),
-        ("-2:99", [4, 5]),
-        ("1:5:3", [1, 4]),
-        ("::-2", [1, 3, 5]),
-    ],
-)
-def test_indices_and_slices_are_those_of_python(place, indices):
+INDICES = {"0": [0], "-6": [0], "*": range(6), ":": range(6), "::": range(6), "4:": [4, 5]}
+INDICES |= {":-4": [0, 1], "-2:99": [4, 5], "1:5:3": [1, 4], "::-2": [1, 3, 5]}
+
+
+@pytest.mark.parametrize("place", INDICES)
+def test_indices_and_slices_are_those_of_python(place):
     model = toy_model()
     insert_nonlocal(model, f"res4.{place}")
-    assert order(model["res4"]) == with_blocks(6, indices)
+    assert order(model["res4"]) == with_blocks(6, INDICES[place])
 
 
 # Stages of every kind.
@@ -235,12 +222,11 @@ def test_regnet_runs_the_blocks_in_place():
     model = regnet().eval()
     x = torch.randn(1, 3, 32, 48)
     plain = model(x)
-    insert_nonlocal(model, ["s2.0", "s3.-2"])
+    insert_nonlocal(model, "s2.0")
     assert order(model.s2)[:2] == ["b1", "nonlocal0"]
     assert equal(list(model(x).values()), list(plain.values()))
     nn.init.ones_(model.s2.nonlocal0.out.bias)
-    changed = {name: not torch.equal(f, plain[name]) for name, f in model(x).items()}
-    assert changed == {"s1": False, "s2": True, "s3": True, "s4": True}
+    assert [torch.equal(f, plain[name]) for name, f in model(x).items()] == [True] + 3 * [False]
 
 
 # Insertion into trained detectors, and removal.
@@ -261,23 +247,22 @@ def assert_same_state(model, expected):
 
 
 @pytest.mark.parametrize(
-    "name, location",
+    "name",
     [
-        (f"{MASK}R_50_FPN_1x.yaml", RES),
-        ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml", RES),
-        ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", RES),
-        ("Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml", RES),
-        ("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml", RES),
-        (C4, [*RES, "res5.-2"]),
-        (DC5, [*RES, "res5.-2"]),
+        f"{MASK}R_50_FPN_1x.yaml",
+        "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+        "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+        "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
+        "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
+        *(C4, DC5),
     ],
 )
-def test_insertion_and_removal(name, location):
+def test_insertion_and_removal(name):
     """New blocks do not change any output, trained ones do, and removal restores the model."""
     model = randomize(build_model(small_config(name=name)))
     before, outputs = state(model), detections(model)
     assert all(output.isfinite().all() for output in outputs)
-    names = insert_nonlocal(model, location, norm="BN")
+    names = insert_nonlocal(model, [*RES, "res5.-2"], norm="BN")
     assert equal(detections(model), outputs)
     for block in names:
         nn.init.normal_(model.get_submodule(block).out.norm.weight)
