@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from helpers import saved_bytes
 from test_affinity import assert_near, skip_on_torch_2_4
 from torch import nn
 
@@ -274,20 +273,6 @@ def test_state_dict_keys():
     assert list(NonLocalBlock(8, instantiation="gaussian").state_dict()) == layers[4:]
     keys = set(NonLocalBlock(8, instantiation="concatenation", norm="BN").state_dict())
     assert keys > {*layers[:-1], "w_f", "out.norm.weight", "out.norm.running_mean"}
-
-
-# Memory.
-
-
-@subsamples
-@instantiations
-def test_saved_memory_is_linear(instantiation, subsample):
-    block = make_block(8, instantiation=instantiation, subsample=subsample, dtype=torch.float32)
-
-    def saved(height):
-        return saved_bytes(block, make_input(1, 8, height, 8, dtype=torch.float32).requires_grad_())
-
-    assert 0 < saved(64) <= 2 * saved(32)
 
 
 @pytest.mark.slow

@@ -8,14 +8,11 @@ from detectors import (
     NONLOCAL,
     detections,
     equal,
-    images,
     losses_and_gradients,
     randomize,
     small_config,
-    tiny_config,
 )
 from detectron2.modeling import build_backbone, build_model
-from detectron2.utils.events import EventStorage
 from helpers import backbone_without_weights, zoo_config
 from torch import nn
 
@@ -131,28 +128,3 @@ def test_inductor(instantiation):
         ["res3"],
     )
     assert_same_compiled("inductor", "res3.0", *resnet, instantiation=instantiation)
-
-
-# Mixed precision.
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@instantiations
-def test_mixed_precision_training(instantiation, dtype):
-    torch.manual_seed(0)
-    model = build_model(tiny_config("MODEL.NONLOCAL.INSTANTIATION", instantiation)).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=2e-4)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=dtype == torch.float16)
-    batch, totals = images(), []
-    with EventStorage():
-        for _ in range(4):
-            with torch.autocast("cpu", dtype):
-                losses = model(batch)
-            totals.append(sum(losses.values()))
-            optimizer.zero_grad()
-            scaler.scale(totals[-1]).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    assert torch.stack(totals).isfinite().all()
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert model.backbone.bottom_up.res4.nonlocal4.out.weight.norm() > 0

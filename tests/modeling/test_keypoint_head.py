@@ -76,16 +76,6 @@ def test_new_blocks_change_no_bit(norm, count):
         assert torch.equal(a, b)
 
 
-def test_blocks_learn():
-    head = nonlocal_head()
-    features, images = regions(3)
-    with EventStorage():
-        (loss,) = head.train()(features, images).values()
-    loss.backward()
-    for i in (2, 4, 6, 8):
-        assert head.get_submodule(f"nonlocal{i}").out.weight.grad.any()
-
-
 @pytest.mark.parametrize(
     "every, after, convolutions",
     [(1, range(1, 9), 8), (2, [2, 4, 6, 8], 8), (3, [3, 6], 8), (8, [8], 8), (2, [2, 4], 5)],
