@@ -12,13 +12,14 @@ import torch.nn.functional as F
 import torchvision
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
-from mmcv.cnn import NonLocal2d, NonLocal3d
 from torch import nn
 
 from nl_detectron.checkpoint.conversion import convert
 from nl_detectron.checkpoint.reading import read_checkpoint
 from nl_detectron.config import add_nonlocal_config
 from nl_detectron.layers import NonLocalBlock
+
+mmcv = pytest.importorskip("mmcv.cnn")
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_weights.py"
 CHANNELS = 32
@@ -64,8 +65,8 @@ def assert_same(a, b):
 @pytest.mark.parametrize(
     "prefix, kind",
     [
-        ("backbone.layer3.4.nonlocal_block_1.", NonLocal2d),  # mmdet
-        ("module.backbone.layer3.4.non_local_block.", NonLocal3d),  # mmaction2
+        ("backbone.layer3.4.nonlocal_block_1.", mmcv.NonLocal2d),  # mmdet
+        ("module.backbone.layer3.4.non_local_block.", mmcv.NonLocal3d),  # mmaction2
     ],
 )
 def test_block_of_mmcv(prefix, kind, mode, use_scale, sub_sample, norm):
@@ -82,7 +83,7 @@ def test_block_of_mmcv(prefix, kind, mode, use_scale, sub_sample, norm):
         subsample="conv_pool" if sub_sample else "none",
         norm=norm,
     )
-    space = (6, 8) if kind is NonLocal2d else (3, 4, 6)
+    space = (6, 8) if kind is mmcv.NonLocal2d else (3, 4, 6)
     x = torch.randn(2, CHANNELS, *space, dtype=torch.float64)
     assert_same(ours(x), theirs(x))
     assert not torch.equal(ours(x), x)
@@ -93,7 +94,7 @@ def test_mmdet_resnet(depth):
     """Its names are torchvision's. The block stands after a residual block, as in mmaction2."""
     theirs = randomize(getattr(torchvision.models, f"resnet{depth}")())
     channels = 256 if depth == 18 else 1024
-    block = randomize(NonLocal2d(channels, norm_cfg={"type": "BN"}))
+    block = randomize(mmcv.NonLocal2d(channels, norm_cfg={"type": "BN"}))
     weights = with_prefix("backbone.", theirs)
     weights |= with_prefix("backbone.layer3.0.nonlocal_block.", block)
     weights["neck.lateral_convs.0.conv.weight"] = torch.ones(1)

@@ -18,9 +18,7 @@ from torch import nn
 
 from nl_detectron import insert_nonlocal
 from nl_detectron.errors import OptionError
-from nl_detectron.layers import INSTANTIATIONS, NonLocalBlock
-
-instantiations = pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+from nl_detectron.layers import NonLocalBlock
 
 
 def nonlocal_keys(options):
