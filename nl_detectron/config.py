@@ -84,17 +84,13 @@ def config_hash(cfg: CN) -> str:
 
 
 def get_config_file(name: str) -> str:
-    """Return the path of a config file of nl_detectron.
-
-    Args:
-        name: path in ``configs/``: "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_NL_1x.yaml".
+    """Return the path of a file in ``configs/``: "Misc/cascade_mask_rcnn_R_50_FPN_NL_1x.yaml".
 
     Raises:
         FileNotFoundError: if there is no such file. The message lists the existing ones.
     """
-    package = Path(__file__).resolve().parent
-    installed, in_clone = package / "configs", package.parent / "configs"
-    folder = installed if installed.is_dir() else in_clone
+    parents = Path(__file__).resolve().parents[:2]  # of configs/ in a wheel and in a clone
+    folder = next(parent / "configs" for parent in parents if (parent / "configs").is_dir())
     path = folder / name
     if not path.is_file():
         names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.yaml"))

@@ -8,8 +8,6 @@ from typing import IO, Union
 
 from .errors import UserError
 
-PARTIAL = ".partial"  # suffix of a file that is being written
-
 
 class SaveError(UserError):
     """A file cannot be written."""
@@ -27,7 +25,7 @@ def write_atomically(path: Union[str, Path], mode: str) -> Iterator[IO]:
     Raises:
         SaveError: the operating system reports an error.
     """
-    partial = Path(f"{path}{PARTIAL}")
+    partial = Path(f"{path}.partial")
     try:
         with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file

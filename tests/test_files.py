@@ -26,9 +26,8 @@ def test_old_file_survives_an_error(tmp_path, error):
 
 
 def test_system_errors(tmp_path):
-    path = tmp_path / "missing" / "a.txt"
-    with pytest.raises(SaveError, match=rf"^{path} cannot be written \(No such file or directory"):
-        with write_atomically(path, "w"):
+    with pytest.raises(SaveError, match=r"a.txt cannot be written \(No such file or directory"):
+        with write_atomically(tmp_path / "missing" / "a.txt", "w"):
             pass
     path = tmp_path / "a.txt"
     with pytest.raises(SaveError, match=rf"^{path} cannot be written \(No space left\)$"):

@@ -38,16 +38,18 @@ def plain_values(model):
     return found
 
 
+def structure(model):
+    """Return the type of every module, the shape of every tensor, and the trained parameters."""
+    modules = [(name, type(module)) for name, module in model.named_modules()]
+    shapes = [(name, tensor.shape) for name, tensor in model.state_dict().items()]
+    return modules, shapes, [n for n, p in model.named_parameters() if p.requires_grad]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_same_model(name):
     expected, model = model_without_weights(yaml(name)), lazy_without_weights(name)
-    shapes = [(key, value.shape) for key, value in model.state_dict().items()]
-    assert shapes == [(key, value.shape) for key, value in expected.state_dict().items()]
     assert plain_values(model) == plain_values(expected)
-    modules = [(name, type(module)) for name, module in model.named_modules()]
-    assert modules == [(name, type(module)) for name, module in expected.named_modules()]
-    trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    assert trained == [n for n, p in expected.named_parameters() if p.requires_grad]
+    assert structure(model) == structure(expected)
 
 
 def settings_of_parameters(optimizer, model):

@@ -1,86 +1,75 @@
-"""Count the tensors that a checkpoint gives to a model, and find what is wrong.
-
-An edited backbone loses its pre-trained weights easily, and detectron2 only logs a warning.
-"""
+"""Count the tensors that a checkpoint gives to a model, and find what is wrong."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from torch import nn
 
 from ..layers import NonLocalBlock
 
 STATISTICS = (".running_mean", ".running_var")
-MAX_NAMES = 3  # tensor names in a message
-
-# Prefix of a name: a non-local block, or a residual block of a stage ("res4.5").
-_BLOCK = re.compile(r"(?:.*\.)?nonlocal\d+(?=\.)|\w+\.\w*\d(?=\.)")
-
-Shapes = Mapping[str, tuple[int, ...]]
+# Prefix of a name: a non-local block, or a residual block of a ResNet or RegNet ("res4.5").
+_BLOCK = re.compile(r"(?:.*\.)?nonlocal\d+(?=\.)|(?:res|s)\d\.b?\d+(?=\.)")
 
 
-def audit(model: nn.Module, shapes: Shapes, *, folded: bool = False) -> tuple[str, list[str]]:
+def audit(model: nn.Module, shapes: dict, *, caffe2: bool = False) -> tuple[str, list[str]]:
     """Compare the tensors of a detector with those of a checkpoint.
 
-    The backbone is ``model.backbone``, or ``model.backbone.bottom_up`` under an FPN, without its
-    non-local blocks. The checkpoint must have the whole backbone, all or nothing of each non-local
-    block, and any part of the FPN and of the heads.
+    The checkpoint must have the whole backbone (``model.backbone``, or its ``bottom_up`` under an
+    FPN), all or nothing of each non-local block, and any part of the FPN and of the heads.
 
     Args:
         shapes: name -> shape of the tensors in the checkpoint, renamed to the model's names.
-        folded: the file has running statistics folded into scale and bias, so none are expected.
+        caffe2: the file may have all running statistics folded into scale and bias.
 
     Returns:
-        A summary such as ``weights: 265/265 backbone tensors, 8 new in res4.nonlocal4, FPN new,
-        heads new``, and a list of problems.
+        A summary, "weights: 265/265 backbone tensors, 8 new in res4.nonlocal4", and the problems.
     """
     expected = {
         name: tuple(tensor.shape)
         for name, tensor in model.state_dict().items()
         if not name.endswith(".num_batches_tracked")  # few files have it, and it is not needed
     }
+    folded = caffe2 and not any(name.endswith(STATISTICS) for name in shapes)
     has_fpn = any(name.startswith("backbone.bottom_up.") for name in expected)
     trunk = "backbone.bottom_up." if has_fpn else "backbone."
-    blocks = [name for name, module in model.named_modules() if isinstance(module, NonLocalBlock)]
-    prefixes = [(f"{block}.", block) for block in blocks]
-    prefixes += [(trunk, "backbone"), ("backbone.", "FPN"), ("", "heads")]
-    parts = {part: [] for part in ("backbone", *blocks, "FPN", "heads")}
+    blocks = [f"{n}." for n, module in model.named_modules() if isinstance(module, NonLocalBlock)]
+    parts = {prefix: [] for prefix in (trunk, *blocks, "backbone.", "")}
     for name in expected:
-        part = next(part for prefix, part in prefixes if name.startswith(prefix))
-        if not (folded and part == "backbone" and name.endswith(STATISTICS)):
-            parts[part].append(name)
+        prefix = max(filter(name.startswith, parts), key=len)
+        if not (folded and prefix == trunk and name.endswith(STATISTICS)):
+            parts[prefix].append(name)
 
     summary, problems = [], []
-    for part, names in parts.items():
+    for prefix, names in parts.items():
         lost = [name for name in names if shapes.get(name) != expected[name]]
         total, loaded = len(names), len(names) - len(lost)
-        if part == "backbone":
+        if prefix == trunk:
             summary.append(f"{loaded}/{total} backbone tensors")
             if lost:
-                reasons = [_reason(name, trunk, expected, shapes) for name in lost]
+                reasons = []
+                for name in lost:
+                    # A tensor of another shape may not have been renamed.
+                    shape = shapes.get(name, shapes.get(name.removeprefix(trunk), "missing"))
+                    reasons.append(f"{name} ({shape} in the file, {expected[name]} in the model)")
                 problems.append(
                     f"{len(lost)} of {total} backbone tensors are not loaded: {_join(reasons)}; "
                     "compare MODEL.RESNETS (depth, width, norm), and the names in the file, such "
                     f"as {next(iter(shapes), None)!r}"
                 )
-        elif part in blocks:
-            name = part.removeprefix(trunk)
-            summary.append(f"{loaded}/{total} in {name}" if loaded else f"{total} new in {name}")
+        elif prefix in blocks:
+            block = prefix.removeprefix(trunk)[:-1]
+            summary.append(f"{loaded}/{total} in {block}" if loaded else f"{total} new in {block}")
             if 0 < loaded < total:
                 problems.append(
-                    f"only {loaded} of {total} tensors of {name} are loaded; use the "
+                    f"only {loaded} of {total} tensors of {block} are loaded; use the "
                     "MODEL.NONLOCAL keys that it was trained with"
                 )
         elif names:
             count = f"{loaded}/{total} tensors" if lost else "all"
-            summary.append(f"{part} {count if loaded else 'new'}")
-    own = _block_names(expected, trunk)
-    stages = {name.removeprefix(trunk).split(".")[0] for name in parts["backbone"]}
-    extra = [
-        block
-        for block in _block_names(shapes, trunk)
-        if block not in own and ("nonlocal" in block or block.split(".")[0] in stages)
-    ]
+            summary.append(f"{'FPN' if prefix else 'heads'} {count if loaded else 'new'}")
+    known = _find_blocks(expected, trunk)
+    extra = [block for block in _find_blocks(shapes, trunk) if block not in known]
     if extra:
         problems.append(
             f"the file has {_join(extra)}, which the model lacks; compare MODEL.RESNETS.DEPTH and "
@@ -89,19 +78,11 @@ def audit(model: nn.Module, shapes: Shapes, *, folded: bool = False) -> tuple[st
     return f"weights: {', '.join(summary)}", problems
 
 
-def _reason(name: str, trunk: str, expected: Shapes, shapes: Shapes) -> str:
-    # A tensor of another shape may not have been renamed.
-    shape = shapes.get(name, shapes.get(name.removeprefix(trunk)))
-    if shape is None:
-        return f"{name} (missing)"
-    return f"{name} ({shape} in the file, {expected[name]} in the model)"
-
-
-def _block_names(names: Iterable[str], trunk: str) -> list[str]:
+def _find_blocks(names: Iterable[str], trunk: str) -> list[str]:
     matches = (_BLOCK.match(name.removeprefix(trunk)) for name in names)
     return list(dict.fromkeys(match[0] for match in matches if match))
 
 
 def _join(items: list[str]) -> str:
-    more = len(items) - MAX_NAMES
-    return ", ".join(items[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(items[:3]) + more

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import zipfile
 from contextlib import nullcontext
 from typing import IO, Any
@@ -12,24 +13,18 @@ import torch
 
 from ..errors import UserError
 
-# PyTorch's variable that allows pickles to run code. There is no config key for this, because a
-# config can come from the same untrusted source as the checkpoint.
+# PyTorch's variable that allows pickles to run code. A config key could come with the checkpoint.
 TRUST = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-
-# What a .pkl file may call while it is unpickled.
-SAFE_GLOBALS = {
-    "_codecs.encode",
-    "collections.OrderedDict",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(
-        f"numpy.{core}.{name}"  # before NumPy 2, and since
-        for core in ("core", "_core")
-        for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
-    ),
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_tensor_v2",
-}
+HINT = (
+    ". Only tensors, arrays and plain values are read, because loading anything else can run code; "
+    f"if you trust the file, set the environment variable {TRUST}=1"
+)
+# What a .pkl file may call while it is unpickled; NumPy 2 renamed numpy.core to numpy._core.
+SAFE_GLOBALS = re.compile(
+    r"_codecs\.encode|collections\.OrderedDict|numpy\.dtype|numpy\.ndarray"
+    r"|numpy\._?core\.(multiarray\._reconstruct|multiarray\.scalar|numeric\._frombuffer)"
+    r"|torch\._utils\.(_rebuild_parameter|_rebuild_tensor_v2)"
+)
 
 
 class LoadError(UserError):
@@ -41,19 +36,15 @@ class ReadError(LoadError):
 
 
 def read_checkpoint(path: str) -> dict:
-    """Read a checkpoint in any format of ``DetectionCheckpointer`` and verify its weights.
-
-    Returns:
-        A dict whose "model" is a dict of finite tensors, as ``DetectionCheckpointer._load_file``
-        returns it.
+    """Read a checkpoint as ``DetectionCheckpointer._load_file`` does, and verify its weights.
 
     Raises:
         ReadError: the file cannot be read, has another format, or has NaN or infinite values.
     """
-    content, ignored = read_file(path), ()
+    content, ignored = read_file(path), ()  # suffixes of names
     if not isinstance(content, dict):
-        raise ReadError(f"{path} contains a {type(content).__name__}, not a dict of weights")
-    if path.endswith(".pkl") and not {"model", "__author__"} <= content.keys():
+        content = {"model": None}
+    elif path.endswith(".pkl") and not {"model", "__author__"} <= content.keys():
         content = {"model": content.get("blobs", content), "__author__": "Caffe2"}
         content["matching_heuristics"], ignored = True, "_momentum"
     elif path.endswith(".pyth"):
@@ -62,36 +53,30 @@ def read_checkpoint(path: str) -> dict:
     elif "model" not in content:
         content = {"model": content}
 
-    weights, not_finite = content["model"], []
+    weights = content["model"]
     if not isinstance(weights, dict) or not weights:
-        raise ReadError(f"{path} has no weights")
+        raise ReadError(f"{path} has no dict of weights")
     for name, value in list(weights.items()):
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
             weights[name] = value = torch.as_tensor(value)
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ReadError(
                 f"{path} is not in a format of detectron2: {name!r} is a {type(value).__name__}, "
-                "not a tensor; tools/convert_weights.py converts files of mmdet, mmaction2 and "
-                "video-nonlocal-net"
+                "not a tensor; tools/convert_weights.py converts files of other libraries"
             )
         if not torch.isfinite(value).all():
-            not_finite.append(name)
+            raise ReadError(f"{path} has NaN or infinite values in {name!r}")
         if name.endswith(ignored):
             del weights[name]
-    if not_finite:
-        more = f" and {len(not_finite) - 1} more" if len(not_finite) > 1 else ""
-        raise ReadError(f"{path} has NaN or infinite values in {not_finite[0]!r}{more}")
     return content
 
 
 def read_file(path: str) -> Any:
     """Read a file of ``torch.save`` or, if its name ends in ``.pkl``, of ``pickle.dump``.
 
-    The file is opened once. It is refused if it contains more than tensors, arrays and plain Python
-    values, unless the environment has TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.
-
     Raises:
-        ReadError: the file is missing, damaged or refused.
+        ReadError: the file is missing, damaged, or contains more than tensors, arrays and plain
+            values. TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 in the environment allows the latter.
     """
     trusted = os.environ.get(TRUST, "0").lower() in ("1", "y", "yes", "true")  # as in torch.load
     try:
@@ -101,14 +86,9 @@ def read_file(path: str) -> Any:
             unpickler = pickle.Unpickler if trusted else _Unpickler
             return unpickler(file, encoding="latin1").load()
     except Exception as error:  # unpickling a damaged file can raise anything
-        reason, hint = error, ""
-        if isinstance(error, pickle.UnpicklingError):
-            if error.__suppress_context__:  # torch replaces the original error by advice
-                reason = error.__context__
-            hint = (
-                ". Only tensors, arrays and plain values are read, because loading anything else "
-                f"can run code; if you trust the file, set the environment variable {TRUST}=1"
-            )
+        # torch raises advice "from None", in place of the original error.
+        reason = error.__context__ if error.__suppress_context__ else error
+        hint = HINT if isinstance(error, pickle.UnpicklingError) else ""
         reason = f"{type(reason).__name__}: {reason}".split("\n")[0]
         raise ReadError(f"{path} cannot be read as a checkpoint ({reason}){hint}") from error
 
@@ -122,23 +102,18 @@ def _torch_load(file: IO[bytes], trusted: bool = False) -> Any:
         if any(name.endswith("constants.pkl") for name in archive.namelist()):
             raise pickle.UnpicklingError("it is TorchScript")  # torch 2.4 would load it
     file.seek(0)
-    # Before 2.5 torch had no such context, and it refuses arrays.
-    safe_globals = getattr(torch.serialization, "safe_globals", nullcontext)
-    with safe_globals(_numpy_globals()):
-        return torch.load(file, map_location="cpu", weights_only=not trusted)
-
-
-def _numpy_globals() -> list:
-    """Return the functions and classes that NumPy's arrays and scalars are unpickled with."""
+    # Also allow what NumPy's arrays and scalars are unpickled with; torch 2.4 cannot.
     functions = [value.__reduce__()[0] for value in (np.zeros(0), np.float64(0))]
     dtypes = {type(np.dtype(kind)) for kind in np.sctypeDict.values()}
-    return [np.ndarray, np.dtype, *dtypes, *functions]
+    safe_globals = getattr(torch.serialization, "safe_globals", nullcontext)
+    with safe_globals([np.ndarray, np.dtype, *dtypes, *functions]):
+        return torch.load(file, map_location="cpu", weights_only=not trusted)
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
             return lambda data: _torch_load(io.BytesIO(data))  # torch's own runs code
-        if f"{module}.{name}" not in SAFE_GLOBALS:
+        if not SAFE_GLOBALS.fullmatch(f"{module}.{name}"):
             raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return super().find_class(module, name)

@@ -1,5 +1,7 @@
 """Pairwise functions of the non-local operation, and the non-local block."""
 
+# ruff: noqa: F401
+
 from .affinity import (
     concatenation,
     concatenation_affinity,
@@ -11,18 +13,3 @@ from .affinity import (
     gaussian_affinity,
 )
 from .nonlocal_block import INSTANTIATIONS, NORMS, SUBSAMPLES, NonLocalBlock
-
-__all__ = [
-    "INSTANTIATIONS",
-    "NORMS",
-    "SUBSAMPLES",
-    "NonLocalBlock",
-    "concatenation",
-    "concatenation_affinity",
-    "dot_product",
-    "dot_product_affinity",
-    "embedded_gaussian",
-    "embedded_gaussian_affinity",
-    "gaussian",
-    "gaussian_affinity",
-]

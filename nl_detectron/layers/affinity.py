@@ -24,13 +24,8 @@ def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Te
     in float32 (torch 2.4 does not for float16 on a CPU) and saves O(N + M) numbers for backward.
     It needs contiguous rows and E = D. For other inputs torch silently uses the N x M matrix.
     """
-    y = F.scaled_dot_product_attention(
-        theta.unsqueeze(1).contiguous(),
-        phi.unsqueeze(1).contiguous(),
-        g.unsqueeze(1).contiguous(),
-        scale=scale,
-    )
-    return y.squeeze(1)
+    query, key, value = [t.unsqueeze(1).contiguous() for t in (theta, phi, g)]
+    return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)
 
 
 def embedded_gaussian_affinity(theta: Tensor, phi: Tensor, scale: float) -> Tensor:

@@ -69,7 +69,10 @@ class NonLocalBlock(CNNBlockBase):
         super().__init__(in_channels, in_channels, stride=1)
         _check_choice("instantiation", instantiation, INSTANTIATIONS)
         _check_choice("subsample", subsample, SUBSAMPLES)
-        _check_norm(norm, in_channels)
+        _check_choice("norm", norm, NORMS)
+        if norm == "GN" and in_channels % 32:
+            problem = f"'GN' has 32 groups, which do not divide {in_channels} channels"
+            raise OptionError("norm", problem)
         if bottleneck_channels is None:
             if reduction < 1 or in_channels % reduction:
                 problem = f"must be positive and divide the {in_channels} channels of the input"
@@ -109,8 +112,7 @@ class NonLocalBlock(CNNBlockBase):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args) -> None:
         version = local_metadata.get("version", self._version)
         if version > self._version:
-            error_msgs = args[-1]
-            error_msgs.append(
+            args[-1].append(  # error_msgs
                 f"{prefix[:-1]} was saved by a later nl_detectron (version {version} of the block, "
                 f"here {self._version}): upgrade nl_detectron"
             )
@@ -133,10 +135,7 @@ class NonLocalBlock(CNNBlockBase):
         return _as_rows(self._pool_after(self.g(self._pool_before(x)), x))
 
     def aggregate(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-        """Return y (B, N, D) of Eq. 1, computed in the type of the inputs, without autocast.
-
-        Two of the instantiations must compute in float32.
-        """
+        """Return y (B, N, D) of Eq. 1, computed without autocast: some steps need float32."""
         if not torch.jit.is_scripting():
             device = theta.device.type
             # torch 2.4 cannot compile is_autocast_available.
@@ -229,13 +228,3 @@ def _max_pool(x: Tensor) -> Tensor:
 def _check_choice(name: str, choice: str, valid: tuple[str, ...]) -> None:
     if choice not in valid:
         raise OptionError(name, f"{choice!r} is unknown; valid: {', '.join(map(repr, valid))}")
-
-
-def _check_norm(norm: str, channels: int) -> None:
-    if norm == "FrozenBN":
-        valid = ", ".join(map(repr, NORMS))
-        problem = f"cannot be learned: the block would remain the identity; valid: {valid}"
-        raise OptionError("norm", f"'FrozenBN' {problem}")
-    _check_choice("norm", norm, NORMS)
-    if norm == "GN" and channels % 32:
-        raise OptionError("norm", f"'GN' has 32 groups, which do not divide {channels} channels")

@@ -30,16 +30,10 @@ def build_nonlocal_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         OptionError: if a key of ``MODEL.NONLOCAL`` has an invalid value.
     """
     name = cfg.MODEL.NONLOCAL.BACKBONE
-    if name == build_nonlocal_backbone.__name__:
-        raise OptionError(
-            "MODEL.NONLOCAL.BACKBONE",
-            f"is {name!r} itself; name the plain backbone, such as 'build_resnet_fpn_backbone'",
-        )
-    if name not in BACKBONE_REGISTRY:
-        registered = ", ".join(sorted(name for name, _ in BACKBONE_REGISTRY))
-        raise OptionError(
-            "MODEL.NONLOCAL.BACKBONE", f"{name!r} is not registered; registered: {registered}"
-        )
+    plain = {name for name, _ in BACKBONE_REGISTRY} - {"build_nonlocal_backbone"}
+    if name not in plain:
+        problem = f"{name!r} is not a registered plain backbone; there are: "
+        raise OptionError("MODEL.NONLOCAL.BACKBONE", problem + ", ".join(sorted(plain)))
     backbone = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
     with name_config_key():
         return nonlocal_backbone(backbone, cfg.MODEL.NONLOCAL.LOCATION, **block_options(cfg))

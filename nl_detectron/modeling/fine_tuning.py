@@ -25,9 +25,8 @@ def freeze_rest(model: nn.Module) -> nn.Module:
     """
     blocks = _nonlocal_blocks(model)
     if not blocks:
-        raise OptionError(
-            "freeze_rest", "leaves nothing to train: the model has no non-local block"
-        )
+        problem = "leaves nothing to train: the model has no non-local block"
+        raise OptionError("freeze_rest", problem)
     norms = [block.out.norm for block in blocks]
     FrozenBatchNorm2d.convert_frozen_batchnorm(model)
     model.requires_grad_(False)
@@ -73,10 +72,8 @@ def override_nonlocal(
 ) -> None:
     """Move the parameters of the non-local blocks to separate parameter groups, in place.
 
-    This works with any optimizer, whether it was built from a config, a LazyConfig or by hand.
-
     Args:
-        optimizer: without a scheduler.
+        optimizer: of any kind, without a scheduler.
         model: with non-local blocks.
         lr_factor: factor of the learning rate that the blocks have in the optimizer.
         weight_decay: of all parameters of the blocks, norms and biases too; None keeps it.
@@ -89,27 +86,23 @@ def override_nonlocal(
     overrides = {}
     if weight_decay is not None:
         if type(weight_decay) not in (int, float) or not 0 <= weight_decay < math.inf:
-            raise OptionError(
-                "weight_decay", f"{weight_decay!r} must be a number, 0 or more, or None"
-            )
+            problem = "must be a number, 0 or more, or None"
+            raise OptionError("weight_decay", f"{weight_decay!r} {problem}")
         overrides["weight_decay"] = weight_decay
 
     in_blocks = {p for block in _nonlocal_blocks(model) for p in block.parameters()}
-    groups, found = [], False
-    for group in optimizer.param_groups:
-        rest = [p for p in group["params"] if p not in in_blocks]
-        selected = [p for p in group["params"] if p in in_blocks]
-        if rest:
-            groups.append({**group, "params": rest})
-        if selected:
-            found = True
-            lr = group["lr"] * lr_factor
-            groups.append({**group, "params": selected, "lr": lr, **overrides})
-    if not found:
+    if in_blocks.isdisjoint(p for group in optimizer.param_groups for p in group["params"]):
         option = "lr_factor" if lr_factor != 1 else "weight_decay"
         problem = "has no effect: the optimizer has no parameter of a non-local block"
         raise OptionError(option, problem)
-    optimizer.param_groups = groups
+    groups = []
+    for group in optimizer.param_groups:
+        rest = [p for p in group["params"] if p not in in_blocks]
+        selected = [p for p in group["params"] if p in in_blocks]
+        lr = group["lr"] * lr_factor
+        groups.append({**group, "params": rest})
+        groups.append({**group, "params": selected, "lr": lr, **overrides})
+    optimizer.param_groups = [group for group in groups if group["params"]]
 
 
 def _nonlocal_blocks(model: nn.Module) -> list[NonLocalBlock]:

@@ -14,7 +14,7 @@ from ..layers import NonLocalBlock
 
 REPORT_SIZE = (800, 1344)  # height and width of the image for which multiply-adds are logged
 
-_LOCATION = re.compile(r"(?P<stage>\w+)\.(?:(?P<index>-?\d+)|(?P<slice>[-\d]*(?::[-\d]*){1,2})|\*)")
+_LOCATION = re.compile(r"(\w+)\.(-?\d+|[-\d]*(?::[-\d]*){1,2}|\*)")  # stage, residual blocks
 _INSERTED = re.compile(r"(?:.+\.)?nonlocal\d+")  # other NonLocalBlocks belong to the model
 
 
@@ -63,8 +63,7 @@ def insert_nonlocal(model: nn.Module, location: str | Sequence[str], **block_opt
         for index in indices:
             if (stage.name, index) in new or hasattr(stage.module, f"nonlocal{index}"):
                 where = f"after residual block {index} of {stage.name}"
-                problem = f"is occupied: there is already a non-local block {where}"
-                raise _location_error(place, f"{problem}; each place can have one")
+                raise _location_error(place, f"is occupied: there is already a block {where}")
             after, residual = stage.residual_blocks()[index]
             block = NonLocalBlock(residual.out_channels, **block_options)
             new[stage.name, index] = stage, after, block
@@ -156,34 +155,29 @@ def _resolve(place: str, stages: list[Stage]) -> tuple[Stage, list[int]]:
     if match is None:
         valid = "'res4.-2' (after that residual block), 'res3.1::2' (a slice), 'res4.*' (all)"
         raise _location_error(place, f"is malformed; valid are {valid}")
-    found = [stage for stage in stages if stage.name.split(".")[-1] == match["stage"]]
+    name, which = match.groups()
+    found = [stage for stage in stages if stage.name.split(".")[-1] == name]
     if len(found) != 1:
         names = ", ".join(stage.name for stage in (found or stages)) or "none"
         problem = "names several stages" if found else "names no stage of this model"
         raise _location_error(place, f"{problem}; stages there are: {names}")
     (stage,) = found
 
-    count = len(stage.residual_blocks())
-    if match["index"]:
-        indices = [int(match["index"])]
-    else:
-        indices = _slice_indices(place, match["slice"] or ":", count)
-    if not indices or not all(-count <= index < count for index in indices):
-        valid = f"0 to {count - 1} or {-count} to -1"
-        problem = f"is out of range: {stage.name} has {count} residual blocks, {valid}"
-        raise _location_error(place, problem)
-    if not any(p.requires_grad for p in stage.module.parameters()):
-        problem = f"lies in a frozen stage, {stage.name}, where the block would remain the identity"
-        remedy = "lower MODEL.BACKBONE.FREEZE_AT or choose a later stage"
-        raise _location_error(place, f"{problem}; {remedy}")
-    return stage, [index % count for index in indices]
-
-
-def _slice_indices(place: str, text: str, count: int) -> range:
+    indices = range(len(stage.residual_blocks()))
     try:
-        return range(count)[slice(*(int(part) if part else None for part in text.split(":")))]
-    except ValueError as error:
-        raise _location_error(place, f"has a malformed slice {text!r}: {error}") from None
+        if ":" in which:
+            selected = indices[slice(*(int(part) if part else None for part in which.split(":")))]
+        else:
+            selected = indices if which == "*" else [indices[int(which)]]
+    except (IndexError, ValueError):  # ValueError: a number such as "1-", or a step of 0
+        selected = ()
+    if not selected:
+        valid = f"0 to {indices[-1]} or {-len(indices)} to -1"
+        raise _location_error(place, f"selects no residual block of {stage.name}: {valid}")
+    if not any(p.requires_grad for p in stage.module.parameters()):
+        remedy = "lower MODEL.BACKBONE.FREEZE_AT or choose a later stage"
+        raise _location_error(place, f"lies in a frozen stage, {stage.name}; {remedy}")
+    return stage, list(selected)
 
 
 def _location_error(place: str, problem: str) -> OptionError:

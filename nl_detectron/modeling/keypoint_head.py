@@ -32,11 +32,8 @@ def nonlocal_keypoint_head(
     children = dict(head.named_children())
     count = sum(name.startswith("conv_fcn_relu") for name in children)
     if not 1 <= every <= count:
-        raise OptionError(
-            "every",
-            f"{every} leaves no place for a block: the head has {count} convolutions; "
-            f"valid: 1 to {count}",
-        )
+        problem = f"leaves no place for a block: the head has {count} convolutions"
+        raise OptionError("every", f"{every} {problem}; valid: 1 to {count}")
     if any(isinstance(child, NonLocalBlock) for child in children.values()):
         raise OptionError("head", "already has non-local blocks")
     blocks = {

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -31,23 +32,6 @@ def test_file_is_opened_once(tmp_path, name):
     AuditedCheckpointer(model, str(tmp_path)).resume_or_load(file)
     assert opened_files.count(file) == 1
     assert torch.equal(model.weight, WEIGHTS["weight"])
-
-
-def test_matching_heuristics_in_the_path(tmp_path):
-    file = str(tmp_path / "a.pth")
-    torch.save(WEIGHTS, file)
-    model = nn.Sequential()
-    model.add_module("linear", nn.Linear(3, 2))
-    AuditedCheckpointer(model).load(file)
-    assert not torch.equal(model.linear.weight, WEIGHTS["weight"])
-    AuditedCheckpointer(model).load(f"{file}?matching_heuristics=True")
-    assert torch.equal(model.linear.weight, WEIGHTS["weight"])
-
-
-def test_nothing_to_load():
-    model = nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    assert AuditedCheckpointer(model, optimizer=optimizer).load("") == {}
 
 
 def test_files_that_are_not_there(tmp_path, monkeypatch):
@@ -116,9 +100,9 @@ def test_resuming_from_a_damaged_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     "parts, error",
     [
-        ({}, "KeyError: 'optimizer'"),
-        ({"optimizer": {}}, "KeyError: 'param_groups'"),
-        ({"optimizer": {"param_groups": [{}, {}], "state": {}}}, "ValueError: "),
+        ({}, r"KeyError\('optimizer'\)"),
+        ({"optimizer": {}}, r"KeyError\('param_groups'\)"),
+        ({"optimizer": {"param_groups": [{}, {}], "state": {}}}, "ValueError"),
     ],
 )
 def test_checkpointables_that_do_not_fit(tmp_path, parts, error):
@@ -127,6 +111,7 @@ def test_checkpointables_that_do_not_fit(tmp_path, parts, error):
     torch.save({"model": WEIGHTS, **parts}, file)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     checkpointer = AuditedCheckpointer(model, optimizer=optimizer)
+    assert checkpointer.load("") == {}
     with pytest.raises(LoadError, match=f"^{file} .* 'optimizer' .*{error}.* SOLVER .*MODEL.WEIG"):
         checkpointer.load(file)
     AuditedCheckpointer(model, optimizer=optimizer).load(file, checkpointables=[])
@@ -165,9 +150,7 @@ def test_saved_files_equal_those_of_detectron2(tmp_path):
 
 def test_save_that_fails_at_first(tmp_path):
     checkpointer = AuditedCheckpointer(nn.Linear(3, 2), str(tmp_path / "missing"))
-    with pytest.raises(
-        SaveError, match=r"\(No such file or directory\); there is no checkpoint yet$"
-    ):
+    with pytest.raises(SaveError, match=r"No such file .*; there is no checkpoint yet$"):
         checkpointer.save("a")
 
 
@@ -177,6 +160,8 @@ def test_only_the_main_process_saves(tmp_path):
     checkpointer.save("a")
     assert os.listdir(tmp_path) == []
 
+
+SAVED = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]  # by make_run
 
 SAVE_HALF = """
 import io, os, signal, sys, torch
@@ -200,36 +185,25 @@ def test_killed_during_a_save(tmp_path):
     checkpointer = make_run(tmp_path)
     killed = subprocess.run([sys.executable, "-c", SAVE_HALF, str(tmp_path)])
     assert killed.returncode == -signal.SIGKILL
-    saved = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]
-    assert sorted(os.listdir(tmp_path)) == [*saved, "model_0000005.pth.partial"]
+    assert sorted(os.listdir(tmp_path)) == [*SAVED, "model_0000005.pth.partial"]
     assert checkpointer.resume_or_load("", resume=True) == {"iteration": 3}
-    checkpointer.save("model_0000007")
-    assert sorted(os.listdir(tmp_path)) == [*saved, "model_0000007.pth"]
+    checkpointer.save("model_0000005")
+    assert sorted(os.listdir(tmp_path)) == [*SAVED, "model_0000005.pth"]
 
 
-LIMITED = """
-import resource, signal, sys
-from torch import nn
-from nl_detectron.checkpoint import AuditedCheckpointer
-from nl_detectron.errors import exit_on_user_error
-
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-with exit_on_user_error():
-    AuditedCheckpointer(nn.Linear(400, 400), sys.argv[1]).save("model_0000005")
-"""
-
-
-@pytest.mark.slow
 def test_full_disk(tmp_path):
     """A limit to the size of a file stops a write in the middle, as a full disk does."""
-    make_run(tmp_path)
-    limited = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True
-    )
-    assert limited.returncode == 2
-    assert limited.stderr.splitlines()[-1] == (
-        f"error: {tmp_path}/model_0000005.pth cannot be written (File too large); "
+    checkpointer = make_run(tmp_path)
+    checkpointer.model = nn.Linear(400, 400)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
+    try:
+        with pytest.raises(SaveError) as error:
+            checkpointer.save("model_0000005")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert str(error.value) == (
+        f"{tmp_path}/model_0000005.pth cannot be written (File too large); "
         f"--resume continues from {tmp_path}/model_0000003.pth"
     )
-    saved = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]
-    assert sorted(os.listdir(tmp_path)) == saved
+    assert sorted(os.listdir(tmp_path)) == SAVED

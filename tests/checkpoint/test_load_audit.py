@@ -90,20 +90,17 @@ def folded_caffe2_pkl(path, tensors):
 
 
 @pytest.fixture
-def load(tmp_path, caplog, monkeypatch):
+def load(tmp_path, monkeypatch):
     """Return a function that writes tensors, loads them, and returns the logged summary."""
-    logger = logging.getLogger("nl_detectron.checkpoint")
-    monkeypatch.setattr(logger, "propagate", False)
-    monkeypatch.setattr(logger, "handlers", [caplog.handler])
-    caplog.set_level(logging.INFO, logger.name)
+    logged = []
+    logger = logging.getLogger("nl_detectron.checkpoint.checkpointer")
+    monkeypatch.setattr(logger, "info", logged.append)
 
     def write_and_load(write, tensors, model, **options):
         path = tmp_path / ("weights.pth" if write is zoo_pth else "weights.pkl")
         write(path, tensors)
-        caplog.clear()
         AuditedCheckpointer(model, **options).load(str(path))
-        (record,) = [record for record in caplog.records if record.name.startswith(logger.name)]
-        return record.message
+        return logged.pop()
 
     return write_and_load
 
@@ -173,15 +170,6 @@ def test_without_fpn(load):
     )
 
 
-def test_blocks_in_a_head(load):
-    head, options = "roi_heads.keypoint_head.nonlocal", (KEYPOINTS, "build_nonlocal_keypoint_head")
-    tensors = tensors_of(make_model(*options))
-    line = load(zoo_pth, tensors, make_model(*options))
-    assert f" 8/8 in {head}2, 8/8 in {head}4, FPN all, heads all" in line
-    with pytest.raises(LoadError, match=f"the file has {head}2, {head}4, which the model lacks"):
-        load(zoo_pth, tensors, make_model(KEYPOINTS, "KRCNNConvDeconvUpsampleHead"))
-
-
 @pytest.mark.parametrize("write", [zoo_pth, torchvision_pkl, caffe2_pkl])
 @pytest.mark.parametrize(
     "tensor",
@@ -193,21 +181,17 @@ def test_missing_tensor(load, write, tensor):
     with pytest.raises(LoadError) as error:
         load(write, tensors, make_model(FROZEN))
     message = str(error.value)
-    assert f"1 of 265 backbone tensors are not loaded: {TRUNK}{tensor} (missing);" in message
-    assert "/weights.p" in message and "MODEL.RESNETS" in message
-    assert "MODEL.WEIGHTS_PARTIAL True" in message
-
-    model = make_model(FROZEN)
-    line = load(write, tensors, model, partial=True)
+    assert f"1 of 265 backbone tensors are not loaded: {TRUNK}{tensor} (missing " in message
+    assert "/weights.p" in message and "MODEL.WEIGHTS_PARTIAL True" in message
+    line = load(write, tensors, make_model(FROZEN), partial=True)
     assert line.startswith("weights: 264/265 backbone tensors, 8 new in ")
-    assert_loaded(model, tensors, [name for name in tensors if name.startswith(TRUNK)])
 
 
 def test_missing_statistics(load):
     """Only Caffe2 folds them into scale and bias."""
     tensors = tensors_of(make_model(PLAIN))
     del tensors[f"{TRUNK}res2.0.conv1.weight"]
-    with pytest.raises(LoadError, match=r"1 of 159 .*: backbone.*res2.0.conv1.weight \(missing\)"):
+    with pytest.raises(LoadError, match=r"1 of 159 .*: backbone.*res2.0.conv1.weight \(missing"):
         load(folded_caffe2_pkl, tensors, make_model())
     tensors = {k: v for k, v in tensors_of(make_model()).items() if not k.endswith(STATISTICS)}
     with pytest.raises(LoadError, match="106 of 265 .*running_mean .* and 103 more"):
@@ -226,27 +210,33 @@ def test_tensor_with_another_shape(load, write):
     assert f"1 of 265 backbone tensors are not loaded: {name} {reason};" in str(error.value)
 
 
-@pytest.mark.parametrize("write", [zoo_pth, caffe2_pkl])
-def test_weights_of_another_depth(load, write):
-    r50, r101 = tensors_of(make_model(PLAIN)), tensors_of(make_model(PLAIN, R101))
-    with pytest.raises(LoadError, match=r"255 of 520 .*: backbone.bottom_up.res4.\d+.* 252 more"):
-        load(write, r50, make_model(R101))
-    with pytest.raises(LoadError, match=r"file has res4\.\d+, .* and 14 more, which"):
-        load(write, r101, make_model())
-    assert "265/265" in load(write, r101, make_model(), partial=True)
+HEAD = "roi_heads.keypoint_head.nonlocal"
+NONLOCAL_HEAD = f"{KEYPOINTS} build_nonlocal_keypoint_head"
 
 
-def test_block_that_the_model_lacks(load):
-    tensors = tensors_of(make_model())
-    for other in (PLAIN, "MODEL.NONLOCAL.LOCATION ('res4.1',)"):
-        with pytest.raises(LoadError, match=f"the file has {BLOCK}, which the model lacks"):
-            load(zoo_pth, tensors, make_model(other))
+@pytest.mark.parametrize(
+    "source, target, problem",
+    [
+        (f"{PLAIN} {R101}", "", r"file has res4\.\d+, .* and 14 more, which"),
+        (PLAIN, R101, r"255 of 520 .*: backbone.bottom_up.res4.\d+.* 252 more"),
+        ("", PLAIN, f"the file has {BLOCK}, which the model lacks"),
+        ("", "MODEL.NONLOCAL.LOCATION ('res4.1',)", f"the file has {BLOCK}, which the model lacks"),
+        ("", "MODEL.NONLOCAL.REDUCTION 4", f"only 1 of 8 tensors of {BLOCK} are loaded"),
+        (
+            NONLOCAL_HEAD,
+            f"{KEYPOINTS} KRCNNConvDeconvUpsampleHead",
+            f"the file has {HEAD}2, {HEAD}4, which the model lacks",
+        ),
+    ],
+)
+def test_weights_of_another_model(load, source, target, problem):
+    with pytest.raises(LoadError, match=problem):
+        load(zoo_pth, tensors_of(make_model(source)), make_model(target))
 
 
-def test_block_that_is_loaded_in_part(load):
-    tensors = tensors_of(make_model())
-    with pytest.raises(LoadError, match=f"only 1 of 8 tensors of {BLOCK} are loaded"):
-        load(zoo_pth, tensors, make_model("MODEL.NONLOCAL.REDUCTION 4"))
+def test_blocks_in_a_head(load):
+    line = load(zoo_pth, tensors_of(make_model(NONLOCAL_HEAD)), make_model(NONLOCAL_HEAD))
+    assert f" 8/8 in {HEAD}2, 8/8 in {HEAD}4, FPN all, heads all" in line
 
 
 def test_names_of_another_library(load):

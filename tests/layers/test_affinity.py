@@ -1,5 +1,7 @@
 """Each pairwise function against its matrix form in float64, in half precision, and in memory."""
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,13 +66,6 @@ def test_operation_equals_its_matrix_form(name, shape):
     assert_equals_matrix_form(name, make_inputs(name, shape))
 
 
-@pytest.mark.parametrize("shape", [(2, 4, 3, 2, 2), (1, 1, 1, 2, 2)], ids=str)
-@instantiations
-def test_gradcheck(name, shape):
-    inputs = make_inputs(name, shape)
-    assert torch.autograd.gradcheck(lambda *args: operation(name, *args), inputs)
-
-
 def test_concatenation_with_equal_positions():
     theta, phi, g, w_f = make_inputs("concatenation", (2, 6, 8, 4, 4))
     phi = phi[:, :2].repeat(1, 4, 1).detach().requires_grad_()
@@ -99,73 +94,35 @@ def test_concatenation_at_the_kink_of_the_relu():
 
 # Large inputs and half precision.
 
-N, M, D = 60, 40, 32
-
 
 def skip_on_torch_2_4(name, dtype):
     if name == "embedded_gaussian" and dtype == torch.float16 and torch.__version__ < (2, 5):
         pytest.skip("on a CPU, the attention of torch 2.4 computes in float16")
 
 
-def large_inputs(name, dtype):
-    """Return inputs with inner products of magnitude 1e4.
-
-    The logits of the softmaxes are all near 1e4 and differ by tens, so the result depends on digits
-    that the half-precision types do not have.
-    """
-    torch.manual_seed(0)
-    theta, phi, g = (torch.randn(1, count, D) for count in (N, M, M))
-    if "gaussian" in name:
-        common = torch.randn(D)
-        common *= 100 / common.norm()
-        inputs = [common + theta / 10, common + phi / 10, g]
-    elif name == "dot_product":
-        factor = (1e4 / (theta @ phi.mT).abs().max()).sqrt()
-        inputs = [theta * factor, phi * factor, g]
-    else:
-        w_f = torch.randn(2 * D)
-        largest = ((theta @ w_f[:D]).unsqueeze(2) + (phi @ w_f[D:]).unsqueeze(1)).abs().max()
-        inputs = [theta * 1e4 / largest, phi * 1e4 / largest, g, w_f]
-    return [t.to(dtype).requires_grad_() for t in inputs]
-
-
-def sum_of_magnitudes(name, theta, phi, g, *w_f):
-    """Return the result with the magnitude of each summand in its place.
-
-    The rounding error of a sum is proportional to the sum of magnitudes, not to the sum.
-    """
-    if "gaussian" in name:
-        return matrix(name, theta, phi, scale=1.0) @ g.abs()
-    return matrix_form(name, *(t.abs() for t in (theta, phi, g, *w_f)))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@instantiations
-def test_inner_products_of_ten_thousand(name, dtype):
-    """The error against float64, on the same inputs, is a few roundings to the type.
+@pytest.mark.parametrize("name", ["gaussian", "embedded_gaussian"])
+def test_logits_of_ten_thousand(name, dtype):
+    """Compare with float64, on the same inputs.
 
-    Logits are summed in float32 for every type; their error changes a softmax by a factor.
+    The logits are all near 1e4 and differ by tens, so the result depends on digits that the
+    half-precision types do not have. Logits summed in float32 change the softmax by a small factor.
     """
     skip_on_torch_2_4(name, dtype)
-    inputs = large_inputs(name, dtype)
-    exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
+    torch.manual_seed(0)
+    theta, phi, g = (torch.randn(1, count, 32) for count in (60, 40, 40))
+    common = torch.randn(32)
+    common *= 100 / common.norm()
+    inputs = [t.to(dtype).requires_grad_() for t in (common + theta / 10, common + phi / 10, g)]
     y = operation(name, *inputs, scale=1.0)
-    exact = matrix_form(name, *exact_inputs, scale=1.0)
     assert y.dtype == dtype
+    assert all(t.isfinite().all() for t in torch.autograd.grad(y.sum(), inputs))
 
+    theta, phi, g = (t.detach().double() for t in inputs)
+    weights = matrix(name, theta, phi, scale=1.0)
     eps, eps32 = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
-    bound = 4 * eps + 4 * (M + D) * eps32
-    if "gaussian" in name:
-        bound += torch.expm1(torch.tensor(2 * D * eps32 * 1e4)).item()
-    assert ((y - exact).abs() <= bound * sum_of_magnitudes(name, *exact_inputs).max()).all()
-
-    dy = torch.randn_like(y)
-    gradients = torch.autograd.grad(y, inputs, dy)
-    exact_gradients = torch.autograd.grad(exact, exact_inputs, dy.double())
-    for actual, expected in zip(gradients, exact_gradients):
-        assert actual.isfinite().all()
-        if dtype == torch.float32:
-            assert (actual - expected).norm() <= 0.03 * expected.norm()
+    bound = 4 * eps + 300 * eps32 + math.expm1(64 * eps32 * 1e4)
+    assert ((y - weights @ g).abs() <= bound * (weights @ g.abs()).max()).all()
 
 
 @pytest.mark.parametrize("name", ["dot_product", "concatenation"])

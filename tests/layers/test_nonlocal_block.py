@@ -1,29 +1,20 @@
 """NonLocalBlock against the formulas of the paper, and its guarantees."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
-from helpers import saved_bytes
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_affinity import assert_near, skip_on_torch_2_4
 from torch import nn
 
-from nl_detectron.analysis import count_multiply_adds
 from nl_detectron.errors import OptionError
 from nl_detectron.layers import INSTANTIATIONS, NORMS, SUBSAMPLES, NonLocalBlock
 
-SIZES = {"1d": (3,), "2d": (4, 5), "3d": (3, 2, 3)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 instantiations = pytest.mark.parametrize("instantiation", INSTANTIATIONS)
 subsamples = pytest.mark.parametrize("subsample", SUBSAMPLES)
-norms = pytest.mark.parametrize("norm", NORMS)
-sizes = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-drawn = settings(derandomize=True, deadline=None, max_examples=100)
+half_precision = pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 
 
 def make_block(channels=8, seed=0, dtype=torch.float64, std=0.4, **options):
@@ -83,53 +74,36 @@ def reference(block, x, *, instantiation="embedded_gaussian", scale=True, subsam
     return x + (w_z_y if block.out.norm is None else block.out.norm(w_z_y))
 
 
+@pytest.mark.parametrize(
+    "batch, size, options",
+    [
+        (2, (3,), {}),
+        (2, (4, 5), {"norm": "BN"}),
+        (2, (3, 2, 3), {"scale": False}),
+        (1, (1, 1), {"reduction": 1}),
+        (1, (9, 1, 7), {"reduction": 4, "scale": False}),
+        (0, (5, 6), {"norm": "BN", "scale": False}),
+    ],
+    ids=str,
+)
 @subsamples
 @instantiations
-@sizes
-def test_block_equals_the_paper(size, instantiation, subsample):
-    options = {"instantiation": instantiation, "subsample": subsample}
-    block = make_block(**options)
-    x = make_input(2, 8, *size)
-    z = block(x)
-    assert (z - x).abs().max() > 0.01
-    assert_near(z, reference(block, x, **options))
-
-
-blocks = st.fixed_dictionaries(
-    {
-        "instantiation": st.sampled_from(INSTANTIATIONS),
-        "scale": st.booleans(),
-        "reduction": st.sampled_from([1, 2, 4]),
-        "subsample": st.sampled_from(SUBSAMPLES),
-        "norm": st.sampled_from(["", "BN"]),
-    }
-)
-shapes = st.lists(st.integers(1, 9), min_size=1, max_size=3)
-
-
-@drawn
-@given(blocks, st.integers(0, 3), shapes, st.sampled_from([1e-4, 1.0, 10.0]))
-def test_any_block_equals_the_paper(options, batch, size, std):
+def test_block_equals_the_paper(instantiation, subsample, batch, size, options):
     """Compare results, gradients and the affinity matrix; sides of 1 and batches of 0 included."""
-    if options["norm"]:
-        size = (size * 2)[:2]  # detectron2's BN takes 4 dimensions
-    x = (std * make_input(batch, 8, *size)).requires_grad_()
-    assert torch.equal(NonLocalBlock(8, **options).eval().double()(x), x)
-    block = make_block(**options).eval()
-    options = {k: v for k, v in options.items() if k in ("instantiation", "scale", "subsample")}
-    results = block(x), reference(block, x, **options)
-    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+    x = make_input(batch, 8, *size).requires_grad_()
+    formula = {"instantiation": instantiation, "subsample": subsample}
+    block = make_block(**formula, **options).eval()
+    formula["scale"] = options.get("scale", True)
+    results = block(x), reference(block, x, **formula)
+    assert batch == 0 or (results[0] - x).abs().max() > 0.01
+    assert_near(*results)
 
     cotangent = torch.randn_like(x)
     inputs = [x, *block.parameters()]
-    gradients = [torch.autograd.grad(z, inputs, cotangent) for z in results]
-    for actual, expected in zip(*gradients):
-        terms = max(1.0, std) ** 2 * (1 + expected.norm().item())  # they cancel in a softmax
-        torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-9 * terms)
-
-    g = block.values(x)
-    y = block.aggregate(*block.embeddings(x), g)
-    torch.testing.assert_close(block.affinity_matrix(x) @ g, y, rtol=1e-9, atol=1e-9)
+    for actual, expected in zip(*(torch.autograd.grad(z, inputs, cotangent) for z in results)):
+        assert_near(actual, expected)
+    y = block.aggregate(*block.embeddings(x), block.values(x))
+    assert_near(block.affinity_matrix(x) @ block.values(x), y)
 
 
 @instantiations
@@ -144,31 +118,25 @@ def test_channels_last(instantiation):
 # A new block.
 
 
+every_kind = pytest.mark.parametrize(
+    "instantiation, norm",
+    [*((name, "") for name in INSTANTIATIONS), *(("embedded_gaussian", n) for n in NORMS[1:])],
+)
+
+
 @dtypes
-@instantiations
-def test_new_block_is_the_identity(instantiation, dtype):
+@every_kind
+def test_new_block_is_the_identity(instantiation, norm, dtype):
     """Inner products reach 1e5 here, which float16 cannot represent."""
     skip_on_torch_2_4(instantiation, dtype)
     torch.manual_seed(0)
-    block = NonLocalBlock(64, instantiation=instantiation, scale=False).to(dtype)
+    block = NonLocalBlock(64, instantiation=instantiation, scale=False, norm=norm).to(dtype)
+    block.train(norm != "SyncBN")  # SyncBN trains on GPUs only
     x = (32 * make_input(2, 64, 5, 6)).to(dtype)
     assert torch.equal(block(x), x)
 
 
-@dtypes
-@norms
-def test_new_block_with_a_norm_is_the_identity(norm, dtype):
-    torch.manual_seed(0)
-    block = NonLocalBlock(64, norm=norm).to(dtype)
-    block.train(norm != "SyncBN")  # SyncBN trains on GPUs only
-    x = make_input(2, 64, 5, 6, dtype=dtype)
-    assert torch.equal(block(x), x)
-
-
-@pytest.mark.parametrize(
-    "instantiation, norm",
-    [*((name, "") for name in INSTANTIATIONS), *(("embedded_gaussian", n) for n in NORMS[1:])],
-)
+@every_kind
 def test_new_block_learns(instantiation, norm):
     """After one step of SGD the block is not the identity, and every parameter has a gradient."""
     torch.manual_seed(0)
@@ -201,7 +169,7 @@ def assert_rounded_only(z, x, exact, dtype):
     assert (z - exact).abs().max() <= bound
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@half_precision
 @instantiations
 def test_half_precision_at_rms_32(instantiation, dtype):
     """The embeddings are small, so that z, of the third power of x, is in the range of float16."""
@@ -216,34 +184,20 @@ def test_half_precision_at_rms_32(instantiation, dtype):
     assert_rounded_only(z, x, block.double()(x.double()), dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@half_precision
 @instantiations
 def test_autocast(instantiation, dtype):
     block = make_block(64, instantiation=instantiation, dtype=torch.float32, std=0.1)
     x = make_input(2, 64, 6, 7, dtype=torch.float32).requires_grad_()
+    inputs = (*block.embeddings(x), block.values(x))
     with torch.autocast("cpu", dtype=dtype):
         z = block(x)
+        y = block.aggregate(*inputs)
+    assert torch.equal(y, block.aggregate(*inputs))
     z.sum().backward()
     assert z.dtype == torch.float32
     assert x.grad.isfinite().all()
     assert_rounded_only(z, x, block(x), dtype)
-
-
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@instantiations
-def test_autocast_does_not_change_the_operation(instantiation, dtype):
-    torch.manual_seed(0)
-    block = NonLocalBlock(16, instantiation=instantiation)
-    width = 16 if instantiation == "gaussian" else 8
-    inputs = [torch.randn(2, n, d, requires_grad=True) for n, d in ((30, width), (20, width))]
-    inputs.append(torch.randn(2, 20, 8, requires_grad=True))
-    expected = block.aggregate(*inputs)
-    with torch.autocast("cpu", dtype):
-        actual = block.aggregate(*inputs)
-    assert torch.equal(actual, expected)
-    cotangent = torch.randn_like(expected)
-    for a, b in zip(*(torch.autograd.grad(y, inputs, cotangent) for y in (actual, expected))):
-        assert torch.equal(a, b)
 
 
 @dtypes
@@ -298,7 +252,7 @@ def test_program_equals_eager(instantiation, subsample, mode):
         ({"instantiation": "mean"}, "instantiation 'mean' is unknown; valid: 'gaussian', 'embed"),
         ({"subsample": True}, "subsample True is unknown; valid: 'none', 'conv_pool', 'pool_conv'"),
         ({"norm": "LN"}, "norm 'LN' is unknown; valid: '', 'BN', 'SyncBN', 'GN'"),
-        ({"norm": "FrozenBN"}, "norm 'FrozenBN' cannot be learned: .*valid: '', 'BN', 'Sync"),
+        ({"norm": "FrozenBN"}, "norm 'FrozenBN' is unknown; valid: '', 'BN', 'SyncBN', 'GN'"),
         ({"norm": "GN"}, "norm 'GN' has 32 groups, which do not divide 48 channels"),
         ({"reduction": 0}, "reduction 0 must be positive and divide the 48 channels of the input"),
         ({"reduction": 5}, "reduction 5 must be positive and divide the 48 channels of the input"),
@@ -313,72 +267,27 @@ def test_bad_option(options, message):
 
 
 def test_state_dict_keys():
-    layers = [f"{layer}.{kind}" for layer in ("theta", "phi", "g") for kind in ("weight", "bias")]
-    assert list(NonLocalBlock(8).state_dict()) == [*layers, "out.weight", "out.bias"]
+    names = ("theta", "phi", "g", "out")
+    layers = [f"{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    assert list(NonLocalBlock(8).state_dict()) == layers
+    assert list(NonLocalBlock(8, instantiation="gaussian").state_dict()) == layers[4:]
     keys = set(NonLocalBlock(8, instantiation="concatenation", norm="BN").state_dict())
-    assert keys > {*layers, "w_f", "out.weight", "out.norm.weight", "out.norm.running_mean"}
-    assert list(NonLocalBlock(8, instantiation="gaussian").state_dict()) == [
-        *layers[4:],
-        *("out.weight", "out.bias"),
-    ]
-
-
-# Cost.
-
-
-@sizes
-@subsamples
-@instantiations
-def test_multiply_adds_equal_those_counted(instantiation, subsample, size):
-    block = NonLocalBlock(8, instantiation=instantiation, subsample=subsample)
-    assert count_multiply_adds(block, torch.zeros(1, 8, *size)) == block.multiply_adds(*size)
-
-
-@subsamples
-@instantiations
-def test_saved_memory_is_linear(instantiation, subsample):
-    block = make_block(8, instantiation=instantiation, subsample=subsample, dtype=torch.float32)
-
-    def saved(height):
-        return saved_bytes(block, make_input(1, 8, height, 8, dtype=torch.float32).requires_grad_())
-
-    assert 0 < saved(64) <= 2 * saved(32)
-
-
-PEAK_MEMORY = """
-import resource, sys, torch
-from nl_detectron import NonLocalBlock
-
-def peak_mib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-instantiation, subsample = sys.argv[1:]
-block = NonLocalBlock(8, instantiation=instantiation, subsample=subsample)
-torch.nn.init.normal_(block.out.weight)
-x = torch.randn(1, 8, 250, 400, requires_grad=True)
-before = peak_mib()
-block(x).sum().backward()
-assert x.grad.isfinite().all() and block.g.weight.grad.norm() > 0
-print(peak_mib() - before)
-"""
+    assert keys > {*layers[:-1], "w_f", "out.norm.weight", "out.norm.running_mean"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "instantiation, subsample",
     [
-        ("gaussian", "pool_conv"),  # pooled for time; the matrix would still take 10 GB
+        ("gaussian", "pool_conv"),  # pooled for time
         ("embedded_gaussian", "pool_conv"),
         ("dot_product", "none"),
         ("concatenation", "none"),
     ],
 )
 def test_a_hundred_thousand_positions(instantiation, subsample):
-    """Forward and backward add less than 200 MiB to the peak memory of a process."""
-    process = subprocess.run(
-        [sys.executable, "-c", PEAK_MEMORY, instantiation, subsample],
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    assert float(process.stdout) < 200
+    """A matrix of all pairs would take 10 or 40 GB."""
+    block = make_block(instantiation=instantiation, subsample=subsample, dtype=torch.float32)
+    x = make_input(1, 8, 250, 400, dtype=torch.float32).requires_grad_()
+    block(x).sum().backward()
+    assert x.grad.isfinite().all() and block.g.weight.grad.norm() > 0

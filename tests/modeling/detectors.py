@@ -86,13 +86,12 @@ def losses_and_gradients(model):
     torch.manual_seed(2)  # proposals are sampled
     with EventStorage():
         losses = model.train()(images())
-    parameters = {
-        name: parameter
+    parameters = [
+        parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and ".nonlocal" not in name
-    }
-    gradients = torch.autograd.grad(sum(losses.values()), list(parameters.values()))
-    return [*losses.values(), *gradients]
+    ]
+    return [*losses.values(), *torch.autograd.grad(sum(losses.values()), parameters)]
 
 
 def equal(a, b):

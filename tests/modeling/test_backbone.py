@@ -8,22 +8,17 @@ from detectors import (
     NONLOCAL,
     detections,
     equal,
-    images,
     losses_and_gradients,
     randomize,
     small_config,
-    tiny_config,
 )
 from detectron2.modeling import build_backbone, build_model
-from detectron2.utils.events import EventStorage
 from helpers import backbone_without_weights, zoo_config
 from torch import nn
 
 from nl_detectron import insert_nonlocal
 from nl_detectron.errors import OptionError
-from nl_detectron.layers import INSTANTIATIONS
-
-instantiations = pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+from nl_detectron.layers import NonLocalBlock
 
 
 def nonlocal_keys(options):
@@ -64,36 +59,29 @@ def build(*options):
 
 
 def test_every_key_reaches_the_block():
+    """The representation of a block has its options."""
     options = {
         "LOCATION": ("res3.0", "res5.-1"),
         "INSTANTIATION": "concatenation",
+        "SCALE": False,
         "REDUCTION": 4,
         "SUBSAMPLE": "conv_pool",
         "NORM": "GN",
     }
     bottom_up = build(*nonlocal_keys(options)).bottom_up
+    options.pop("LOCATION")
     for block, channels in ((bottom_up.res3.nonlocal0, 512), (bottom_up.res5.nonlocal2, 2048)):
-        assert block.in_channels == channels
-        assert block.bottleneck_channels == channels // 4
-        assert (block.instantiation, block.subsample) == ("concatenation", "conv_pool")
-        assert isinstance(block.out.norm, nn.GroupNorm)
-    for scale, expected in ((True, 512**-0.5), (False, 1)):
-        assert build("MODEL.NONLOCAL.SCALE", scale).bottom_up.res4.nonlocal4.scale == expected
+        expected = NonLocalBlock(channels, **{key.lower(): v for key, v in options.items()})
+        assert repr(block) == repr(expected)
 
 
 @pytest.mark.parametrize(
     "option, value, message",
     [
         ("LOCATION", (), "is empty: no block would be inserted"),
-        ("LOCATION", ("res9.0",), "'res9.0' names no stage"),
-        ("LOCATION", ("res2.0",), "'res2.0' lies in a frozen stage, bottom_up.res2"),
-        ("LOCATION", ("res4.4", "res4.-2"), "'res4.-2' is occupied"),
-        ("INSTANTIATION", "mean", "'mean' is unknown; valid: 'gaussian'"),
-        ("SUBSAMPLE", "pool", "'pool' is unknown; valid: 'none'"),
-        ("NORM", "FrozenBN", "'FrozenBN' cannot be learned"),
         ("REDUCTION", 3, "3 must be positive and divide the 1024 channels of the input$"),
-        ("BACKBONE", "build_resnet", "'build_resnet' is not registered; .*resnet_fpn_backbone"),
-        ("BACKBONE", "build_nonlocal_backbone", "is 'build_nonlocal_backbone' itself"),
+        ("BACKBONE", "build_resnet", "'build_resnet' is not a .* plain.*build_resnet_fpn_backbone"),
+        ("BACKBONE", "build_nonlocal_backbone", "'build_nonlocal_backbone' is not a .* plain"),
     ],
     ids=str,
 )
@@ -105,85 +93,36 @@ def test_bad_value(option, value, message):
 # Programs.
 
 
-def trained_backbone(*options, location=None, **block_options):
-    """Return a small backbone in float64 and evaluation mode; its blocks are not the identity."""
+def assert_same_compiled(backend, location, *options, **block_options):
+    """Compare features and gradients of two image sizes; compiled code may add in another order."""
     torch.compiler.reset()
     model = randomize(build_backbone(small_config(*options))).double().eval()
-    for name in insert_nonlocal(model, location, **block_options) if location else ():
+    for name in insert_nonlocal(model, location, **block_options):
         nn.init.normal_(model.get_submodule(name).out.weight, std=0.1)
-    return model
-
-
-RESNET = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res3"])
-
-
-def assert_same_compiled(model, backend, gradients=False):
-    """Compare two image sizes; fused kernels may add in another order."""
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for size in ((32, 64), (64, 96)):
-        x = torch.randn(1, 3, *size, dtype=torch.float64, requires_grad=gradients)
-        with torch.set_grad_enabled(gradients):
-            expected, actual = model(x), compiled(x)
-        assert list(actual) == list(expected)
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-        if gradients:
-            variables = [x, *(p for p in model.parameters() if p.requires_grad)]
-            cotangents = [torch.randn_like(feature) for feature in expected.values()]
-            torch.testing.assert_close(
-                torch.autograd.grad(tuple(actual.values()), variables, cotangents),
-                torch.autograd.grad(tuple(expected.values()), variables, cotangents),
-                rtol=1e-9,
-                atol=1e-9,
-            )
+        x = torch.randn(1, 3, *size, dtype=torch.float64, requires_grad=True)
+        variables = [x, *(p for p in model.parameters() if p.requires_grad)]
+        results = []
+        for features in (model(x), compiled(x)):
+            total = sum(feature.square().sum() for feature in features.values())
+            results.append((features, torch.autograd.grad(total, variables)))
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
 def test_compile():
     """Fullgraph raises an error if the blocks break the graph."""
-    assert_same_compiled(trained_backbone(location=["res3.1::2", "res4.1::2"]), "eager")
+    assert_same_compiled("eager", ["res3.1::2", "res4.1::2"])
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("instantiation", ["embedded_gaussian", "concatenation"])
 def test_inductor(instantiation):
-    model = trained_backbone(*RESNET, location="res3.0", instantiation=instantiation, norm="BN")
-    assert_same_compiled(model, "inductor", gradients=True)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@instantiations
-def test_script(instantiation):
-    backbone = trained_backbone(location="res4.-2", instantiation=instantiation)
-    # TorchScript has no lists of modules; detectron2.export replaces them in the same way.
-    backbone.bottom_up.stages = nn.ModuleList(backbone.bottom_up.stages)
-    backbone.lateral_convs = nn.ModuleList(backbone.lateral_convs)
-    backbone.output_convs = nn.ModuleList(backbone.output_convs)
-    scripted = torch.jit.script(backbone)
-    for size in ((64, 96), (32, 64)):
-        x = torch.randn(1, 3, *size, dtype=torch.float64)
-        torch.testing.assert_close(scripted(x), backbone(x), rtol=1e-9, atol=1e-9)
-
-
-# Mixed precision.
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@instantiations
-def test_mixed_precision_training(instantiation, dtype):
-    torch.manual_seed(0)
-    model = build_model(tiny_config("MODEL.NONLOCAL.INSTANTIATION", instantiation)).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=2e-4)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=dtype == torch.float16)
-    batch, totals = images(), []
-    with EventStorage():
-        for _ in range(4):
-            with torch.autocast("cpu", dtype):
-                losses = model(batch)
-            totals.append(sum(losses.values()))
-            optimizer.zero_grad()
-            scaler.scale(totals[-1]).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    assert torch.stack(totals).isfinite().all()
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
-    assert model.backbone.bottom_up.res4.nonlocal4.out.weight.norm() > 0
+    resnet = (
+        "MODEL.BACKBONE.NAME",
+        "build_resnet_backbone",
+        "MODEL.RESNETS.OUT_FEATURES",
+        ["res3"],
+    )
+    assert_same_compiled("inductor", "res3.0", *resnet, instantiation=instantiation)
