@@ -31,8 +31,8 @@ test-all: $(STAMP)  ## run all tests
 
 test-oldest: $(OLDEST)/.stamp  ## run the tests of the core with the oldest supported versions
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --dist loadfile -m "not slow" \
-	    tests/layers tests/modeling tests/checkpoint tests/test_config.py \
-	    tests/engine/test_train_net.py
+	    tests/layers tests/modeling tests/checkpoint tests/data tests/test_config.py \
+	    tests/engine/test_launch.py
 
 lint: $(STAMP)  ## check style and formatting
 	$(VENV)/bin/ruff check .

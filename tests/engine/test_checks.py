@@ -125,7 +125,7 @@ def test_nonlocal_keys_with_effect(options):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ("MODEL.NONLOCAL.LOCATION ('res4.6',)", "MODEL.NONLOCAL.LOCATION .*res4 has 6 resid"),
+        ("MODEL.NONLOCAL.LOCATION ('res4.6',)", "MODEL.NONLOCAL.LOCATION .*res4: 0 to 5"),
         ("SOLVER.NONLOCAL_LR_FACTOR 0.0", "SOLVER.NONLOCAL_LR_FACTOR .*positive"),
         (f"{PLAIN} SOLVER.NONLOCAL_LR_FACTOR 2.0", "SOLVER.NONLOCAL_LR_FACTOR "),
     ],
