@@ -280,7 +280,6 @@ def test_state_dict_keys():
     "instantiation, subsample",
     [
         ("gaussian", "pool_conv"),  # pooled for time
-        ("embedded_gaussian", "pool_conv"),
         ("dot_product", "none"),
         ("concatenation", "none"),
     ],
