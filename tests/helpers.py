@@ -15,7 +15,6 @@ from nl_detectron import add_nonlocal_config
 # Not by detectron2.model_zoo, which upstream cannot be imported without pkg_resources.
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 MASK_RCNN_R50_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
-DEPTHS = (18, 34, 50, 101, 152)
 
 
 def zoo_config(*options, name=MASK_RCNN_R50_FPN, depth=None):

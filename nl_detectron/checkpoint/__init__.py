@@ -1,7 +1,5 @@
 """Load checkpoints safely, audit what they contain, and save them atomically."""
 
-# ruff: noqa: F401
-
 from .checkpointer import AuditedCheckpointer
 from .load_audit import audit
 from .reading import LoadError

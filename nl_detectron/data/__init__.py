@@ -3,5 +3,3 @@
 from .coco import CustomDataset
 from .synthetic import generate
 from .train_loader import TrainLoader
-
-__all__ = ["CustomDataset", "TrainLoader", "generate"]

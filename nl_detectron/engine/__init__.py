@@ -6,16 +6,3 @@ from .launch import main, run
 from .setup import argument_parser, build_predictor, find_config_file, load_config
 from .signals import forward_signals
 from .trainer import Trainer
-
-__all__ = [
-    "Trainer",
-    "argument_parser",
-    "build_predictor",
-    "check_nonlocal",
-    "environment",
-    "find_config_file",
-    "forward_signals",
-    "load_config",
-    "main",
-    "run",
-]

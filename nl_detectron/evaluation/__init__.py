@@ -3,5 +3,3 @@
 from .report import comparison_table
 from .runs import Run, read_run
 from .tables import TABLES, Table
-
-__all__ = ["TABLES", "Run", "Table", "comparison_table", "read_run"]

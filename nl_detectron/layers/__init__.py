@@ -1,7 +1,5 @@
 """Pairwise functions of the non-local operation, and the non-local block."""
 
-# ruff: noqa: F401
-
 from .affinity import (
     concatenation,
     concatenation_affinity,

@@ -1,5 +1,3 @@
 """Attention of non-local blocks, predictions, training curves and side-by-side results."""
 
 from .attention import Attention, AttentionRecorder, attend
-
-__all__ = ["Attention", "AttentionRecorder", "attend"]
