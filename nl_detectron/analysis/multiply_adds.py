@@ -49,7 +49,6 @@ def detector_multiply_adds(model: nn.Module, height: int, width: int) -> dict[st
     """Count the multiply-adds of each part of a detectron2 detector on one image.
 
     Args:
-        model: a detector, for example from :func:`meta_model`.
         height, width: size of the image in pixels, before padding.
 
     Returns:

@@ -24,19 +24,8 @@ STYLE = {"tablefmt": "github", "disable_numparse": True}
 
 
 def report(tables: Sequence[Table], output: Path) -> str:
-    """Report several tables. Measured numbers appear for rows that have finished runs.
-
-    Args:
-        output: folder of all runs.
-    """
-    sections = []
-    for table in tables:
-        runs = {}
-        for row in table.rows:
-            folders = output.glob(table.config(row).replace(".yaml", "/seed*"))
-            runs[row] = {path.name: read_run(path) for path in folders if final_metrics(path)}
-        sections.append(f"## {table.title}\n\n{_format_table(table, runs)}")
-    text = "\n\n".join(sections)
+    """Report several tables, with measured numbers for rows that have finished runs in ``output``."""
+    text = "\n\n".join(f"## {table.title}\n\n{_format_table(table, output)}" for table in tables)
     return f"{NOTES} {MEASURED if 'measured' in text else NOT_MEASURED}\n\n{text}"
 
 
@@ -44,7 +33,6 @@ def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, lis
     """Format two runs and their difference as a Markdown table.
 
     Args:
-        baseline, other: the runs.
         name: title of the second row.
         groups: title -> class names; adds a column with the mean box AP of these classes.
     """
@@ -64,11 +52,13 @@ def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, lis
     return tabulate(cells, headers, **STYLE)
 
 
-def _format_table(table: Table, runs: dict[str, dict[str, Run]]) -> str:
+def _format_table(table: Table, output: Path) -> str:
     titles = [m.replace("bbox", "box").replace("segm", "mask") for m in table.metrics]
     titles = [title.replace("/", " ") for title in titles]
-    rows = []
+    runs, rows = {}, []
     for row, paper in table.rows.items():
+        folders = output.glob(table.config(row).replace(".yaml", "/seed*"))
+        runs[row] = {path.name: read_run(path) for path in folders if final_metrics(path)}
         if "_NL" not in row:
             baseline = row
         cells = {"config": f"[{row}](../configs/{table.config(row)})"}

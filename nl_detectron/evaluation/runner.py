@@ -51,7 +51,6 @@ def jobs(
     """List the runs of a table: all rows with the first seed, then with the next.
 
     Args:
-        table: one of ``TABLES``.
         output: folder of all runs; one run is in ``output/<config>/seed<n>``.
         rows: names of rows; empty for all.
         seeds: number of runs per row, with the seeds 1 to ``seeds``.
@@ -104,10 +103,7 @@ def run_jobs(todo: Sequence[Job]) -> list[str]:
 
 def _run_job(job: Job, title: str) -> int:
     """Run one job and return its exit status."""
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output: {error}") from error
+    job.folder.mkdir(parents=True, exist_ok=True)
     log = job.folder / "output.log"
     print(f"{title}: full output in {log}", file=sys.stderr)
     children = []

@@ -80,7 +80,6 @@ def remove_nonlocal(model: nn.Module, names: Sequence[str] | None = None) -> lis
     """Remove inserted non-local blocks from a model, in place.
 
     Args:
-        model: with blocks that were inserted by any function of this package.
         names: the blocks to remove, as returned by :func:`insert_nonlocal`; None is all of them.
 
     Returns:
@@ -89,22 +88,15 @@ def remove_nonlocal(model: nn.Module, names: Sequence[str] | None = None) -> lis
     Raises:
         ValueError: if there is no such block. The model is then unchanged.
     """
-    inserted = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, NonLocalBlock) and _INSERTED.fullmatch(name)
-    ]
-    if not inserted:
-        raise ValueError("the model has no inserted non-local block")
-    names = inserted if names is None else list(dict.fromkeys(names))
-    for name in names:
-        if name not in inserted:
-            there = ", ".join(inserted)
-            raise ValueError(f"no inserted non-local block {name!r}; there are: {there}")
-    for name in names:
+    blocks = [name for name, module in model.named_modules() if isinstance(module, NonLocalBlock)]
+    inserted = [name for name in blocks if _INSERTED.fullmatch(name)]
+    selected = inserted if names is None else list(dict.fromkeys(names))
+    if not inserted or not set(selected) <= set(inserted):
+        raise ValueError(f"cannot remove {names or 'all blocks'}; inserted blocks are {inserted}")
+    for name in selected:
         parent, _, child = name.rpartition(".")
         delattr(model.get_submodule(parent), child)
-    return names
+    return selected
 
 
 def insert_block(parent: nn.Module, after: str, name: str, block: NonLocalBlock) -> None:

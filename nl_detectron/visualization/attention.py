@@ -21,6 +21,7 @@ import torch
 from detectron2.engine import DefaultPredictor
 from torch import Tensor, nn
 
+from ..analysis.multiply_adds import padded_size
 from ..errors import UserError
 from ..layers import NonLocalBlock, affinity
 
@@ -53,7 +54,6 @@ class AttentionRecorder:
     Attributes:
         blocks (dict[str, NonLocalBlock]): the blocks, named as by :func:`find_blocks`.
         inputs (dict[str, Tensor]): (B, C, H, W), the last input of each block.
-        padded_size (tuple[int, int]): height and width of the input of the backbone.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[str] = ()):
@@ -64,19 +64,15 @@ class AttentionRecorder:
                 raise UserError(f"no non-local block {name!r}; there are: {', '.join(found)}")
         self.blocks = {name: found[name] for name in (blocks or found)}
         self.inputs = {}
-        self.padded_size = None
-        self._backbone = getattr(model, "backbone", model)
 
     def __enter__(self) -> "AttentionRecorder":
-        def save_size(_, inputs):
-            self.padded_size = tuple(inputs[0].shape[-2:])
-
         def save_input(name, _, inputs):
             self.inputs[name] = inputs[0].detach()
 
-        self._handles = [self._backbone.register_forward_pre_hook(save_size)]
-        for name, block in self.blocks.items():
-            self._handles.append(block.register_forward_pre_hook(partial(save_input, name)))
+        self._handles = [
+            block.register_forward_pre_hook(partial(save_input, name))
+            for name, block in self.blocks.items()
+        ]
         return self
 
     def __exit__(self, *exception) -> None:
@@ -89,7 +85,7 @@ class AttentionRecorder:
 
     @torch.no_grad()
     def rows(self, name: str, positions: Tensor) -> Tensor:
-        """Return the weights of all target positions for some query positions of the first image.
+        """Return the weights f / C(x) of Eq. 1 for some query positions of the first image.
 
         These are rows of ``block.affinity_matrix``; the rest of the matrix is not computed.
 
@@ -98,7 +94,7 @@ class AttentionRecorder:
             positions: (K, 2) integers, query positions.
 
         Returns:
-            (K, Hm, Wm) on the CPU, the weights f / C(x) of Eq. 1.
+            (K, Hm, Wm) on the CPU, the weights of all target positions.
         """
         block, size = self.blocks[name], self.map_size(name)
         theta, phi = block.embeddings(self.inputs[name][:1])
@@ -106,8 +102,6 @@ class AttentionRecorder:
         arguments = {"dot_product": (), "concatenation": (block.w_f,)}
         affinity_matrix = getattr(affinity, f"{block.instantiation}_affinity")
         rows = affinity_matrix(theta, phi, *arguments.get(block.instantiation, (block.scale,)))[0]
-        if not rows.isfinite().all():
-            raise UserError(f"{name} has attention weights that are not finite")
         if block.subsample != "none":
             size = [math.ceil(side / 2) for side in size]
         return rows.unflatten(1, size).cpu()
@@ -212,9 +206,10 @@ def attend(predictor: DefaultPredictor, image: np.ndarray, blocks: Sequence[str]
     with AttentionRecorder(predictor.model, blocks) as recorder:
         predictions = predictor(image)
     resized = predictor.aug.get_transform(image).apply_image(image).shape[:2]
+    padded = padded_size(predictor.model, *resized)
     geometry = {}
     for name, block in recorder.blocks.items():
-        stride = find_stride(recorder.padded_size, recorder.map_size(name))
+        stride = find_stride(padded, recorder.map_size(name))
         target_stride = stride if block.subsample == "none" else 2 * stride
         geometry[name] = ImageGeometry(image.shape[:2], resized, stride, target_stride)
     return Attention(image, predictions, recorder, geometry)
