@@ -1,7 +1,4 @@
-"""Export models with non-local blocks to TorchScript, ``torch.export`` and ONNX.
-
-``import nl_detectron`` does not import this module; ``detectron2.export`` and ONNX may be missing.
-"""
+"""Export models with non-local blocks to TorchScript, ``torch.export`` and ONNX."""
 
 import math
 import warnings

@@ -81,10 +81,8 @@ class AuditedCheckpointer(DetectionCheckpointer):
             for file in sorted(self.get_all_checkpoint_files(), key=os.path.getmtime)[::-1]:
                 with suppress(ReadError):
                     read_checkpoint(file)
-                    hint = (
-                        f"the latest complete checkpoint is {file}: to resume from it, write its "
-                        f"name, {os.path.basename(file)}, into {self.save_dir}/last_checkpoint"
-                    )
+                    hint = f"the latest complete checkpoint is {file}: to resume from it, write its"
+                    hint += f" name into {self.save_dir}/last_checkpoint"
                     break
             raise ReadError(f"{error}; {hint}") from error
 

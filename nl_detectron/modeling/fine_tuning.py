@@ -18,7 +18,6 @@ def freeze_rest(model: nn.Module) -> nn.Module:
     """Freeze all parameters but those of the non-local blocks, in place, and return the model.
 
     Every BN and SyncBN outside the blocks becomes a FrozenBN, so that its statistics do not change.
-    Weights can be loaded before or after.
 
     Raises:
         OptionError: if the model has no non-local block.
@@ -49,10 +48,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         OptionError: if a key has an invalid value, or if there is no block for it.
     """
     optimizer = build_detectron2_optimizer(cfg, model)
-    keys = {"lr_factor": "SOLVER.NONLOCAL_LR_FACTOR", "weight_decay": "SOLVER.WEIGHT_DECAY_NONLOCAL"}
     lr_factor, weight_decay = cfg.SOLVER.NONLOCAL_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY_NONLOCAL
     if lr_factor != 1 or weight_decay is not None:
-        with name_config_key(**keys):
+        with name_config_key(
+            lr_factor="SOLVER.NONLOCAL_LR_FACTOR", weight_decay="SOLVER.WEIGHT_DECAY_NONLOCAL"
+        ):
             override_nonlocal(optimizer, model, lr_factor=lr_factor, weight_decay=weight_decay)
     return optimizer
 

@@ -1,12 +1,9 @@
 """Attention of non-local blocks: the affinity of single query positions.
 
-Three coordinate systems are used:
-
-* A *point* is (x, y) in pixels of the original image. Pixel i covers [i, i + 1).
-* A *query position* is (row, column) in the input map of the block. Index i covers the pixels
-  [i * stride, (i + 1) * stride) of the resized and padded image.
-* A *target position* is (row, column) in the map that phi and g are computed at. With sub-sampling,
-  it is half as high and wide as the input map; without, the two maps are the same.
+A point is (x, y) in pixels of the original image; pixel i covers [i, i + 1). A query position is
+(row, column) in the input map of the block, a target position in the map that phi and g are
+computed at, which sub-sampling halves. Index i of a map covers the pixels
+[i * stride, (i + 1) * stride) of the resized and padded image.
 """
 
 import math
@@ -29,10 +26,9 @@ _INSERTED = re.compile(r"(?:.+\.)?(\w+)\.nonlocal(\d+)")
 
 
 def find_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
-    """Return the non-local blocks that process whole images, by name.
+    """Return the non-local blocks that process whole images, by location, such as "res4.4".
 
-    The name is the location: the block after residual block 4 of res4 is "res4.4". Other blocks,
-    and a second block with the same location, have the names of their modules.
+    Other blocks, and a second block with the same location, have the names of their modules.
     """
     blocks = {}
     for module_name, module in model.named_modules():
@@ -57,7 +53,7 @@ class AttentionRecorder:
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[str] = ()):
-        """Prepare to record the named blocks of a detector or a backbone; all by default."""
+        """Find the named blocks; all by default."""
         found = find_blocks(model)
         for name in blocks:
             if name not in found:
@@ -109,19 +105,12 @@ class AttentionRecorder:
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """Convert points of an image to positions in the maps of a block, and back.
+    """Convert points of an image to positions in the maps of a block, and back."""
 
-    Attributes:
-        image_size: height and width of the original image.
-        resized_size: height and width after resizing. Padding is added below and on the right.
-        stride: pixels of the resized image per query position.
-        target_stride: pixels of the resized image per target position.
-    """
-
-    image_size: tuple[int, int]
-    resized_size: tuple[int, int]
-    stride: int
-    target_stride: int
+    image_size: tuple[int, int]  # height and width of the original image
+    resized_size: tuple[int, int]  # height and width before padding, below and on the right
+    stride: int  # pixels of the resized image per query position
+    target_stride: int  # pixels of the resized image per target position
 
     def query_positions(self, points: Tensor | Sequence[tuple[float, float]]) -> Tensor:
         """Return the query positions, (K, 2), that contain the points, (K, 2)."""
@@ -176,19 +165,12 @@ class ImageGeometry:
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of a model's non-local blocks on one image.
+    """The attention of a model's non-local blocks on one image."""
 
-    Attributes:
-        image: (H, W, 3), uint8, BGR.
-        predictions: output of the model, in pixels of the image.
-        recorder: the recorder of the forward pass.
-        geometry: geometry of each block.
-    """
-
-    image: np.ndarray
-    predictions: dict[str, Any]
+    image: np.ndarray  # (H, W, 3), uint8, BGR
+    predictions: dict[str, Any]  # output of the model, in pixels of the image
     recorder: AttentionRecorder
-    geometry: dict[str, ImageGeometry]
+    geometry: dict[str, ImageGeometry]  # by name of the block
 
     def rows(self, name: str, points: Tensor | Sequence[tuple[float, float]]) -> Tensor:
         """Return the weights of a block, (K, Hm, Wm), for points of the image, (K, 2)."""

@@ -79,10 +79,7 @@ def test_resuming_restores_everything(tmp_path):
 def test_resuming_from_a_damaged_checkpoint(tmp_path):
     checkpointer = make_run(tmp_path)
     first, last = tmp_path / "model_0000001.pth", tmp_path / "model_0000003.pth"
-    hint = (
-        f"; the latest complete checkpoint is {first}: to resume from it, write its name, "
-        f"{first.name}, into {tmp_path}/last_checkpoint$"
-    )
+    hint = f"; the latest complete checkpoint is {first}: to resume from it, write its name into .*"
     for damage, problem in (
         (lambda: os.truncate(last, 1000), f"{last} cannot be read as a checkpoint .*"),
         (last.unlink, f"there is no file {last}"),
@@ -148,19 +145,6 @@ def test_saved_files_equal_those_of_detectron2(tmp_path):
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_save_that_fails_at_first(tmp_path):
-    checkpointer = AuditedCheckpointer(nn.Linear(3, 2), str(tmp_path / "missing"))
-    with pytest.raises(SaveError, match=r"No such file .*; there is no checkpoint yet$"):
-        checkpointer.save("a")
-
-
-def test_only_the_main_process_saves(tmp_path):
-    checkpointer = AuditedCheckpointer(nn.Linear(3, 2), str(tmp_path))
-    checkpointer.save_to_disk = False
-    checkpointer.save("a")
-    assert os.listdir(tmp_path) == []
-
-
 SAVED = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]  # by make_run
 
 SAVE_HALF = """
@@ -198,12 +182,8 @@ def test_full_disk(tmp_path):
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
     try:
-        with pytest.raises(SaveError) as error:
+        with pytest.raises(SaveError, match=r"5.pth cannot be written \(File too large\)$"):
             checkpointer.save("model_0000005")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert str(error.value) == (
-        f"{tmp_path}/model_0000005.pth cannot be written (File too large); "
-        f"--resume continues from {tmp_path}/model_0000003.pth"
-    )
     assert sorted(os.listdir(tmp_path)) == SAVED

@@ -49,7 +49,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, capfd):
     failures = run_jobs(todo)
     assert failures == [f"{todo[0].folder}: exit status 3; see output.log in this folder"]
     out, err = capfd.readouterr()
-    assert out == "" and "a line\n" in err and "fine" not in err
+    assert out == "" and "a line\n" not in err
     assert f"[2/2] mask_rcnn_R_18_FPN_NL, seed1: full output in {todo[1].folder}" in err
     assert (todo[1].folder / "output.log").read_text().endswith("\nfine\n")
 
@@ -110,7 +110,6 @@ def test_plan(tmp_path, write_run, capsys):
         (["run", "synthetic", "--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["run", "synthetic", "--rows", "R_34"], "no row R_34; the rows are R_18_FPN, R_18_FPN_NL"),
         (["run", "synthetic", "--opts", "SOLVER.BAES_LR", "1"], "SOLVER.BAES_LR"),
-        (["run", "synthetic", "--output", __file__], "error: --output: [Errno 20] Not a directory"),
     ],
 )
 def test_bad_arguments(arguments, message, tmp_path, monkeypatch, capsys):
