@@ -36,13 +36,11 @@ def add_nonlocal_config(cfg: CN) -> None:
     cfg.MODEL.NONLOCAL.SCALE = True
     # Channels inside the block = input channels // REDUCTION.
     cfg.MODEL.NONLOCAL.REDUCTION = 2
-    # Max pooling of phi and g: "none", "conv_pool" (the paper) or "pool_conv" (the released code;
-    # cheapest).
+    # Max pooling of phi and g: "none", "conv_pool" (the paper) or "pool_conv" (the released code).
     cfg.MODEL.NONLOCAL.SUBSAMPLE = "pool_conv"
     # Norm after W_z: "" (W_z starts at zero), "BN", "SyncBN" or "GN" (their scale starts at zero).
     cfg.MODEL.NONLOCAL.NORM = ""
-    # Train only the blocks. All other parameters and BN statistics keep the values of
-    # MODEL.WEIGHTS.
+    # Train only the blocks; other parameters and BN statistics keep the values of MODEL.WEIGHTS.
     cfg.MODEL.NONLOCAL.FREEZE_REST = False
 
     # In the keypoint head, insert a block after every EVERY convolutions.

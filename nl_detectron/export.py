@@ -1,7 +1,4 @@
-"""Export models with non-local blocks to TorchScript, ``torch.export`` and ONNX.
-
-``import nl_detectron`` does not import this module; ``detectron2.export`` and ONNX may be missing.
-"""
+"""Export models with non-local blocks to TorchScript, ``torch.export`` and ONNX."""
 
 import math
 import warnings
@@ -27,7 +24,7 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
 
     A backbone returns feature maps by name; in ONNX the outputs have these names. A detector takes
     one image and returns the tensors of its detections, sorted by field name, then the image size;
-    as in detectron2, masks (N, 1, M, M) are not pasted into the image.
+    masks (N, 1, M, M) are not pasted into the image.
 
     Args:
         model: a ``Backbone``, or a detector for "torchscript-trace", in eval mode.
@@ -48,17 +45,16 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
         elif format == "torch-export":
             torch.export.save(_export_program(model, image), file)
         else:
-            program, names = _export_program(model, image), list(model.output_shape())
-            options = {"dynamo": True, "verbose": False, "opset_version": 18}
+            options = {"input_names": ["image"], "output_names": list(model.output_shape())}
+            options |= {"dynamo": True, "verbose": False, "opset_version": 18}
             options["custom_translation_table"] = ONNX_TRANSLATIONS
-            torch.onnx.export(program, f=file, input_names=["image"], output_names=names, **options)
+            torch.onnx.export(_export_program(model, image), f=file, **options)
 
 
 def relative_error(model: nn.Module, image: Tensor, format: str, file: str) -> float:
-    """Return the largest difference between the outputs of an exported file and of the model.
+    """Return the largest error of an output of an exported file, relative to its largest magnitude.
 
-    It is relative to the largest magnitude in the model's output, and infinity if a shape differs
-    or a value is not finite.
+    It is infinity if a shape differs or a value is not finite.
     """
     with _export_errors(image, format):
         expected = _as_function(model, image)(image)
@@ -76,7 +72,6 @@ def relative_error(model: nn.Module, image: Tensor, format: str, file: str) -> f
 
 
 def _as_function(model: nn.Module, image: Tensor) -> nn.Module:
-    """Return the model as a function of an image."""
     if isinstance(model, Backbone):
         return model
     from detectron2.export import TracingAdapter
@@ -100,19 +95,12 @@ def _export_program(backbone: Backbone, image: Tensor) -> ExportedProgram:
 
 
 def _onnx_searchsorted(sorted_sequence, values, **options):
-    """Translate torch.searchsorted, which ONNX lacks: sort both tensors together, and count.
-
-    TopK is stable, so a value precedes the elements of the sequence that equal it.
-    """
+    """Translate torch.searchsorted, which ONNX lacks: count the elements that are smaller."""
     from onnxscript import opset18 as op
 
-    count = op.Shape(values, start=-1)
-    both = op.Concat(values, sorted_sequence, axis=-1)
-    _, order = op.TopK(both, op.Shape(both, start=-1), largest=0)
-    is_sequence = op.Cast(op.GreaterOrEqual(order, count), to=7)  # int64
-    before = op.CumSum(is_sequence, op.Constant(value_int=-1))
-    before = op.ScatterElements(order, order, before, axis=-1)  # undo the sorting
-    return op.Slice(before, op.Constant(value_ints=[0]), count, op.Constant(value_ints=[-1]))
+    last, second_last = (op.Constant(value_ints=[axis]) for axis in (-1, -2))
+    smaller = op.Less(op.Unsqueeze(sorted_sequence, second_last), op.Unsqueeze(values, last))
+    return op.ReduceSum(op.Cast(smaller, to=7), last, keepdims=0)  # 7 is int64
 
 
 ONNX_TRANSLATIONS = {torch.ops.aten.searchsorted.Tensor: _onnx_searchsorted}

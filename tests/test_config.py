@@ -1,19 +1,16 @@
 """Config keys, their names in errors, and the search for config files."""
 
 import pytest
-from detectron2.config import get_cfg
 
 from nl_detectron import add_nonlocal_config, get_config_file
 from nl_detectron.config import block_options, config_hash, name_config_key
+from nl_detectron.engine import load_config
 from nl_detectron.errors import OptionError
 from nl_detectron.layers import NonLocalBlock
 
 
 def make_config(*options):
-    cfg = get_cfg()
-    add_nonlocal_config(cfg)
-    cfg.merge_from_list(list(options))
-    return cfg
+    return load_config(opts=options)
 
 
 def test_second_call_keeps_the_values():

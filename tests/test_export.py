@@ -1,25 +1,18 @@
 """Exported files give the same outputs as the model, for images of other sizes."""
 
-import runpy
 from pathlib import Path
 
+import export_model as tool
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
-from nl_detectron.config import add_nonlocal_config
-from nl_detectron.export import (
-    FORMATS,
-    ExportError,
-    export_model,
-    relative_error,
-)
+from nl_detectron.engine import load_config
+from nl_detectron.export import FORMATS, ExportError, export_model, relative_error
 from nl_detectron.layers import INSTANTIATIONS, NonLocalBlock
 
 TINY = str(Path(__file__).parent / "mask_rcnn_tiny.yaml")
-TOOL = str(Path(__file__).resolve().parents[1] / "tools" / "export_model.py")
 # A ResNet-18 without FPN, whose feature maps can have odd sides.
 R18 = """MODEL.NONLOCAL.BACKBONE build_resnet_backbone MODEL.RESNETS.DEPTH 18
     MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.RESNETS.OUT_FEATURES ['res4']"""
@@ -31,13 +24,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.jit is
 def make(build, instantiation="embedded_gaussian", options=""):
     """Build a model whose activations have moderate size and whose blocks are not the identity."""
     torch.manual_seed(0)
-    cfg = get_cfg()
-    add_nonlocal_config(cfg)
-    cfg.merge_from_file(TINY)
-    cfg.merge_from_list(options.split())
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.NONLOCAL.INSTANTIATION = instantiation
-    model = build(cfg)
+    options = f"{options} MODEL.DEVICE cpu MODEL.NONLOCAL.INSTANTIATION {instantiation}"
+    model = build(load_config(TINY, options.split()))
     backbone = getattr(model, "backbone", model)
     for module in backbone.modules():
         if isinstance(module, NonLocalBlock):
@@ -120,25 +108,20 @@ def test_impossible_export_is_one_line(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def tool():
-    return runpy.run_path(TOOL)["main"]
-
-
-def test_tool(tool, tmp_path, monkeypatch, capsys):
+def test_tool(tmp_path, monkeypatch, capsys):
     file = str(tmp_path / "model")
     arguments = ["--config-file", TINY, "--output", file, "--sizes", "64x96,128x64"]
     arguments += ["--format", "torchscript-script"]
-    assert tool(arguments) == 0
+    assert tool.main(arguments) == 0
     *sizes, last = capsys.readouterr().out.splitlines()
     assert [line.split(": relative error ")[0] for line in sizes] == ["64x96", "128x64"]
     assert last.startswith(f"{file}: torchscript-script, matches the model, torch ")
 
-    monkeypatch.setitem(tool.__globals__, "relative_error", lambda *_: 2e-4)
-    assert tool(arguments) == 1
+    monkeypatch.setattr(tool, "relative_error", lambda *_: 2e-4)
+    assert tool.main(arguments) == 1
     assert "DOES NOT MATCH the model" in capsys.readouterr().out
 
     with pytest.raises(SystemExit) as exit_info:
-        tool([*arguments, "--part", "model"])
+        tool.main([*arguments, "--part", "model"])
     assert exit_info.value.code == 2
     assert "to torchscript-trace, not torchscript-script" in capsys.readouterr().err

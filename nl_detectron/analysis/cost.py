@@ -8,7 +8,6 @@ from detectron2.config import CfgNode
 from fvcore.nn import parameter_count
 
 from ..config import block_options, name_config_key
-from ..errors import UserError
 from ..layers import SUBSAMPLES, NonLocalBlock
 from ..modeling.insertion import find_stages, remove_nonlocal
 from .multiply_adds import detector_multiply_adds, meta_model, padded_size
@@ -29,16 +28,12 @@ def analyze_cost(
         of the config. For each size, stage and sub-sampling: one block.
 
     Raises:
-        UserError: if a key of ``MODEL.NONLOCAL`` has a bad value, or the backbone has no stages.
+        OptionError: if a key of ``MODEL.NONLOCAL`` has an invalid value.
     """
     model, plain_model = meta_model(cfg), meta_model(cfg)
     blocks = sum(isinstance(module, NonLocalBlock) for module in model.modules())
     if blocks:
         remove_nonlocal(plain_model)
-    stages = find_stages(plain_model.backbone)
-    if not stages:
-        raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has no residual stages")
-
     model_rows, block_rows = [], []
     for size in sizes:
         image = "{}x{}".format(*size)
@@ -46,7 +41,7 @@ def analyze_cost(
         for number, built, count in zip((0, blocks), (plain_model, model), counts):
             row = {"image": image, "blocks": number, "parameters": parameter_count(built)[""]}
             model_rows.append(row | {"GMAC": count / 1e9})
-        for stage in stages:
+        for stage in find_stages(plain_model.backbone):
             channels = stage.residual_blocks()[-1][1].out_channels
             space = [math.ceil(side / stage.stride) for side in padded_size(plain_model, *size)]
             for subsample in SUBSAMPLES:

@@ -1,8 +1,4 @@
-"""Count the multiply-adds of modules and detectors.
-
-The cost of a two-stage detector depends on how many boxes it finds. Here it is counted for as many
-as detectron2's defaults allow at test time.
-"""
+"""Count the multiply-adds of modules and detectors."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,8 +11,9 @@ from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-PROPOSALS = 1000  # boxes for the box head, as in MODEL.RPN.POST_NMS_TOPK_TEST
-DETECTIONS = 100  # boxes for the mask and keypoint heads, as in TEST.DETECTIONS_PER_IMAGE
+# The numbers of boxes that detectron2's defaults allow at test time.
+PROPOSALS = 1000  # for the box head, as in MODEL.RPN.POST_NMS_TOPK_TEST
+DETECTIONS = 100  # for the mask and keypoint heads, as in TEST.DETECTIONS_PER_IMAGE
 
 
 def count_multiply_adds(function: Callable, *inputs: Any) -> int:
@@ -49,7 +46,6 @@ def detector_multiply_adds(model: nn.Module, height: int, width: int) -> dict[st
     """Count the multiply-adds of each part of a detectron2 detector on one image.
 
     Args:
-        model: a detector, for example from :func:`meta_model`.
         height, width: size of the image in pixels, before padding.
 
     Returns:

@@ -10,7 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..files import SaveError, write_atomically
+from ..files import write_atomically
 from .load_audit import audit
 from .reading import LoadError, ReadError, read_checkpoint
 
@@ -29,7 +29,8 @@ class AuditedCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that never runs code from a file and never loads weights silently.
 
     Every loaded file gets an :func:`audit`, which is logged. If it finds problems, they are raised,
-    unless ``partial`` is True; then the tensors that fit are loaded. Files are saved atomically.
+    unless ``partial`` is True; then the tensors that fit are loaded. Files are saved atomically; a
+    SaveError leaves earlier checkpoints as they were.
     """
 
     def __init__(
@@ -80,25 +81,10 @@ class AuditedCheckpointer(DetectionCheckpointer):
             for file in sorted(self.get_all_checkpoint_files(), key=os.path.getmtime)[::-1]:
                 with suppress(ReadError):
                     read_checkpoint(file)
-                    hint = (
-                        f"the latest complete checkpoint is {file}: to resume from it, write its "
-                        f"name, {os.path.basename(file)}, into {self.save_dir}/last_checkpoint"
-                    )
+                    hint = f"the latest complete checkpoint is {file}: to resume from it, write its"
+                    hint += f" name into {self.save_dir}/last_checkpoint"
                     break
             raise ReadError(f"{error}; {hint}") from error
-
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Save a checkpoint as DetectionCheckpointer does, but atomically.
-
-        Raises:
-            SaveError: the file cannot be written. Earlier checkpoints are left as they were.
-        """
-        try:
-            super().save(name, **kwargs)
-        except SaveError as error:
-            last = self.get_checkpoint_file()
-            hint = f"--resume continues from {last}" if last else "there is no checkpoint yet"
-            raise SaveError(f"{error}; {hint}") from error
 
     def _load_file(self, filename: str) -> dict:
         return read_checkpoint(filename)

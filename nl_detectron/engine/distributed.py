@@ -31,10 +31,7 @@ def torchrun_process_group(args: argparse.Namespace) -> Iterator[None]:
     dist.init_process_group("nccl" if gpus else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.all_gather(None)  # without it, an early exit of one process would fail the others' joining
     if args.num_gpus > 1 or args.num_machines > 1:
-        raise UserError(
-            f"torchrun has started {dist.get_world_size()} processes; leave out --num-gpus and "
-            "--num-machines, and use torchrun's --nproc-per-node and --nnodes"
-        )
+        raise UserError("--num-gpus, --num-machines: use torchrun's --nproc-per-node and --nnodes")
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     local_size = int(os.environ["LOCAL_WORLD_SIZE"])

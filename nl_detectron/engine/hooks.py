@@ -22,10 +22,9 @@ PERIOD = 20  # iterations between two values in metrics.json, as in DefaultTrain
 class NonLocalNorms(HookBase):
     """Log two L2 norms of each non-local block.
 
-    - ``nonlocal/<name>/out_norm``: of the parameter that starts at zero, which is the scale of the
-      norm layer after W_z, or W_z itself. If it stays near zero, the block contributes nothing.
-    - ``nonlocal/<name>/grad_norm``: of the gradient of all parameters of the block, as the
-      optimizer used it: averaged over the processes, unscaled and clipped.
+    - ``nonlocal/<name>/out_norm``: of the parameter that starts at zero, the scale of the norm
+      after W_z, or W_z itself. If it stays near zero, the block contributes nothing.
+    - ``nonlocal/<name>/grad_norm``: of the gradient of all parameters, as the optimizer used it.
     """
 
     def __init__(self, model: nn.Module):

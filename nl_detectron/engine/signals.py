@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from multiprocessing import Process
 from subprocess import Popen
 from types import FrameType
-from typing import Optional, Union
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -30,7 +29,7 @@ class StopOnSignal(HookBase):
     def before_train(self) -> None:
         self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
 
-    def _handle(self, number: int, frame: Optional[FrameType]) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if comm.is_main_process():  # os.write, because the signal may have interrupted a print
@@ -46,11 +45,9 @@ class StopOnSignal(HookBase):
             self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         comm.synchronize()  # launchers kill all processes as soon as one has exited
         if comm.is_main_process():
-            print(
-                f"stopped by {signal.Signals(number).name} after iteration {iteration}; to "
-                "continue, run the same command with --resume",
-                file=sys.stderr,
-            )
+            name = signal.Signals(number).name
+            message = f"stopped by {name} after iteration {iteration}; to continue, add --resume"
+            print(message, file=sys.stderr)
         sys.exit(128 + number)
 
     def after_train(self) -> None:
@@ -60,7 +57,7 @@ class StopOnSignal(HookBase):
 
 
 @contextmanager
-def forward_signals(children: Callable[[], Iterable[Union[Popen, Process]]]) -> Iterator[None]:
+def forward_signals(children: Callable[[], Iterable[Popen | Process]]) -> Iterator[None]:
     """Pass SIGTERM on to child processes while the body waits for them to end.
 
     Ctrl-C in a terminal reaches them anyway. After either signal, exit with status 128 + its number
@@ -68,7 +65,7 @@ def forward_signals(children: Callable[[], Iterable[Union[Popen, Process]]]) -> 
     """
     received = []
 
-    def handle(number: int, frame: Optional[FrameType]) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if number == signal.SIGTERM:
             for child in children():

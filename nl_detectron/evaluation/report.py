@@ -18,25 +18,14 @@ NOTES = (
     "AP is the paper's (percent, COCO val2017), with the gain over the baseline in brackets. GMAC "
     "are 10^9 multiply-adds, with 1000 proposals and 100 detections."
 )
-MEASURED = "Measured AP is the mean ± standard deviation over seeds, with the gain at equal seeds."
+MEASURED = "Measured AP is the mean ± standard deviation over seeds."
 NOT_MEASURED = "None of these configs has been trained on COCO yet."
 STYLE = {"tablefmt": "github", "disable_numparse": True}
 
 
 def report(tables: Sequence[Table], output: Path) -> str:
-    """Report several tables. Measured numbers appear for rows that have finished runs.
-
-    Args:
-        output: folder of all runs.
-    """
-    sections = []
-    for table in tables:
-        runs = {}
-        for row in table.rows:
-            folders = output.glob(table.config(row).replace(".yaml", "/seed*"))
-            runs[row] = {path.name: read_run(path) for path in folders if final_metrics(path)}
-        sections.append(f"## {table.title}\n\n{_format_table(table, runs)}")
-    text = "\n\n".join(sections)
+    """Report tables, with measured numbers for rows that have finished runs in ``output``."""
+    text = "\n\n".join(f"## {table.title}\n\n{_format_table(table, output)}" for table in tables)
     return f"{NOTES} {MEASURED if 'measured' in text else NOT_MEASURED}\n\n{text}"
 
 
@@ -44,7 +33,6 @@ def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, lis
     """Format two runs and their difference as a Markdown table.
 
     Args:
-        baseline, other: the runs.
         name: title of the second row.
         groups: title -> class names; adds a column with the mean box AP of these classes.
     """
@@ -64,11 +52,13 @@ def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, lis
     return tabulate(cells, headers, **STYLE)
 
 
-def _format_table(table: Table, runs: dict[str, dict[str, Run]]) -> str:
+def _format_table(table: Table, output: Path) -> str:
     titles = [m.replace("bbox", "box").replace("segm", "mask") for m in table.metrics]
     titles = [title.replace("/", " ") for title in titles]
     rows = []
     for row, paper in table.rows.items():
+        folders = output.glob(table.config(row).replace(".yaml", "/seed*"))
+        runs = [read_run(folder) for folder in folders if final_metrics(folder)]
         if "_NL" not in row:
             baseline = row
         cells = {"config": f"[{row}](../configs/{table.config(row)})"}
@@ -78,20 +68,12 @@ def _format_table(table: Table, runs: dict[str, dict[str, Run]]) -> str:
         cells["parameters"] = f"{parameter_count(model)['']:,}"
         count = sum(detector_multiply_adds(model, *REPORT_SIZE).values())
         cells["GMAC at {}x{}".format(*REPORT_SIZE)] = f"{count / 1e9:.2f}"
-        if runs[row]:
+        if runs:
             for title, metric in zip(titles, table.metrics):
-                ap = {seed: run.metrics[metric] for seed, run in runs[row].items()}
-                cells[f"measured {title}"] = _mean_and_deviation(ap.values())
-                common = runs[baseline].keys() & ap.keys() if row != baseline else ()
-                if common:
-                    gains = [ap[seed] - runs[baseline][seed].metrics[metric] for seed in common]
-                    cells[f"measured {title}"] += f" ({_mean_and_deviation(gains, '+')})"
-            seconds = mean(run.seconds_per_iteration for run in runs[row].values())
-            cells |= {"seeds": len(runs[row]), "s/iter": f"{seconds:.3f}"}
+                ap = [run.metrics[metric] for run in runs]
+                deviation = f" ± {stdev(ap):.1f}" if len(ap) > 1 else ""
+                cells[f"measured {title}"] = f"{mean(ap):.1f}{deviation}"
+            seconds = mean(run.seconds_per_iteration for run in runs)
+            cells |= {"seeds": len(runs), "s/iter": f"{seconds:.3f}"}
         rows.append(cells)
     return tabulate(rows, "keys", **STYLE)
-
-
-def _mean_and_deviation(numbers: Sequence[float], sign: str = "") -> str:
-    text = format(mean(numbers), f"{sign}.1f")
-    return f"{text} ± {stdev(numbers):.1f}" if len(numbers) > 1 else text

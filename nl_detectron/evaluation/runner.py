@@ -1,8 +1,4 @@
-"""Train and evaluate the rows of a table, one after the other, each in its own process.
-
-The state of a run is read from its folder. The runner can be killed at any time; when it is started
-again, it skips finished runs and resumes the others.
-"""
+"""Train and evaluate the rows of a table, one after the other, each in its own process."""
 
 import shlex
 import subprocess
@@ -51,7 +47,6 @@ def jobs(
     """List the runs of a table: all rows with the first seed, then with the next.
 
     Args:
-        table: one of ``TABLES``.
         output: folder of all runs; one run is in ``output/<config>/seed<n>``.
         rows: names of rows; empty for all.
         seeds: number of runs per row, with the seeds 1 to ``seeds``.
@@ -77,7 +72,7 @@ def jobs(
 
 
 def run_jobs(todo: Sequence[Job]) -> list[str]:
-    """Run the jobs that are not finished, in order. A failed run does not stop the others.
+    """Run or resume the jobs that are not finished. A failed run does not stop the others.
 
     The output of a run goes to output.log in its folder; its progress is shown on stderr. On
     SIGTERM or Ctrl-C, the current run writes a checkpoint, then this process exits.
@@ -104,10 +99,7 @@ def run_jobs(todo: Sequence[Job]) -> list[str]:
 
 def _run_job(job: Job, title: str) -> int:
     """Run one job and return its exit status."""
-    try:
-        job.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output: {error}") from error
+    job.folder.mkdir(parents=True, exist_ok=True)
     log = job.folder / "output.log"
     print(f"{title}: full output in {log}", file=sys.stderr)
     children = []
@@ -125,6 +117,4 @@ def _run_job(job: Job, title: str) -> int:
             iteration = min(job.iteration(), bar.total or 0)
             bar.initial = min(bar.initial, iteration)  # the last checkpoint may be older
             bar.update(iteration - bar.n)
-    if child.returncode:
-        print(*log.read_text().splitlines()[-10:], sep="\n", file=sys.stderr)
     return child.returncode

@@ -24,11 +24,7 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a finished run.
-
-    Raises:
-        UserError: if the folder has no run, or the run is not finished.
-    """
+    """Read a run; raise a UserError if the folder has none, or it is not finished."""
     cfg = load_run_config(folder)
     metrics = final_metrics(folder)
     if metrics is None:
@@ -38,11 +34,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def load_run_config(folder: str | Path) -> CfgNode:
-    """Read the config of a run, finished or not.
-
-    Raises:
-        UserError: if the folder has no config.yaml.
-    """
+    """Read the config of a run, finished or not; raise a UserError if there is none."""
     path = Path(folder, "config.yaml")
     if not path.is_file():
         raise UserError(f"no run in {folder}: {path.name} is missing")

@@ -24,7 +24,6 @@ class Table:
 
 
 BOX_AND_MASK = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "segm/AP75")
-KEYPOINTS = ("keypoints/AP", "keypoints/AP50", "keypoints/AP75")
 ABLATIONS = ("gaussian", "dot_product", "concatenation", "5_blocks", "10_blocks")
 
 TABLES = {
@@ -55,7 +54,7 @@ TABLES = {
     "table6": Table(
         "Table 6: keypoints on COCO, settings of Detectron",
         "Detectron1-Comparisons/keypoint_rcnn_{}.yaml",
-        KEYPOINTS,
+        ("keypoints/AP", "keypoints/AP50", "keypoints/AP75"),
         {
             "R_101_FPN_1x": (65.1, 86.8, 70.4),
             "R_101_FPN_NL_head_1x": (66.0, 87.1, 71.7),

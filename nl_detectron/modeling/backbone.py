@@ -15,8 +15,7 @@ from .insertion import insert_nonlocal
 def nonlocal_backbone(backbone: Backbone, location: str | Sequence[str], **options) -> Backbone:
     """Insert non-local blocks into a backbone and return it, for use in a LazyConfig.
 
-    The arguments and errors are those of :func:`insert_nonlocal`. The result is the same object,
-    not a wrapper, so the keys of its state dict do not change.
+    The arguments and errors are those of :func:`insert_nonlocal`.
     """
     insert_nonlocal(backbone, location, **options)
     return backbone

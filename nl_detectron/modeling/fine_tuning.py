@@ -18,19 +18,17 @@ def freeze_rest(model: nn.Module) -> nn.Module:
     """Freeze all parameters but those of the non-local blocks, in place, and return the model.
 
     Every BN and SyncBN outside the blocks becomes a FrozenBN, so that its statistics do not change.
-    Weights can be loaded before or after.
 
     Raises:
         OptionError: if the model has no non-local block.
     """
-    blocks = _nonlocal_blocks(model)
-    if not blocks:
+    norms = {block: block.out.norm for block in _nonlocal_blocks(model)}
+    if not norms:
         problem = "leaves nothing to train: the model has no non-local block"
         raise OptionError("freeze_rest", problem)
-    norms = [block.out.norm for block in blocks]
     FrozenBatchNorm2d.convert_frozen_batchnorm(model)
     model.requires_grad_(False)
-    for block, norm in zip(blocks, norms):
+    for block, norm in norms.items():
         block.out.norm = norm  # the original, not its frozen conversion
         block.requires_grad_(True)
     return model
@@ -39,16 +37,12 @@ def freeze_rest(model: nn.Module) -> nn.Module:
 def build_model(cfg: CfgNode) -> nn.Module:
     """Build detectron2's model, and apply :func:`freeze_rest` if ``FREEZE_REST`` is True."""
     model = build_detectron2_model(cfg)
-    if not cfg.MODEL.NONLOCAL.FREEZE_REST:
-        return model
     with name_config_key():
-        return freeze_rest(model)
+        return freeze_rest(model) if cfg.MODEL.NONLOCAL.FREEZE_REST else model
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """Build detectron2's optimizer with the learning rate and weight decay of the blocks.
-
-    The keys are ``SOLVER.NONLOCAL_LR_FACTOR`` and ``SOLVER.WEIGHT_DECAY_NONLOCAL``.
+    """Build detectron2's optimizer, and apply :func:`override_nonlocal` if its keys are set.
 
     Raises:
         OptionError: if a key has an invalid value, or if there is no block for it.
@@ -74,7 +68,6 @@ def override_nonlocal(
 
     Args:
         optimizer: of any kind, without a scheduler.
-        model: with non-local blocks.
         lr_factor: factor of the learning rate that the blocks have in the optimizer.
         weight_decay: of all parameters of the blocks, norms and biases too; None keeps it.
 

@@ -39,8 +39,7 @@ def insert_nonlocal(model: nn.Module, location: str | Sequence[str], **block_opt
     does not change until the blocks are trained.
 
     Args:
-        model: a module with stages "res2" to "res5" (ResNet, with or without FPN) or "s1" to "s4"
-            (RegNet).
+        model: has stages "res2" to "res5" (ResNet, with or without FPN) or "s1" to "s4" (RegNet).
         location: one location or several. ``"res4.4"`` is after residual block 4 of res4;
             ``"res4.-2"`` after the second to last, as in the paper; ``"res3.1::2"`` is a slice of
             residual blocks; ``"res4.*"`` is all of them.
@@ -62,8 +61,8 @@ def insert_nonlocal(model: nn.Module, location: str | Sequence[str], **block_opt
         stage, indices = _resolve(place, stages)
         for index in indices:
             if (stage.name, index) in new or hasattr(stage.module, f"nonlocal{index}"):
-                where = f"after residual block {index} of {stage.name}"
-                raise _location_error(place, f"is occupied: there is already a block {where}")
+                where = f"there is already a block after residual block {index} of {stage.name}"
+                raise OptionError("location", f"{place!r} is occupied: {where}")
             after, residual = stage.residual_blocks()[index]
             block = NonLocalBlock(residual.out_channels, **block_options)
             new[stage.name, index] = stage, after, block
@@ -80,7 +79,6 @@ def remove_nonlocal(model: nn.Module, names: Sequence[str] | None = None) -> lis
     """Remove inserted non-local blocks from a model, in place.
 
     Args:
-        model: with blocks that were inserted by any function of this package.
         names: the blocks to remove, as returned by :func:`insert_nonlocal`; None is all of them.
 
     Returns:
@@ -89,22 +87,15 @@ def remove_nonlocal(model: nn.Module, names: Sequence[str] | None = None) -> lis
     Raises:
         ValueError: if there is no such block. The model is then unchanged.
     """
-    inserted = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, NonLocalBlock) and _INSERTED.fullmatch(name)
-    ]
-    if not inserted:
-        raise ValueError("the model has no inserted non-local block")
-    names = inserted if names is None else list(dict.fromkeys(names))
-    for name in names:
-        if name not in inserted:
-            there = ", ".join(inserted)
-            raise ValueError(f"no inserted non-local block {name!r}; there are: {there}")
-    for name in names:
+    blocks = [name for name, module in model.named_modules() if isinstance(module, NonLocalBlock)]
+    inserted = [name for name in blocks if _INSERTED.fullmatch(name)]
+    selected = inserted if names is None else list(dict.fromkeys(names))
+    if not inserted or not set(selected) <= set(inserted):
+        raise ValueError(f"cannot remove {names or 'all blocks'}; inserted blocks are {inserted}")
+    for name in selected:
         parent, _, child = name.rpartition(".")
         delattr(model.get_submodule(parent), child)
-    return names
+    return selected
 
 
 def insert_block(parent: nn.Module, after: str, name: str, block: NonLocalBlock) -> None:
@@ -127,9 +118,8 @@ def log_block(name: str, block: NonLocalBlock, stride: int | None) -> None:
         count = block.multiply_adds(*(math.ceil(side / stride) for side in REPORT_SIZE))
         cost = f"{count / 1e9:.2f} G multiply-adds at {REPORT_SIZE[0]}x{REPORT_SIZE[1]}"
     parameters = sum(parameter.numel() for parameter in block.parameters())
-    logging.getLogger(__name__).info(
-        f"{name}: {block.instantiation}, {parameters:,} parameters, {cost}"
-    )
+    message = f"{name}: {block.instantiation}, {parameters:,} parameters, {cost}"
+    logging.getLogger(__name__).info(message)
 
 
 def find_stages(model: nn.Module) -> list[Stage]:
@@ -154,13 +144,13 @@ def _resolve(place: str, stages: list[Stage]) -> tuple[Stage, list[int]]:
     match = _LOCATION.fullmatch(place) if isinstance(place, str) else None
     if match is None:
         valid = "'res4.-2' (after that residual block), 'res3.1::2' (a slice), 'res4.*' (all)"
-        raise _location_error(place, f"is malformed; valid are {valid}")
+        raise OptionError("location", f"{place!r} is malformed; valid are {valid}")
     name, which = match.groups()
     found = [stage for stage in stages if stage.name.split(".")[-1] == name]
     if len(found) != 1:
         names = ", ".join(stage.name for stage in (found or stages)) or "none"
-        problem = "names several stages" if found else "names no stage of this model"
-        raise _location_error(place, f"{problem}; stages there are: {names}")
+        problem = f"{place!r} names {len(found) or 'no'} stages of this model"
+        raise OptionError("location", f"{problem}; stages there are: {names}")
     (stage,) = found
 
     indices = range(len(stage.residual_blocks()))
@@ -172,13 +162,9 @@ def _resolve(place: str, stages: list[Stage]) -> tuple[Stage, list[int]]:
     except (IndexError, ValueError):  # ValueError: a number such as "1-", or a step of 0
         selected = ()
     if not selected:
-        valid = f"0 to {indices[-1]} or {-len(indices)} to -1"
-        raise _location_error(place, f"selects no residual block of {stage.name}: {valid}")
+        valid = f"{stage.name}: 0 to {indices[-1]} or {-len(indices)} to -1"
+        raise OptionError("location", f"{place!r} selects no residual block of {valid}")
     if not any(p.requires_grad for p in stage.module.parameters()):
         remedy = "lower MODEL.BACKBONE.FREEZE_AT or choose a later stage"
-        raise _location_error(place, f"lies in a frozen stage, {stage.name}; {remedy}")
+        raise OptionError("location", f"{place!r} lies in a frozen stage, {stage.name}; {remedy}")
     return stage, list(selected)
-
-
-def _location_error(place: str, problem: str) -> OptionError:
-    return OptionError("location", f"{place!r} {problem}")

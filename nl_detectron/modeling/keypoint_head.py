@@ -16,12 +16,10 @@ def nonlocal_keypoint_head(
 ) -> KRCNNConvDeconvUpsampleHead:
     """Insert non-local blocks into a keypoint head, in place, and return it.
 
-    The block after the i-th convolution (counted from 1, as in detectron2) and its ReLU is the
-    child ``nonlocal{i}``. The other keys of the state dict do not change, and neither does the
-    output of the head before the blocks are trained.
+    The block after the convolution ``conv_fcn{i}`` and its ReLU is the child ``nonlocal{i}``. The
+    other keys of the state dict do not change.
 
     Args:
-        head: its convolutions are ``conv_fcn1``, ``conv_fcn2``, ...
         every: convolutions per block; 2 in the paper, which gives 4 blocks in a head of 8.
         options: keyword arguments of :class:`NonLocalBlock` other than ``in_channels``.
 
@@ -32,8 +30,7 @@ def nonlocal_keypoint_head(
     children = dict(head.named_children())
     count = sum(name.startswith("conv_fcn_relu") for name in children)
     if not 1 <= every <= count:
-        problem = f"leaves no place for a block: the head has {count} convolutions"
-        raise OptionError("every", f"{every} {problem}; valid: 1 to {count}")
+        raise OptionError("every", f"{every} is not from 1 to {count}, the number of convolutions")
     if any(isinstance(child, NonLocalBlock) for child in children.values()):
         raise OptionError("head", "already has non-local blocks")
     blocks = {
@@ -55,7 +52,6 @@ def build_nonlocal_keypoint_head(
     Raises:
         OptionError: if a key of ``MODEL.NONLOCAL`` has an invalid value.
     """
-    # The constructor of the head initializes all weights, so the blocks must come after it.
     head = KRCNNConvDeconvUpsampleHead(cfg, input_shape)
     every = cfg.MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY
     with name_config_key(every="MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY"):

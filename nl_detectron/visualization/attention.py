@@ -1,12 +1,9 @@
 """Attention of non-local blocks: the affinity of single query positions.
 
-Three coordinate systems are used:
-
-* A *point* is (x, y) in pixels of the original image. Pixel i covers [i, i + 1).
-* A *query position* is (row, column) in the input map of the block. Index i covers the pixels
-  [i * stride, (i + 1) * stride) of the resized and padded image.
-* A *target position* is (row, column) in the map that phi and g are computed at. With sub-sampling,
-  it is half as high and wide as the input map; without, the two maps are the same.
+A point is (x, y) in pixels of the original image; pixel i covers [i, i + 1). A query position is
+(row, column) in the input map of the block, a target position in the map that phi and g are
+computed at, which sub-sampling halves. Index i of a map covers the pixels
+[i * stride, (i + 1) * stride) of the resized and padded image.
 """
 
 import math
@@ -21,6 +18,7 @@ import torch
 from detectron2.engine import DefaultPredictor
 from torch import Tensor, nn
 
+from ..analysis.multiply_adds import padded_size
 from ..errors import UserError
 from ..layers import NonLocalBlock, affinity
 
@@ -28,10 +26,9 @@ _INSERTED = re.compile(r"(?:.+\.)?(\w+)\.nonlocal(\d+)")
 
 
 def find_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
-    """Return the non-local blocks that process whole images, by name.
+    """Return the non-local blocks that process whole images, by location, such as "res4.4".
 
-    The name is the location: the block after residual block 4 of res4 is "res4.4". Other blocks,
-    and a second block with the same location, have the names of their modules.
+    Other blocks, and a second block with the same location, have the names of their modules.
     """
     blocks = {}
     for module_name, module in model.named_modules():
@@ -53,30 +50,25 @@ class AttentionRecorder:
     Attributes:
         blocks (dict[str, NonLocalBlock]): the blocks, named as by :func:`find_blocks`.
         inputs (dict[str, Tensor]): (B, C, H, W), the last input of each block.
-        padded_size (tuple[int, int]): height and width of the input of the backbone.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[str] = ()):
-        """Prepare to record the named blocks of a detector or a backbone; all by default."""
+        """Find the named blocks; all by default."""
         found = find_blocks(model)
         for name in blocks:
             if name not in found:
                 raise UserError(f"no non-local block {name!r}; there are: {', '.join(found)}")
         self.blocks = {name: found[name] for name in (blocks or found)}
         self.inputs = {}
-        self.padded_size = None
-        self._backbone = getattr(model, "backbone", model)
 
     def __enter__(self) -> "AttentionRecorder":
-        def save_size(_, inputs):
-            self.padded_size = tuple(inputs[0].shape[-2:])
-
         def save_input(name, _, inputs):
             self.inputs[name] = inputs[0].detach()
 
-        self._handles = [self._backbone.register_forward_pre_hook(save_size)]
-        for name, block in self.blocks.items():
-            self._handles.append(block.register_forward_pre_hook(partial(save_input, name)))
+        self._handles = [
+            block.register_forward_pre_hook(partial(save_input, name))
+            for name, block in self.blocks.items()
+        ]
         return self
 
     def __exit__(self, *exception) -> None:
@@ -89,7 +81,7 @@ class AttentionRecorder:
 
     @torch.no_grad()
     def rows(self, name: str, positions: Tensor) -> Tensor:
-        """Return the weights of all target positions for some query positions of the first image.
+        """Return the weights f / C(x) of Eq. 1 for some query positions of the first image.
 
         These are rows of ``block.affinity_matrix``; the rest of the matrix is not computed.
 
@@ -98,7 +90,7 @@ class AttentionRecorder:
             positions: (K, 2) integers, query positions.
 
         Returns:
-            (K, Hm, Wm) on the CPU, the weights f / C(x) of Eq. 1.
+            (K, Hm, Wm) on the CPU, the weights of all target positions.
         """
         block, size = self.blocks[name], self.map_size(name)
         theta, phi = block.embeddings(self.inputs[name][:1])
@@ -106,8 +98,6 @@ class AttentionRecorder:
         arguments = {"dot_product": (), "concatenation": (block.w_f,)}
         affinity_matrix = getattr(affinity, f"{block.instantiation}_affinity")
         rows = affinity_matrix(theta, phi, *arguments.get(block.instantiation, (block.scale,)))[0]
-        if not rows.isfinite().all():
-            raise UserError(f"{name} has attention weights that are not finite")
         if block.subsample != "none":
             size = [math.ceil(side / 2) for side in size]
         return rows.unflatten(1, size).cpu()
@@ -115,19 +105,12 @@ class AttentionRecorder:
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """Convert points of an image to positions in the maps of a block, and back.
+    """Convert points of an image to positions in the maps of a block, and back."""
 
-    Attributes:
-        image_size: height and width of the original image.
-        resized_size: height and width after resizing. Padding is added below and on the right.
-        stride: pixels of the resized image per query position.
-        target_stride: pixels of the resized image per target position.
-    """
-
-    image_size: tuple[int, int]
-    resized_size: tuple[int, int]
-    stride: int
-    target_stride: int
+    image_size: tuple[int, int]  # height and width of the original image
+    resized_size: tuple[int, int]  # height and width before padding, below and on the right
+    stride: int  # pixels of the resized image per query position
+    target_stride: int  # pixels of the resized image per target position
 
     def query_positions(self, points: Tensor | Sequence[tuple[float, float]]) -> Tensor:
         """Return the query positions, (K, 2), that contain the points, (K, 2)."""
@@ -182,19 +165,12 @@ class ImageGeometry:
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of a model's non-local blocks on one image.
+    """The attention of a model's non-local blocks on one image."""
 
-    Attributes:
-        image: (H, W, 3), uint8, BGR.
-        predictions: output of the model, in pixels of the image.
-        recorder: the recorder of the forward pass.
-        geometry: geometry of each block.
-    """
-
-    image: np.ndarray
-    predictions: dict[str, Any]
+    image: np.ndarray  # (H, W, 3), uint8, BGR
+    predictions: dict[str, Any]  # output of the model, in pixels of the image
     recorder: AttentionRecorder
-    geometry: dict[str, ImageGeometry]
+    geometry: dict[str, ImageGeometry]  # by name of the block
 
     def rows(self, name: str, points: Tensor | Sequence[tuple[float, float]]) -> Tensor:
         """Return the weights of a block, (K, Hm, Wm), for points of the image, (K, 2)."""
@@ -212,9 +188,10 @@ def attend(predictor: DefaultPredictor, image: np.ndarray, blocks: Sequence[str]
     with AttentionRecorder(predictor.model, blocks) as recorder:
         predictions = predictor(image)
     resized = predictor.aug.get_transform(image).apply_image(image).shape[:2]
+    padded = padded_size(predictor.model, *resized)
     geometry = {}
     for name, block in recorder.blocks.items():
-        stride = find_stride(recorder.padded_size, recorder.map_size(name))
+        stride = find_stride(padded, recorder.map_size(name))
         target_stride = stride if block.subsample == "none" else 2 * stride
         geometry[name] = ImageGeometry(image.shape[:2], resized, stride, target_stride)
     return Attention(image, predictions, recorder, geometry)

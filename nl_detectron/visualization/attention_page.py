@@ -1,7 +1,4 @@
-"""An interactive HTML page: attention maps of the position under the pointer.
-
-The page is a single file that loads nothing else. It is made of the files in ``assets/``.
-"""
+"""An interactive HTML page, one file: the attention of the position under the pointer."""
 
 import base64
 import json
@@ -20,30 +17,25 @@ ASSETS = Path(__file__).parent / "assets"
 MAPS_BYTES = 6_000_000  # of all blocks, before compression; at most 8 MB in base64
 LEVELS = 127  # quantisation steps of a weight, on either side of zero
 IMAGE_SIDE = 1344  # pixels; a larger image is shrunk
-CHUNK = 1024  # query positions processed at a time
 
 
 def attention_page(
-    attention: Attention,
-    name: str,
-    instances: Instances | None = None,
-    class_names: Sequence[str] = (),
+    attention: Attention, name: str, instances: Instances | None = None, classes: Sequence[str] = ()
 ) -> str:
     """Return the page of one image, smaller than 10 MB.
 
     If the maps of all query positions would be too large, the page has every n-th row and column.
 
     Args:
-        attention: returned by :func:`attend`.
         name: name of the image, shown on the page.
         instances: detections that the page can show; the first one is the initial query.
-        class_names: names of the classes; by default the page shows class numbers.
+        classes: names of the classes; by default the page shows class numbers.
     """
     height, width = attention.image.shape[:2]
     scale = min(1.0, IMAGE_SIDE / max(height, width))
     small = cv2.resize(attention.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     source = base64.b64encode(cv2.imencode(".jpg", small)[1]).decode()
-    detections, names = [], dict(enumerate(class_names))
+    detections, names = [], dict(enumerate(classes))
     if instances is not None:
         fields = instances.pred_boxes.tensor, instances.pred_classes, instances.scores
         for box, number, score in zip(*(field.tolist() for field in fields)):
@@ -78,16 +70,14 @@ def _block_data(attention: Attention, name: str, max_bytes: int) -> dict:
     step = math.ceil(math.sqrt(math.prod(counts) * (rows * columns + 8) / max_bytes))
     # The position in the middle stands for step x step positions.
     queries = [(torch.arange(0, n, step) + step // 2).clamp(max=n - 1) for n in counts]
-    arrays = []
-    for positions in torch.cartesian_prod(*queries).split(CHUNK):
-        all_weights = recorder.rows(name, positions)
-        weights = all_weights[:, :rows, :columns].flatten(1)
-        largest = weights.abs().amax(dim=1, keepdim=True)
-        relative = weights.abs() / largest.clamp(min=torch.finfo(weights.dtype).tiny)
-        levels = (weights.sign() * LEVELS * relative.sqrt()).round()
-        padding = geometry.padding_share(all_weights)
-        arrays.append((largest.float(), padding.float(), levels.to(torch.int8)))
-    maps = b"".join(torch.cat(parts).numpy().tobytes() for parts in zip(*arrays))
+    all_weights = recorder.rows(name, torch.cartesian_prod(*queries))
+    weights = all_weights[:, :rows, :columns].flatten(1)
+    largest = weights.abs().amax(dim=1, keepdim=True)
+    relative = weights.abs() / largest.clamp(min=torch.finfo(weights.dtype).tiny)
+    levels = (weights.sign() * LEVELS * relative.sqrt()).round()
+    padding = geometry.padding_share(all_weights)
+    arrays = largest.float(), padding.float(), levels.to(torch.int8)
+    maps = b"".join(array.numpy().tobytes() for array in arrays)
     return {
         "name": name,
         "instantiation": recorder.blocks[name].instantiation,

@@ -37,23 +37,18 @@ def read_curves(folders: Sequence[Path]) -> dict[str, dict[str, list[Curve]]]:
     Returns:
         Name of the config -> metric -> the curve of each run that has the metric.
     """
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("a run is given twice")
     groups = defaultdict(lambda: defaultdict(list))  # config hash -> metric -> curves
-    first_folders = {}
+    first_folders = []
     for folder in folders:
-        key, lines = config_hash(load_run_config(folder)), read_metrics(folder)
-        first_folders.setdefault(key, folder)
-        curves = {
-            metric: {line["iteration"]: line[metric] for line in lines if metric in line}
-            for metric in PANELS
-        }
-        if not any(curves.values()):
+        group, lines = groups[config_hash(load_run_config(folder))], read_metrics(folder)
+        if not any(line.keys() & PANELS.keys() for line in lines):
             raise UserError(f"{folder / 'metrics.json'} has none of {', '.join(PANELS)}")
-        for metric, curve in curves.items():
-            if curve:
-                groups[key][metric].append(curve)
-    return dict(zip(run_names(list(first_folders.values())), groups.values()))
+        if not group:
+            first_folders.append(folder)
+        for metric in PANELS:
+            if curve := {line["iteration"]: line[metric] for line in lines if metric in line}:
+                group[metric].append(curve)
+    return dict(zip(run_names(first_folders), groups.values()))
 
 
 def plot_curves(groups: dict[str, dict[str, list[Curve]]], path: Path) -> None:

@@ -1,27 +1,23 @@
 """Converted weights of mmdet, mmaction2 and video-nonlocal-net compute the same function."""
 
 import pickle
-import re
-import runpy
-from pathlib import Path
 
+import convert_weights as tool
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from nl_detectron.checkpoint.conversion import convert
-from nl_detectron.checkpoint.reading import read_checkpoint
-from nl_detectron.config import add_nonlocal_config
+from nl_detectron.checkpoint.conversion import convert, convert_file
+from nl_detectron.checkpoint.reading import LoadError, read_checkpoint
+from nl_detectron.engine import load_config
 from nl_detectron.layers import NonLocalBlock
 
 mmcv = pytest.importorskip("mmcv.cnn")
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "convert_weights.py"
 CHANNELS = 32
 
 
@@ -70,8 +66,8 @@ def assert_same(a, b):
     ],
 )
 def test_block_of_mmcv(prefix, kind, mode, use_scale, sub_sample, norm):
-    norm_name = {"BN": kind.__name__.replace("NonLocal", "BN")}.get(norm, norm)
-    norm_cfg = {"type": norm_name, **({"num_groups": 32} if norm == "GN" else {})} if norm else None
+    norms = {"": None, "GN": {"type": "GN", "num_groups": 32}}
+    norm_cfg = norms.get(norm, {"type": kind.__name__.replace("NonLocal", "BN")})
     options = {"use_scale": use_scale, "sub_sample": sub_sample, "norm_cfg": norm_cfg}
     theirs = randomize(kind(CHANNELS, mode=mode, **options))
     ours = load_block(
@@ -107,10 +103,7 @@ def test_mmdet_resnet(depth):
         MODEL.NONLOCAL.BACKBONE build_resnet_backbone MODEL.NONLOCAL.NORM BN
         MODEL.NONLOCAL.SUBSAMPLE none MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4','res5']
         MODEL.RESNETS.DEPTH {depth} MODEL.RESNETS.RES2_OUT_CHANNELS {channels // 4}"""
-    cfg = get_cfg()
-    add_nonlocal_config(cfg)
-    cfg.merge_from_list(options.split())
-    ours = build_backbone(cfg).double().eval()
+    ours = build_backbone(load_config(opts=options.split())).double().eval()
     ours.load_state_dict(tensors)
 
     theirs.layer3 = nn.Sequential(theirs.layer3[0], block, *theirs.layer3[1:])
@@ -152,24 +145,7 @@ def test_video_nonlocal_net_block(statistics):
     assert_same(ours(x), x + y)
 
 
-@pytest.fixture
-def run_tool(monkeypatch, capsys):
-    """Return a function that runs the tool and returns its exit status, stdout and stderr."""
-    main = runpy.run_path(str(TOOL))["main"]
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["convert_weights.py", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as exit:
-            status = exit.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
-def test_tool(tmp_path, run_tool):
+def test_tool(tmp_path, monkeypatch, capsys):
     names = {
         "conv1_w": "stem.conv1.weight",
         "res_conv1_bn_s": "stem.conv1.norm.weight",
@@ -183,9 +159,9 @@ def test_tool(tmp_path, run_tool):
     blobs |= {"conv1_w_momentum": np.ones(2), "pred_w": np.ones((4, 3)), "lr": 0.1}
     old, new = tmp_path / "video.pkl", tmp_path / "converted.pth"
     old.write_bytes(pickle.dumps({"blobs": blobs}))
-    status, printed, _ = run_tool(old, new, "--from", "caffe2")
-    assert status == 0
-    assert printed.splitlines() == [
+    monkeypatch.setattr("sys.argv", ["tool", str(old), str(new), "--from", "caffe2"])
+    tool.main()
+    assert capsys.readouterr().out.splitlines() == [
         f"{new}: 6 tensors",
         "non-local blocks: MODEL.NONLOCAL.LOCATION \"('res4.4',)\"",
         "left out:",
@@ -201,16 +177,14 @@ def test_tool(tmp_path, run_tool):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"text", "cannot be read as a checkpoint"),
         (pickle.dumps({"a.b": np.ones(1)}), r"has no ResNet .* of mmdet; it has \['a.b'\]"),
         (pickle.dumps([1]), "has no ResNet with names of mmdet"),
     ],
-    ids=["no pickle", "other names", "no dict"],
+    ids=["other names", "no dict"],
 )
-def test_files_that_cannot_be_converted(tmp_path, run_tool, content, message):
+def test_files_that_cannot_be_converted(tmp_path, content, message):
     file = tmp_path / "in.pkl"
     file.write_bytes(content)
-    status, printed, errors = run_tool(file, tmp_path / "out.pth", "--from", "mmdet")
-    assert status == 2 and printed == ""
-    assert re.fullmatch(f"error: {file} {message}.*\n", errors)
+    with pytest.raises(LoadError, match=f"^{file} {message}"):
+        convert_file(str(file), str(tmp_path / "out.pth"), "mmdet")
     assert list(tmp_path.iterdir()) == [file]

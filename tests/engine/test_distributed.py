@@ -145,7 +145,7 @@ def test_the_command_for_two_machines(data, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("--num-gpus 2", "torchrun has started 2 processes; leave out --num-gpus"),
+        ("--num-gpus 2", "--num-gpus, --num-machines: use torchrun's --nproc-per-node"),
         ("MODEL.RESNETS.DEPTH 101 MODEL.WEIGHTS {weights}", "does not fit the model"),
     ],
 )

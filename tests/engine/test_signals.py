@@ -14,8 +14,6 @@ import pytest
 import torch
 from torch.utils._pytree import tree_flatten
 
-from nl_detectron.engine import forward_signals
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
 ITERATIONS = 38
@@ -112,32 +110,3 @@ def test_interrupted_training_is_equal_to_an_undisturbed_one(start):
     assert "Starting training from iteration 0" in output
     for alarming in ("not built correctly", "No CUDA runtime"):
         assert alarming not in output
-
-
-CHILD = """
-import signal, sys, time
-def stop(number, frame):
-    time.sleep(0.5)
-    print("checkpoint", flush=True)
-    sys.exit(128 + number)
-signal.signal(signal.SIGTERM, stop)
-signal.signal(signal.SIGINT, stop)
-print("begun", flush=True)
-time.sleep(600)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_forward_signals(number):
-    handlers = [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)]
-    command = [sys.executable, "-c", CHILD]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout.readline() == "begun\n"
-        with pytest.raises(SystemExit) as exit_info, forward_signals(lambda: [child]):
-            os.kill(os.getpid(), number)
-            if number == signal.SIGINT:
-                child.send_signal(number)  # as a terminal does
-            assert child.wait(timeout=TIMEOUT) == 128 + number
-            assert child.stdout.read() == "checkpoint\n"
-    assert exit_info.value.code == 128 + number
-    assert [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)] == handlers

@@ -3,16 +3,15 @@
 from pathlib import Path
 
 import torch
-from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from helpers import MASK_RCNN_R50_FPN, zoo_config
 from torch import nn
 
-from nl_detectron import add_nonlocal_config
+from nl_detectron.engine import load_config
 
 NONLOCAL = ("MODEL.BACKBONE.NAME", "build_nonlocal_backbone")
-TINY = Path(__file__).parents[1] / "mask_rcnn_tiny.yaml"
+TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 # Detectors of the zoo with few channels, which keep every detection of untrained weights.
 SMALL = (
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8),
@@ -33,11 +32,7 @@ SMALL = (
 
 def tiny_config(*options):
     """Return the config of the smallest Mask R-CNN, with one block in res4."""
-    cfg = get_cfg()
-    add_nonlocal_config(cfg)
-    cfg.merge_from_file(str(TINY))
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *options])
-    return cfg
+    return load_config(TINY, ["MODEL.DEVICE", "cpu", *options])
 
 
 def small_config(*options, name=MASK_RCNN_R50_FPN):

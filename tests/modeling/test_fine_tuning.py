@@ -12,7 +12,7 @@ from torch import nn
 
 from nl_detectron import NonLocalBlock
 from nl_detectron.errors import OptionError
-from nl_detectron.modeling import build_model, build_optimizer, freeze_rest, override_nonlocal
+from nl_detectron.modeling import build_model, build_optimizer, freeze_rest
 
 BLOCK = "backbone.bottom_up.res4.nonlocal4"
 PLAIN = ("MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone")
@@ -91,16 +91,6 @@ def test_learning_rate_and_weight_decay(factor, decay, clip):
     assert settings_of_parameters(optimizer, model) == expected
     assert type(optimizer).__name__ == type(plain).__name__ == "SGD" + "WithGradientClip" * clip
     assert optimizer.defaults == plain.defaults
-
-
-def test_optimizer_that_was_not_built_from_a_config():
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), NonLocalBlock(8), nn.Conv2d(8, 8, 1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.25, weight_decay=0.5)
-    override_nonlocal(optimizer, model, lr_factor=4, weight_decay=0)
-    groups = [(g["lr"], g["weight_decay"], g["params"]) for g in optimizer.param_groups]
-    assert [group[:2] for group in groups] == [(0.25, 0.5), (1.0, 0)]
-    assert set(groups[1][2]) == set(model[1].parameters())
-    assert set(groups[0][2]) == {*model[0].parameters(), *model[2].parameters()}
 
 
 LR_FACTOR = "must be a positive number"

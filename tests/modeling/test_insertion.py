@@ -12,7 +12,7 @@ from detectron2.modeling.backbone.regnet import ResBottleneckBlock, SimpleStem
 from helpers import backbone_without_weights, model_without_weights, zoo_config
 from torch import nn
 
-from nl_detectron import NonLocalBlock, insert_nonlocal, nonlocal_keypoint_head, remove_nonlocal
+from nl_detectron import NonLocalBlock, insert_nonlocal, remove_nonlocal
 from nl_detectron.errors import OptionError
 
 MASK = "COCO-InstanceSegmentation/mask_rcnn_"
@@ -52,29 +52,6 @@ def with_blocks(count, after):
 # Locations.
 
 
-@pytest.mark.parametrize(
-    "depth, location, res3, res4",
-    [
-        (18, "res4.-2", [], [0]),
-        (50, "res4.-2", [], [4]),
-        (101, "res4.-2", [], [21]),
-        (152, "res4.-2", [], [34]),
-        (50, ["res3.1::2", "res4.1::2"], [1, 3], [1, 3, 5]),
-        (101, ["res3.1::2", "res4.6::7"], [1, 3], [6, 13, 20]),  # 5 blocks in the released code
-        (50, ["res3.*", "res4.*"], range(4), range(6)),
-    ],
-    ids=str,
-)
-def test_locations_of_the_paper(depth, location, res3, res4):
-    backbone = backbone_without_weights(zoo_config(depth=depth))
-    counts = len(backbone.bottom_up.res3), len(backbone.bottom_up.res4)
-    names = insert_nonlocal(backbone, location)
-    assert order(backbone.bottom_up.res3) == with_blocks(counts[0], res3)
-    assert order(backbone.bottom_up.res4) == with_blocks(counts[1], res4)
-    indices = [*(("res3", i) for i in res3), *(("res4", i) for i in res4)]
-    assert names == [f"bottom_up.{stage}.nonlocal{i}" for stage, i in indices]
-
-
 OUT_OF_RANGE = "selects no residual block of res4: 0 to 5 or -6 to -1"
 OCCUPIED = "is occupied: there is already a block after residual block 4 of res4"
 MALFORMED = (
@@ -87,7 +64,7 @@ FROZEN = "lies in a frozen stage, res2; lower MODEL.BACKBONE.FREEZE_AT or choose
 @pytest.mark.parametrize(
     "place, problem",
     [
-        ("res9.0", "names no stage of this model; stages there are: res2, res3, res4"),
+        ("res9.0", "names no stages of this model; stages there are: res2, res3, res4"),
         *((f"res4.{place}", OUT_OF_RANGE) for place in ("6", "-7", "3:3", "::0", "1-:")),
         *((place, MALFORMED) for place in (4, "", "res4", "res4.", "res4.last", "res4.1:2:3:4")),
         ("res2.0", FROZEN),
@@ -126,11 +103,11 @@ def test_second_insertion():
 
 def test_models_without_such_a_stage_or_with_two():
     models = nn.ModuleDict({"left": toy_model(), "right": toy_model()})
-    message = "'res4.0' names several stages; stages there are: left.res4, right.res4"
+    message = "'res4.0' names 2 stages of this model; stages there are: left.res4, right.res4"
     with pytest.raises(OptionError, match=message):
         insert_nonlocal(models, "res4.0")
     assert insert_nonlocal(models["left"], "res4.0") == ["res4.nonlocal0"]
-    with pytest.raises(OptionError, match="no stage of this model; stages there are: none"):
+    with pytest.raises(OptionError, match="no stages of this model; stages there are: none"):
         insert_nonlocal(nn.Sequential(nn.Conv2d(1, 1, 1)), "res4.0")
 
 
@@ -214,7 +191,7 @@ def test_res5_of_a_c4_model_is_in_its_head(messages):
     regions = torch.empty(5, 1024, 14, 14, device="meta")
     assert model.roi_heads.res5(regions).shape == (5, 2048, 7, 7)
     assert "800x1344" not in messages[0]  # the block does not see the image
-    with pytest.raises(OptionError, match="'res5.-2' names no stage.*there are: res2, res3, res4$"):
+    with pytest.raises(OptionError, match="'res5.-2' names no .*there are: res2, res3, res4$"):
         insert_nonlocal(backbone_without_weights(cfg), "res5.-2")
 
 
@@ -240,12 +217,6 @@ def state(model):
     return [*(name for name, _ in model.named_modules()), *tensors], list(tensors.values())
 
 
-def assert_same_state(model, expected):
-    names, tensors = state(model)
-    assert names == expected[0]
-    assert equal(tensors, expected[1])
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -268,28 +239,18 @@ def test_insertion_and_removal(name):
         nn.init.normal_(model.get_submodule(block).out.norm.weight)
     assert not equal(detections(model), outputs)
     assert remove_nonlocal(model) == names
-    assert_same_state(model, before)
+    after = state(model)
+    assert after[0] == before[0] and equal(after[1], before[1])
     assert equal(detections(model), outputs)
-
-
-def test_removal_from_the_keypoint_head():
-    model = build_model(small_config(name="COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"))
-    before = state(model)
-    nonlocal_keypoint_head(model.roi_heads.keypoint_head)
-    in_backbone = insert_nonlocal(model, "res4.-2")
-    in_head = [f"roi_heads.keypoint_head.nonlocal{i}" for i in (2, 4, 6, 8)]
-    assert remove_nonlocal(model, in_backbone) == in_backbone
-    assert remove_nonlocal(model) == in_head
-    assert_same_state(model, before)
 
 
 def test_removal_of_some_blocks():
     model = toy_model()
-    with pytest.raises(ValueError, match="the model has no inserted non-local block"):
+    with pytest.raises(ValueError, match=r"cannot remove all blocks; inserted blocks are \[\]$"):
         remove_nonlocal(model)
     names = insert_nonlocal(model, RES)
     assert names == ["res3.nonlocal1", "res3.nonlocal3", "res4.nonlocal4"]
-    with pytest.raises(ValueError, match=r"block 'res9'; there are: res3.*res4.nonlocal4$"):
+    with pytest.raises(ValueError, match=r"cannot remove .*'res9'\]; .*res3.*res4.nonlocal4'\]$"):
         remove_nonlocal(model, [names[0], "res9"])
     rest = [model.get_submodule(name) for name in names[::2]]
     assert remove_nonlocal(model, [names[1]]) == [names[1]]

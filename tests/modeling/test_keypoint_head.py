@@ -99,7 +99,7 @@ def test_insertion_into_an_existing_head():
 def test_errors():
     """The head is unchanged after an error."""
     head = plain_head()
-    problem = "leaves no place for a block: the head has 8 convolutions; valid: 1 to 8"
+    problem = "is not from 1 to 8, the number of convolutions"
     for every in (0, -1, 9):
         with pytest.raises(OptionError, match=f"^every {every} {problem}$"):
             nonlocal_keypoint_head(head, every)

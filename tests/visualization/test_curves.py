@@ -72,7 +72,6 @@ def test_figure(tmp_path, monkeypatch):
     [
         ("run unfinished", "unfinished/metrics.json has none of total_loss"),
         ("run no_config", "no_config"),
-        ("run ./run", "a run is given twice"),
         ("run --output a.txt", "must end in .png, .svg or .pdf"),
         ("run --output no/a.png", "no/a.png"),
     ],
