@@ -20,8 +20,7 @@ def add_nonlocal_config(cfg: CN) -> None:
     # that the model does not have. True: load what matches.
     cfg.MODEL.WEIGHTS_PARTIAL = False
 
-    # Read by the backbone "build_nonlocal_backbone". The options of the block are also read by the
-    # keypoint head "build_nonlocal_keypoint_head".
+    # Read by build_nonlocal_backbone; the options of blocks also by build_nonlocal_keypoint_head.
     cfg.MODEL.NONLOCAL = CN()
 
     # Registered name of the backbone in which the blocks are inserted.
@@ -84,8 +83,7 @@ def config_hash(cfg: CN) -> str:
 def get_config_file(name: str) -> str:
     """Return the path of a file in ``configs/``: "Misc/cascade_mask_rcnn_R_50_FPN_NL_1x.yaml".
 
-    Raises:
-        FileNotFoundError: if there is no such file. The message lists the existing ones.
+    Raise a FileNotFoundError that lists the existing files if there is no such file.
     """
     parents = Path(__file__).resolve().parents[:2]  # of configs/ in a wheel and in a clone
     folder = next(parent / "configs" for parent in parents if (parent / "configs").is_dir())

@@ -9,18 +9,14 @@ from nl_detectron.errors import OptionError
 from nl_detectron.layers import NonLocalBlock
 
 
-def make_config(*options):
-    return load_config(opts=options)
-
-
 def test_second_call_keeps_the_values():
-    cfg = make_config("MODEL.NONLOCAL.NORM", "GN")
+    cfg = load_config(opts=["MODEL.NONLOCAL.NORM", "GN"])
     add_nonlocal_config(cfg)
     assert cfg.MODEL.NONLOCAL.NORM == "GN"
 
 
 def test_defaults_of_the_config_are_those_of_the_block():
-    assert repr(NonLocalBlock(8, **block_options(make_config()))) == repr(NonLocalBlock(8))
+    assert repr(NonLocalBlock(8, **block_options(load_config()))) == repr(NonLocalBlock(8))
 
 
 def test_error_names_the_key():
@@ -34,11 +30,11 @@ def test_error_names_the_key():
 
 
 def test_hash_ignores_seed_output_and_device():
-    plain = config_hash(make_config())
+    plain = config_hash(load_config())
     assert len(plain) == 12
     ignored = ("SEED", 3, "OUTPUT_DIR", "a", "MODEL.DEVICE", "cpu")
-    assert config_hash(make_config(*ignored)) == plain
-    assert config_hash(make_config("MODEL.NONLOCAL.REDUCTION", 4)) != plain
+    assert config_hash(load_config(opts=ignored)) == plain
+    assert config_hash(load_config(opts=["MODEL.NONLOCAL.REDUCTION", 4])) != plain
 
 
 def test_unknown_config_file():

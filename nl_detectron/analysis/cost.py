@@ -16,19 +16,16 @@ from .multiply_adds import detector_multiply_adds, meta_model, padded_size
 def analyze_cost(
     cfg: CfgNode, sizes: Sequence[tuple[int, int]]
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Compute parameters and multiply-adds from shapes, without running the model.
+    """Compute parameters and multiply-adds; raise an OptionError if a key is invalid.
 
     Args:
-        cfg: config of a model with or without blocks. The options of the blocks are read from
+        cfg: of a model with or without blocks. The options of the blocks are read from
             ``MODEL.NONLOCAL``, except for location and sub-sampling, of which all are listed.
         sizes: image heights and widths in pixels.
 
     Returns:
         Two lists of table rows, as dicts. For each size: the model without blocks, and the model
         of the config. For each size, stage and sub-sampling: one block.
-
-    Raises:
-        OptionError: if a key of ``MODEL.NONLOCAL`` has an invalid value.
     """
     model, plain_model = meta_model(cfg), meta_model(cfg)
     blocks = sum(isinstance(module, NonLocalBlock) for module in model.modules())

@@ -43,10 +43,7 @@ def padded_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
 
 
 def detector_multiply_adds(model: nn.Module, height: int, width: int) -> dict[str, int]:
-    """Count the multiply-adds of each part of a detectron2 detector on one image.
-
-    Args:
-        height, width: size of the image in pixels, before padding.
+    """Count the multiply-adds of each part of a detector on an image of that size in pixels.
 
     Returns:
         Multiply-adds of "backbone" and of those parts that the model has: "rpn", "head",
@@ -119,10 +116,9 @@ _FLOP_FORMULAS = {
     torch.ops.aten.addcmul: lambda _, left, right, **__: 2 * _weighted_rows(left, right),
 }
 
-# Handles for fvcore.nn.FlopCountAnalysis(model, inputs).set_op_handle(**FLOP_HANDLES). fvcore alone
-# counts attention as 0. With them, a block without norm counts as NonLocalBlock.multiply_adds says,
-# apart from two effects of tracing: the Gaussian pads its values to the width of its keys, and the
-# dot product does not choose the cheaper order of its products on small maps.
+# Handles for fvcore.nn.FlopCountAnalysis(model, inputs).set_op_handle(**FLOP_HANDLES). A block
+# without norm then counts as NonLocalBlock.multiply_adds says, but in a trace the Gaussian pads its
+# values to the width of its keys, and the dot product has a fixed order of its products.
 FLOP_HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::scaled_dot_product_attention": lambda inputs, _: _attention(*map(get_shape, inputs[:3])),
     "aten::mul": lambda inputs, _: _weighted_rows(*map(get_shape, inputs)),

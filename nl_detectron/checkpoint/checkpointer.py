@@ -43,8 +43,7 @@ class AuditedCheckpointer(DetectionCheckpointer):
     def load(self, path: str, checkpointables: Optional[Sequence[str]] = None) -> dict:
         """Load a checkpoint as DetectionCheckpointer does; an empty path loads nothing.
 
-        Raises:
-            LoadError: the file is missing, damaged, unsafe or not finite, or does not fit.
+        Raise a LoadError if the file is missing, damaged, unsafe or not finite, or does not fit.
         """
         if not path:
             return super().load(path)

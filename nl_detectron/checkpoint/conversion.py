@@ -58,7 +58,6 @@ def convert_file(path: str, new_path: str, source: str) -> str:
 
     Raises:
         LoadError: the file cannot be read, or has no tensor of a ResNet under the source's names.
-        SaveError: the new file cannot be written.
     """
     content = read_file(path)
     converted, left_out = convert(content, source) if isinstance(content, Mapping) else ({}, [])
@@ -78,15 +77,12 @@ def convert_file(path: str, new_path: str, source: str) -> str:
 
 
 def convert(content: Mapping, source: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Rename the tensors of a ResNet with non-local blocks to detectron2's names.
+    """Rename the tensors of a ResNet to detectron2's names; also return the names of the others.
 
     Args:
         content: name -> tensor or array, or a dict that has them under "state_dict" or "blobs".
             Kernels in space and time must have size 1 in time.
         source: "mmdet", also for mmaction2 and torchvision, or "caffe2", for video-nonlocal-net.
-
-    Returns:
-        The converted tensors, and the names of the tensors that were left out.
     """
     converted, left_out = {}, []
     for name, value in content.get("state_dict", content.get("blobs", content)).items():

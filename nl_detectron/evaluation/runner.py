@@ -46,15 +46,14 @@ def jobs(
 ) -> list[Job]:
     """List the runs of a table: all rows with the first seed, then with the next.
 
+    Raise a UserError if there is no such row, or the options do not fit a config.
+
     Args:
         output: folder of all runs; one run is in ``output/<config>/seed<n>``.
         rows: names of rows; empty for all.
         seeds: number of runs per row, with the seeds 1 to ``seeds``.
         num_gpus: GPUs per run, on this machine.
         opts: ``KEY VALUE ...`` for every config.
-
-    Raises:
-        UserError: if the table has no row of that name, or the options do not fit a config.
     """
     rows = rows or list(table.rows)
     if unknown := [row for row in rows if row not in table.rows]:
@@ -75,10 +74,8 @@ def run_jobs(todo: Sequence[Job]) -> list[str]:
     """Run or resume the jobs that are not finished. A failed run does not stop the others.
 
     The output of a run goes to output.log in its folder; its progress is shown on stderr. On
-    SIGTERM or Ctrl-C, the current run writes a checkpoint, then this process exits.
-
-    Returns:
-        One line for each failed run.
+    SIGTERM or Ctrl-C, the current run writes a checkpoint, then this process exits. Return one
+    line for each failed run.
     """
     failures = []
     for number, job in enumerate(todo, start=1):

@@ -14,8 +14,7 @@ class Table:
     title: str
     configs: str  # pattern of the config names, with "{}" in place of the row's name
     metrics: tuple[str, ...]  # keys of metrics.json
-    # Name -> the paper's metrics; empty if the paper has none. A row with "_NL" in its name is
-    # compared with the last row above it without.
+    # Name -> the paper's metrics, if any. The baseline of a row with "_NL" is the last one without.
     rows: dict[str, tuple[float, ...]]
 
     def config(self, row: str) -> str:

@@ -23,11 +23,7 @@ def nonlocal_backbone(backbone: Backbone, location: str | Sequence[str], **optio
 
 @BACKBONE_REGISTRY.register()
 def build_nonlocal_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """Build the backbone ``MODEL.NONLOCAL.BACKBONE`` and insert non-local blocks.
-
-    Raises:
-        OptionError: if a key of ``MODEL.NONLOCAL`` has an invalid value.
-    """
+    """Build ``MODEL.NONLOCAL.BACKBONE`` with blocks; raise an OptionError if a key is invalid."""
     name = cfg.MODEL.NONLOCAL.BACKBONE
     plain = {name for name, _ in BACKBONE_REGISTRY} - {"build_nonlocal_backbone"}
     if name not in plain:

@@ -24,8 +24,7 @@ def freeze_rest(model: nn.Module) -> nn.Module:
     """
     norms = {block: block.out.norm for block in _nonlocal_blocks(model)}
     if not norms:
-        problem = "leaves nothing to train: the model has no non-local block"
-        raise OptionError("freeze_rest", problem)
+        raise OptionError("freeze_rest", "leaves nothing to train: there is no non-local block")
     FrozenBatchNorm2d.convert_frozen_batchnorm(model)
     model.requires_grad_(False)
     for block, norm in norms.items():
@@ -42,11 +41,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """Build detectron2's optimizer, and apply :func:`override_nonlocal` if its keys are set.
-
-    Raises:
-        OptionError: if a key has an invalid value, or if there is no block for it.
-    """
+    """Build detectron2's optimizer, and apply :func:`override_nonlocal` if its keys are set."""
     optimizer = build_detectron2_optimizer(cfg, model)
     lr_factor, weight_decay = cfg.SOLVER.NONLOCAL_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY_NONLOCAL
     if lr_factor != 1 or weight_decay is not None:
@@ -79,15 +74,13 @@ def override_nonlocal(
     overrides = {}
     if weight_decay is not None:
         if type(weight_decay) not in (int, float) or not 0 <= weight_decay < math.inf:
-            problem = "must be a number, 0 or more, or None"
-            raise OptionError("weight_decay", f"{weight_decay!r} {problem}")
+            raise OptionError("weight_decay", f"{weight_decay!r} must be a number >= 0, or None")
         overrides["weight_decay"] = weight_decay
 
     in_blocks = {p for block in _nonlocal_blocks(model) for p in block.parameters()}
     if in_blocks.isdisjoint(p for group in optimizer.param_groups for p in group["params"]):
         option = "lr_factor" if lr_factor != 1 else "weight_decay"
-        problem = "has no effect: the optimizer has no parameter of a non-local block"
-        raise OptionError(option, problem)
+        raise OptionError(option, "has no effect: the optimizer has no parameter of a block")
     groups = []
     for group in optimizer.param_groups:
         rest = [p for p in group["params"] if p not in in_blocks]

@@ -76,13 +76,10 @@ def insert_nonlocal(model: nn.Module, location: str | Sequence[str], **block_opt
 
 
 def remove_nonlocal(model: nn.Module, names: Sequence[str] | None = None) -> list[str]:
-    """Remove inserted non-local blocks from a model, in place.
+    """Remove inserted non-local blocks from a model, in place, and return their names.
 
     Args:
         names: the blocks to remove, as returned by :func:`insert_nonlocal`; None is all of them.
-
-    Returns:
-        The names of the removed blocks.
 
     Raises:
         ValueError: if there is no such block. The model is then unchanged.
@@ -149,8 +146,7 @@ def _resolve(place: str, stages: list[Stage]) -> tuple[Stage, list[int]]:
     found = [stage for stage in stages if stage.name.split(".")[-1] == name]
     if len(found) != 1:
         names = ", ".join(stage.name for stage in (found or stages)) or "none"
-        problem = f"{place!r} names {len(found) or 'no'} stages of this model"
-        raise OptionError("location", f"{problem}; stages there are: {names}")
+        raise OptionError("location", f"{place!r} names {len(found) or 'no'} stages of: {names}")
     (stage,) = found
 
     indices = range(len(stage.residual_blocks()))

@@ -47,11 +47,7 @@ def nonlocal_keypoint_head(
 def build_nonlocal_keypoint_head(
     cfg: CfgNode, input_shape: ShapeSpec
 ) -> KRCNNConvDeconvUpsampleHead:
-    """Build detectron2's keypoint head and insert non-local blocks.
-
-    Raises:
-        OptionError: if a key of ``MODEL.NONLOCAL`` has an invalid value.
-    """
+    """Build detectron2's head with blocks; raise an OptionError if a key is invalid."""
     head = KRCNNConvDeconvUpsampleHead(cfg, input_shape)
     every = cfg.MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY
     with name_config_key(every="MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY"):

@@ -86,7 +86,6 @@ class AttentionRecorder:
         These are rows of ``block.affinity_matrix``; the rest of the matrix is not computed.
 
         Args:
-            name: name of a block.
             positions: (K, 2) integers, query positions.
 
         Returns:
@@ -181,7 +180,6 @@ def attend(predictor: DefaultPredictor, image: np.ndarray, blocks: Sequence[str]
     """Run a model on an image and record the inputs of its non-local blocks.
 
     Args:
-        predictor: detectron2's predictor; it resizes the image as its config says.
         image: (H, W, 3), uint8, BGR.
         blocks: names of the blocks to record, such as ``["res4.4"]``; all by default.
     """

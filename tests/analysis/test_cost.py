@@ -66,7 +66,6 @@ def test_one_block_adds_less_than_five_percent():
         (["--config-file", TINY, "--size", "64"], "'64' is not HEIGHTxWIDTH, such as 800x1344"),
         (["--config-file", TINY, "MODEL.NONLOCAL.REDUCTION", "3"], "MODEL.NONLOCAL.REDUCTION 3"),
     ],
-    ids=str,
 )
 def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit_info:

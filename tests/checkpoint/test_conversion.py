@@ -180,7 +180,6 @@ def test_tool(tmp_path, monkeypatch, capsys):
         (pickle.dumps({"a.b": np.ones(1)}), r"has no ResNet .* of mmdet; it has \['a.b'\]"),
         (pickle.dumps([1]), "has no ResNet with names of mmdet"),
     ],
-    ids=["other names", "no dict"],
 )
 def test_files_that_cannot_be_converted(tmp_path, content, message):
     file = tmp_path / "in.pkl"

@@ -48,7 +48,7 @@ def test_freeze_rest(norm):
 
 
 def test_freeze_rest_without_block():
-    problem = "leaves nothing to train: the model has no non-local block"
+    problem = "leaves nothing to train: there is no non-local block"
     with pytest.raises(OptionError, match=f"^freeze_rest {problem}"):
         freeze_rest(nn.Conv2d(3, 8, 3))
     with pytest.raises(OptionError, match=f"^MODEL.NONLOCAL.FREEZE_REST {problem}"):
@@ -94,7 +94,7 @@ def test_learning_rate_and_weight_decay(factor, decay, clip):
 
 
 LR_FACTOR = "must be a positive number"
-WEIGHT_DECAY = "must be a number, 0 or more, or None"
+WEIGHT_DECAY = "must be a number >= 0, or None"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_bad_value(key, value, problem):
 
 
 def test_key_without_block():
-    problem = "has no effect: the optimizer has no parameter of a non-local block"
+    problem = "has no effect: the optimizer has no parameter of a block"
     for key, value in (("NONLOCAL_LR_FACTOR", 2.0), ("WEIGHT_DECAY_NONLOCAL", 0.0)):
         with pytest.raises(OptionError, match=f"^SOLVER.{key} {problem}"):
             build_optimizer(tiny_config(f"SOLVER.{key}", value), nn.Conv2d(3, 8, 1))

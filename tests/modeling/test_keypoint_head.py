@@ -40,25 +40,19 @@ def with_blocks(after, convolutions=8):
     return [*names, "score_lowres"]
 
 
-def regions(count):
-    """Return features of regions, and one image with the people in them."""
+def outputs(head, count):
+    """Return the loss, its gradient for the input, and the predicted keypoints."""
     torch.manual_seed(1)
     people = Instances((64, 64))
     people.pred_boxes = people.proposal_boxes = Boxes(torch.tensor([[4.0, 4, 60, 60]] * count))
     points = torch.cat([torch.rand(count, 17, 2) * 50 + 6, torch.full((count, 17, 1), 2.0)], dim=2)
     people.gt_keypoints = Keypoints(points)
-    return torch.randn(count, 8, 14, 14), [people]
-
-
-def outputs(head, count):
-    """Return the loss, its gradient for the input, and the predicted keypoints."""
-    features, images = regions(count)
-    features.requires_grad_()
+    features = torch.randn(count, 8, 14, 14, requires_grad=True)
     with EventStorage():
-        (loss,) = head.train()(features, images).values()
+        (loss,) = head.train()(features, [people]).values()
     (gradient,) = torch.autograd.grad(loss, features)
     with torch.no_grad():
-        (people,) = head.eval()(features, images)
+        (people,) = head.eval()(features, [people])
     return [loss, gradient, people.pred_keypoints, people.pred_keypoint_heatmaps]
 
 
