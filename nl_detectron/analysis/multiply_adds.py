@@ -43,7 +43,7 @@ def padded_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
 
 
 def detector_multiply_adds(model: nn.Module, height: int, width: int) -> dict[str, int]:
-    """Count the multiply-adds of each part of a detector on an image of that size in pixels.
+    """Count the multiply-adds of each part of a detector on an image of height x width pixels.
 
     Returns:
         Multiply-adds of "backbone" and of those parts that the model has: "rpn", "head",

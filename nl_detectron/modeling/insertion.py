@@ -146,7 +146,7 @@ def _resolve(place: str, stages: list[Stage]) -> tuple[Stage, list[int]]:
     found = [stage for stage in stages if stage.name.split(".")[-1] == name]
     if len(found) != 1:
         names = ", ".join(stage.name for stage in (found or stages)) or "none"
-        raise OptionError("location", f"{place!r} names {len(found) or 'no'} stages of: {names}")
+        raise OptionError("location", f"{place!r} must name one of the stages: {names}")
     (stage,) = found
 
     indices = range(len(stage.residual_blocks()))
