@@ -216,6 +216,7 @@ def test_gradients_stay_finite(instantiation, dtype):
 # Programs.
 
 
+@torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("mode", ["script", "trace", "export", "compile"])
 @pytest.mark.parametrize(
