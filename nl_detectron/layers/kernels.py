@@ -54,7 +54,7 @@ class Attention(Function):
         for chunk, rows in enumerate(_query_chunks(query, key)):
             p = kept[chunk] if chunk < len(kept) else _softmax(query[:, rows], key, ctx.scale)
             d_value.baddbmm_(p.transpose(1, 2), dy[:, rows])
-            dp = torch.bmm(dy[:, rows], value.transpose(1, 2))
+            dp = torch.bmm(dy[:, rows], value.transpose(1, 2), out=torch.empty_like(p))
             ds = torch._softmax_backward_data(dp, p, 2, p.dtype, grad_input=dp)
             d_chunk = d_query[:, rows]
             torch.baddbmm(d_chunk, ds, key, beta=0, alpha=ctx.scale, out=d_chunk)
