@@ -1,7 +1,6 @@
 """What is compared: operations and blocks that compute the same function, and detectors."""
 
 import copy
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -104,13 +103,20 @@ def blocks(
         modules["timm"] = timm_block(block)
     x = torch.randn(shape).to(device, dtype).requires_grad_()
     passes = {name: passes_of(module.to(device, dtype), [x]) for name, module in modules.items()}
-    batch, c, n, m = *shape[:2], math.prod(shape[2:]), _keys(subsample, *shape[2:])
-    d, source = block.bottleneck_channels, m if subsample == "pool_conv" else n
+    sizes = shape[0] * block_products(block, *shape[2:])
+    return passes | {FLOOR: products(sizes, dtype, device)}
+
+
+def block_products(block: NonLocalBlock, height: int, width: int) -> list[tuple[int, int, int]]:
+    """Return the sizes (rows, inner, columns) of the matrix products of a block on one input."""
+    c, d, n = block.in_channels, block.bottleneck_channels, height * width
+    m = _keys(block.subsample, height, width)
+    source = m if block.subsample == "pool_conv" else n
     sizes = [(d, c, source), (c, d, n)]  # g, W_z
-    if function != "gaussian":
-        sizes += [(d, c, n), (d, c, source)]  # theta, phi
-    sizes += _pair_products(function, n, m, c if function == "gaussian" else d, d)
-    return passes | {FLOOR: products(batch * sizes, dtype, device)}
+    if block.instantiation == "gaussian":
+        return sizes + _pair_products("gaussian", n, m, c, d)
+    sizes += [(d, c, n), (d, c, source)]  # theta, phi
+    return sizes + _pair_products(block.instantiation, n, m, d, d)
 
 
 class MatrixBlock(NonLocalBlock):
