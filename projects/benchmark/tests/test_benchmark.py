@@ -143,7 +143,7 @@ def test_gpu_script(tmp_path, monkeypatch):
     gpu.main(["--quick", "--device", "cpu", "--rounds", "1", "--output", str(tmp_path)])
     rows = {part: json.loads((tmp_path / f"{part}.json").read_text())["rows"] for part in gpu.PARTS}
     assert [row["facts"] for row in rows["correctness"] if not row["ok"]] == []
-    assert len(rows["correctness"]) == 4 * (3 * 3 + 1) + 4
+    assert len(rows["correctness"]) == 4 * (3 * 3 + 1) + 2
     timed = [row["competitor"] for row in rows["kernels"] if row["seconds"]]
     assert {"matrix", "kept", "flash_attention", "math"} <= set(timed)
     assert [row["competitor"] for row in rows["models"]] == ["baseline", "+1 NL, pool_conv"] * 2
