@@ -14,18 +14,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels import ChunkedAttention, ReluSums
+from .kernels import Attention, ReluSums
 
 
 def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """Compute Eq. 3: softmax over j of ``scale * theta_i . phi_j``.
 
-    This is softmax attention with one head, so it calls torch's fused attention, which accumulates
-    in float32 (torch 2.4 does not for float16 on a CPU) and saves O(N + M) numbers for backward.
-    It needs contiguous rows and E = D. For other inputs torch silently uses the N x M matrix.
+    This is softmax attention with one head. Which implementation is the fastest was measured on a
+    CPU: in float32, torch's fused attention without gradients and :class:`Attention` with them;
+    in half precision always the fused one, which accumulates in float32 (torch 2.4 does not for
+    float16). :class:`Attention` cannot be exported or compiled.
     """
-    query, key, value = [t.unsqueeze(1).contiguous() for t in (theta, phi, g)]
-    return F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)
+    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return _fused_attention(theta, phi, g, scale)
+    requires_grad = theta.requires_grad or phi.requires_grad or g.requires_grad
+    keep = torch.is_grad_enabled() and requires_grad
+    half = g.dtype in (torch.float16, torch.bfloat16)
+    if half or (theta.shape[2] == g.shape[2] and not keep):
+        return _fused_attention(theta, phi, g, scale)
+    return Attention.apply(theta, phi, g, scale, keep)
 
 
 def embedded_gaussian_affinity(theta: Tensor, phi: Tensor, scale: float) -> Tensor:
@@ -36,19 +43,10 @@ def embedded_gaussian_affinity(theta: Tensor, phi: Tensor, scale: float) -> Tens
 def gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """Compute Eq. 2: softmax over j of ``scale * x_i . x_j``; ``theta`` and ``phi`` are x itself.
 
-    Inner products of activations can exceed the range of float16, so this computes in float32 or
-    wider. :class:`ChunkedAttention` supports a g with fewer channels than x, but cannot be exported
-    or compiled; in those cases g is padded with zero channels for torch's fused attention.
+    Inner products of activations can exceed the range of float16, so this computes in float32.
     """
-    dtype = torch.promote_types(g.dtype, torch.float32)
-    theta, phi, value = theta.to(dtype), phi.to(dtype), g.to(dtype)
-    if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        width = g.shape[2]
-        padded = F.pad(value, [0, theta.shape[2] - width])
-        y = embedded_gaussian(theta, phi, padded, scale)[:, :, :width]
-    else:
-        y = ChunkedAttention.apply(theta, phi, value, scale)
-    return y.to(g.dtype)
+    dtype = torch.float32 if g.dtype == torch.float16 else g.dtype
+    return embedded_gaussian(theta.to(dtype), phi.to(dtype), g.to(dtype), scale).to(g.dtype)
 
 
 def gaussian_affinity(theta: Tensor, phi: Tensor, scale: float) -> Tensor:
@@ -106,6 +104,19 @@ def concatenation_affinity(theta: Tensor, phi: Tensor, w_f: Tensor) -> Tensor:
     """Return the matrix of Eq. 5. No entry is negative, and rows need not sum to 1."""
     a, b = _pair_terms(theta, phi, w_f)
     return F.relu(a.unsqueeze(2) + b.unsqueeze(1)) / phi.shape[1]
+
+
+def _fused_attention(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
+    """Call torch's fused attention, which saves O(N + M) numbers for the backward pass.
+
+    It needs contiguous rows, and g as wide as theta. Otherwise torch uses the N x M matrix without
+    a warning, so a narrower g is padded with zero channels.
+    """
+    width = g.shape[2]
+    g = F.pad(g, [0, max(theta.shape[2] - width, 0)])
+    query, key, value = [t.unsqueeze(1).contiguous() for t in (theta, phi, g)]
+    y = F.scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)
+    return y[:, :, :width]
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:

@@ -1,10 +1,10 @@
 """Autograd functions of the non-local operation that avoid the N x M matrix of all pairs.
 
-Both recompute intermediate results in the backward pass, so the memory that they save for it is
-linear in the size of the inputs. All products are written to preallocated tensors, whose type
-autocast does not change.
+What they save for the backward pass is linear in the size of the inputs; they compute the rest
+again. Results are written to preallocated tensors, whose type autocast does not change.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -13,59 +13,68 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 # Sizes of the temporary buffers, in elements, found by measurement.
-ATTENTION_WORKSPACE = 2**22  # scores; a larger buffer is not faster, a smaller one is slower
+ATTENTION_WORKSPACE = 2**21  # scores; a larger buffer is not faster, a smaller one is slower
 SUMS_WORKSPACE = 2**18  # sorted elements of g; about the size of a CPU core's cache
 
+# The softmax is kept for the backward pass for as many queries as fit into this many times the
+# size of query, key and value together.
+KEPT_SOFTMAX = 3
 
-class ChunkedAttention(Function):
+
+class Attention(Function):
     """Compute ``softmax(scale * query key^T) value`` for a chunk of queries at a time.
 
-    The values may have fewer channels than the keys, which torch's fused attention does not
-    support. Padding them for the fused kernels would cost up to a third more multiply-adds.
+    The softmax of the first chunks is kept for the backward pass, within :data:`KEPT_SOFTMAX`,
+    and that of the others is computed again. The values may have fewer channels than the keys.
     """
 
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Map (B, N, D), (B, M, D) and (B, M, E), all of the same type, to (B, N, E)."""
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, keep: bool) -> Tensor:
+        """Map (B, N, D), (B, M, D), (B, M, E) of the same type to (B, N, E); keep for backward."""
         y = value.new_empty(query.shape[0], query.shape[1], value.shape[2])
-        for rows, scores, p in _query_chunks(query, key):
-            _softmax(query[:, rows], key, scale, scores, p)
+        budget = KEPT_SOFTMAX * (query.numel() + key.numel() + value.numel()) if keep else 0
+        kept = []
+        for rows in _query_chunks(query, key):
+            p = _softmax(query[:, rows], key, scale)
             torch.bmm(p, value, out=y[:, rows])
-        ctx.save_for_backward(query, key, value, y)
+            budget -= p.numel()
+            if budget >= 0:
+                kept.append(p)
+        ctx.save_for_backward(query, key, value, *kept)
         ctx.scale = scale
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple:
-        """With p the softmax and s the scores: dp = dy value^T, and ds = p (dp - dy . y)."""
-        query, key, value, y = ctx.saved_tensors
-        d_query = torch.empty_like(query)
-        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
-        for rows, scores, p in _query_chunks(query, key):
-            _softmax(query[:, rows], key, ctx.scale, scores, p)
+        """With p the softmax and s the scores: dp = dy value^T, and ds = p (dp - p . dp)."""
+        query, key, value, *kept = ctx.saved_tensors
+        d_query = query.new_empty(query.shape)
+        d_key, d_value = key.new_zeros(key.shape), value.new_zeros(value.shape)
+        for chunk, rows in enumerate(_query_chunks(query, key)):
+            p = kept[chunk] if chunk < len(kept) else _softmax(query[:, rows], key, ctx.scale)
             d_value.baddbmm_(p.transpose(1, 2), dy[:, rows])
-            ds = torch.bmm(dy[:, rows], value.transpose(1, 2), out=scores)
-            ds.sub_((dy[:, rows] * y[:, rows]).sum(2, keepdim=True)).mul_(p)
-            torch.bmm(ds, key, out=d_query[:, rows])
+            dp = torch.bmm(dy[:, rows], value.transpose(1, 2), out=torch.empty_like(p))
+            ds = torch._softmax_backward_data(dp, p, 2, p.dtype, grad_input=dp)
+            d_chunk = d_query[:, rows]
+            torch.baddbmm(d_chunk, ds, key, beta=0, alpha=ctx.scale, out=d_chunk)
             d_key.baddbmm_(ds.transpose(1, 2), query[:, rows], alpha=ctx.scale)
-        return d_query.mul_(ctx.scale), d_key, d_value, None
+        return d_query, d_key, d_value, None, None
 
 
-def _query_chunks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield slices of n queries, each with two uninitialized buffers of shape (B, n, M)."""
+def _query_chunks(query: Tensor, key: Tensor) -> Iterator[slice]:
+    """Yield slices of about the same number of queries, whose scores fit into the workspace."""
     batch, n, m = query.shape[0], query.shape[1], key.shape[1]
-    size = min(max(ATTENTION_WORKSPACE // max(batch * m, 1), 1), n)
-    first, second = query.new_empty(2, batch * size * m)
-    for start in range(0, n, max(size, 1)):
-        shape = batch, min(size, n - start), m
-        count = shape[0] * shape[1] * shape[2]
-        yield slice(start, start + shape[1]), first[:count].view(shape), second[:count].view(shape)
+    chunks = max(math.ceil(batch * n * m / ATTENTION_WORKSPACE), 1)
+    size = max(math.ceil(n / chunks), 1)
+    for start in range(0, n, size):
+        yield slice(start, start + size)
 
 
-def _softmax(query: Tensor, key: Tensor, scale: float, scores: Tensor, out: Tensor) -> None:
+def _softmax(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    scores = query.new_empty(query.shape[0], query.shape[1], key.shape[1])
     torch.baddbmm(scores, query, key.transpose(1, 2), beta=0, alpha=scale, out=scores)
-    torch.softmax(scores, 2, out=out)
+    return torch.softmax(scores, 2, out=scores)
 
 
 class ReluSums(Function):

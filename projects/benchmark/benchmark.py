@@ -18,6 +18,7 @@ import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from importlib.metadata import distributions
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -49,11 +50,10 @@ def argument_parser() -> ArgumentParser:
         bench.add_argument("--output", type=Path, help="JSON file to write")
         if name != "model":
             bench.add_argument("--size", nargs=3, type=int, action="append", metavar=tuple("CHW"))
-        if name == "block":
-            bench.add_argument("--subsample", choices=SUBSAMPLES, default="none")
+        subsamples = ["none", "pool_conv"] if name == "op" else SUBSAMPLES
+        bench.add_argument("--subsamples", nargs="+", choices=SUBSAMPLES, default=subsamples)
     bench.add_argument("--backbone", choices=["R_50", "R_101", "X_152_32x8d"], default="R_50")
     bench.add_argument("--locations", nargs="+", action="append")
-    bench.add_argument("--subsamples", nargs="+", choices=SUBSAMPLES, default=SUBSAMPLES)
     bench.add_argument("--image-size", type=int, nargs=2, default=[800, 1344])
     return parser
 
@@ -66,16 +66,17 @@ def comparisons(args: Namespace, dtype: torch.dtype, device: str, small: bool = 
         locations = args.locations or PAPER
         yield facts, detectors(args.backbone, locations, args.subsamples, shape, dtype, device)
         return
-    for size in [(32, 6, 8)] if small else args.size or STAGES:
+    sizes = [(32, 6, 8)] if small else args.size or STAGES
+    for size, subsample, function in product(sizes, args.subsamples, INSTANTIATIONS):
         shape = (args.batch, *size)
-        for function in INSTANTIATIONS:
-            facts = {"function": function, "B x C x H x W": " x ".join(map(str, shape))}
-            if args.bench == "op":
-                yield facts, operations(function, shape, dtype, device)
-                continue
-            for norm in ["", "BN"] if function == "embedded_gaussian" else [""]:
-                competitors = blocks(function, norm, args.subsample, shape, dtype, device)
-                yield {**facts, "norm": norm}, competitors
+        facts = {"function": function, "B x C x H x W": " x ".join(map(str, shape))}
+        facts["sub-sampling"] = subsample
+        if args.bench == "op":
+            yield facts, operations(function, subsample, shape, dtype, device)
+            continue
+        for norm in ["", "BN"] if function == "embedded_gaussian" else [""]:
+            competitors = blocks(function, norm, subsample, shape, dtype, device)
+            yield {**facts, "norm": norm}, competitors
 
 
 def main(arguments: list[str]) -> None:

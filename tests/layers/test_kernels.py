@@ -2,17 +2,40 @@
 
 import pytest
 import torch
+from helpers import saved_bytes
 from test_affinity import SHAPES, assert_equals_matrix_form, assert_near, make_inputs
 
 from nl_detectron.layers import affinity, kernels
 
 
+@pytest.mark.parametrize("kept", [0, 0.2, 100])
 @pytest.mark.parametrize("workspace", [1, 20, 30, 35])
-def test_attention_in_chunks(workspace, monkeypatch):
-    """Chunks of 1, 2 (with a remainder), 3 (with a remainder) and all of 7 queries."""
+def test_attention_in_chunks(workspace, kept, monkeypatch):
+    """Chunks of 1, 4, 4 and all of 7 queries, of which none, the first or all are kept."""
     monkeypatch.setattr(kernels, "ATTENTION_WORKSPACE", workspace)
+    monkeypatch.setattr(kernels, "KEPT_SOFTMAX", kept)
     for shape in ((1, 7, 5, 4, 2), (2, 7, 5, 4, 2), (2, 0, 5, 4, 2), (0, 7, 5, 4, 2)):
         assert_equals_matrix_form("gaussian", make_inputs("gaussian", shape))
+
+
+@pytest.mark.parametrize(
+    "shape, all_kept",
+    [
+        ((1, 4200, 1050, 512, 512), True),  # res4 of an image of 800 x 1344, with sub-sampling
+        ((1, 4200, 4200, 512, 512), True),
+        ((2, 4200, 1050, 1024, 512), True),
+        ((1, 16800, 4200, 256, 256), False),
+        ((1, 100000, 100000, 8, 8), False),
+    ],
+)
+def test_saved_bytes_are_linear(shape, all_kept):
+    batch, n, m, d, e = shape
+    sizes = (n, d), (m, d), (m, e)
+    inputs = [torch.empty(batch, *size, device="meta").requires_grad_() for size in sizes]
+    saved = saved_bytes(affinity.embedded_gaussian, *inputs, 1.0) / 4
+    elements = sum(t.numel() for t in inputs)
+    assert elements < saved <= (1 + kernels.KEPT_SOFTMAX) * elements
+    assert (saved == elements + batch * n * m) == all_kept
 
 
 @pytest.mark.parametrize("workspace", [1, 14, 21])

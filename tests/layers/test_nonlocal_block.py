@@ -193,6 +193,7 @@ def test_autocast(instantiation, dtype):
     with torch.autocast("cpu", dtype=dtype):
         z = block(x)
         y = block.aggregate(*inputs)
+        y.sum().backward(retain_graph=True)  # backward under autocast, too
     assert torch.equal(y, block.aggregate(*inputs))
     z.sum().backward()
     assert z.dtype == torch.float32
@@ -216,6 +217,7 @@ def test_gradients_stay_finite(instantiation, dtype):
 # Programs.
 
 
+@torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("mode", ["script", "trace", "export", "compile"])
 @pytest.mark.parametrize(

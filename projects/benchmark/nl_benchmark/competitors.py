@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances, PolygonMasks
@@ -15,6 +16,7 @@ from nl_detectron import NonLocalBlock, get_config_file, insert_nonlocal, layers
 from nl_detectron.engine import load_config
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_{}_FPN_1x.yaml"
+FLOOR = "torch.mm"  # the matrix products of ours alone: no implementation can be faster
 OBJECTS = 10  # per training image; COCO has 7 on average
 
 # For each pass, such as "forward", a call to time. It returns what all competitors must agree on.
@@ -22,9 +24,12 @@ Passes = dict[str, Callable[[], list[Tensor]]]
 Competitors = dict[str, Passes]  # by name; the first is the reference of the others
 
 
-def operations(function: str, shape: tuple, dtype: torch.dtype, device: str) -> Competitors:
-    """Return a pairwise function of given theta, phi and g: with its N x N matrix, and ours."""
+def operations(
+    function: str, subsample: str, shape: tuple, dtype: torch.dtype, device: str
+) -> Competitors:
+    """Return a pairwise function of given theta, phi and g: with its N x M matrix, and ours."""
     batch, channels, height, width = shape
+    n, m = height * width, _keys(subsample, height, width)
     keys = channels if function == "gaussian" else channels // 2  # the Gaussian's theta is x
     scale = {"scale": keys**-0.5} if function in ("gaussian", "embedded_gaussian") else {}
     ours, affinity = getattr(layers, function), getattr(layers, f"{function}_affinity")
@@ -33,12 +38,50 @@ def operations(function: str, shape: tuple, dtype: torch.dtype, device: str) -> 
         return affinity(theta, phi, *w_f, **scale).to(g.dtype) @ g
 
     torch.manual_seed(0)
-    shapes = [(batch, height * width, c) for c in (keys, keys, channels // 2)]
+    shapes = [(batch, n, keys), (batch, m, keys), (batch, m, channels // 2)]
     if function == "concatenation":
         shapes.append((2 * keys,))  # w_f
     inputs = [torch.randn(shape).to(device, dtype).requires_grad_() for shape in shapes]
     forms = {"matrix": partial(matrix, **scale), "nl_detectron": partial(ours, **scale)}
-    return {name: _passes(form, inputs) for name, form in forms.items()}
+    sizes = batch * _pair_products(function, n, m, keys, channels // 2)
+    floor = {FLOOR: products(sizes, dtype, device)} if sizes else {}
+    return {name: passes_of(form, inputs) for name, form in forms.items()} | floor
+
+
+def _keys(subsample: str, height: int, width: int) -> int:
+    return height * width if subsample == "none" else -(-height // 2) * -(-width // 2)
+
+
+def _pair_products(function: str, n: int, m: int, d: int, e: int) -> list[tuple[int, int, int]]:
+    """Return the sizes (rows, inner, columns) of the products over pairs of positions."""
+    if function == "concatenation":
+        return []
+    if function == "dot_product" and n * m * (d + e) >= (n + m) * d * e:
+        return [(d, m, e), (n, d, e)]
+    return [(n, d, m), (n, m, e)]
+
+
+def products(sizes: list[tuple], dtype: torch.dtype, device: str) -> Passes:
+    """Return the products of these sizes by torch.mm, and with those of their gradients."""
+
+    def matrix(*shape: int) -> Tensor:
+        return torch.randn(shape).to(device, dtype)
+
+    factors = [(matrix(n, k), matrix(k, m), matrix(n, m)) for n, k, m in sizes]
+
+    def forward() -> None:
+        for a, b, c in factors:
+            torch.mm(a, b, out=c)
+
+    def forward_backward() -> None:
+        for a, b, c in factors:
+            torch.mm(a, b, out=c)
+            torch.mm(c, b.t(), out=a)
+            torch.mm(a.t(), c, out=b)
+            for t in (a, b):
+                t.fill_(0.01)  # or the products would overflow
+
+    return {"forward": forward, "forward+backward": forward_backward}
 
 
 def blocks(
@@ -59,16 +102,43 @@ def blocks(
     elif (function, norm, subsample) == ("embedded_gaussian", "BN", "none"):
         modules["timm"] = timm_block(block)
     x = torch.randn(shape).to(device, dtype).requires_grad_()
-    return {name: _passes(module.to(device, dtype), [x]) for name, module in modules.items()}
+    passes = {name: passes_of(module.to(device, dtype), [x]) for name, module in modules.items()}
+    sizes = shape[0] * block_products(block, *shape[2:])
+    return passes | {FLOOR: products(sizes, dtype, device)}
+
+
+def block_products(block: NonLocalBlock, height: int, width: int) -> list[tuple[int, int, int]]:
+    """Return the sizes (rows, inner, columns) of the matrix products of a block on one input."""
+    c, d, n = block.in_channels, block.bottleneck_channels, height * width
+    m = _keys(block.subsample, height, width)
+    source = m if block.subsample == "pool_conv" else n
+    sizes = [(d, c, source), (c, d, n)]  # g, W_z
+    if block.instantiation == "gaussian":
+        return sizes + _pair_products("gaussian", n, m, c, d)
+    sizes += [(d, c, n), (d, c, source)]  # theta, phi
+    return sizes + _pair_products(block.instantiation, n, m, d, d)
 
 
 class MatrixBlock(NonLocalBlock):
-    """A block that builds the N x M matrix."""
+    """A block of plain convolutions and the N x M matrix; it shares only the parameters of ours."""
 
     def forward(self, x: Tensor) -> Tensor:
-        g = self.values(x)
-        y = self.affinity_matrix(x).to(g.dtype) @ g
-        return x + self.out(y.transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
+        def conv(layer: nn.Module, x: Tensor) -> Tensor:
+            plain = isinstance(layer, nn.Conv2d)
+            return F.conv2d(x, layer.weight, layer.bias) if plain else layer(x)
+
+        pool = partial(F.max_pool2d, kernel_size=2, ceil_mode=True)
+        source = pool(x) if self.subsample == "pool_conv" else x
+        theta, phi, g = conv(self.theta, x), conv(self.phi, source), conv(self.g, source)
+        if self.subsample == "conv_pool":
+            phi, g = pool(phi), pool(g)
+        theta, phi, g = (t.flatten(2).transpose(1, 2) for t in (theta, phi, g))
+        scale = {"scale": self.scale} if "gaussian" in self.instantiation else {}
+        w_f = [] if self.w_f is None else [self.w_f]
+        affinity = getattr(layers, f"{self.instantiation}_affinity")(theta, phi, *w_f, **scale)
+        y = (affinity.to(g.dtype) @ g).transpose(1, 2)
+        z = conv(self.out, y.reshape(len(x), -1, *x.shape[2:]))
+        return x + (z if self.out.norm is None else self.out.norm(z))
 
 
 def mmcv_block(block: NonLocalBlock) -> nn.Module:
@@ -100,7 +170,7 @@ def _with_weights(module: nn.Module, weights: list[Tensor]) -> nn.Module:
     return module
 
 
-def _passes(function: Callable, inputs: list[Tensor]) -> Passes:
+def passes_of(function: Callable, inputs: list[Tensor]) -> Passes:
     inference, weights = function, []
     if isinstance(function, nn.Module):
         inference, weights = copy.deepcopy(function).eval(), list(function.parameters())
@@ -120,15 +190,21 @@ def _passes(function: Callable, inputs: list[Tensor]) -> Passes:
 def detectors(
     backbone: str, locations: list, subsamples: list, shape: tuple, dtype: torch.dtype, device: str
 ) -> Competitors:
-    """Return a baseline Mask R-CNN, and copies of it with blocks, which share its weights.
+    """Return a baseline Mask R-CNN, and copies of it with blocks, on random images.
 
     New blocks are the identity and stay so, since the learning rate is 0. All models therefore
     find the same boxes and do the same work outside the blocks. ``shape`` is the number of images,
     their height and width; a ``dtype`` of 16 bits means automatic mixed precision.
     """
-    cfg = load_config(get_config_file(CONFIG.format(backbone)), ["MODEL.DEVICE", device])
     torch.manual_seed(0)
-    images = [_random_image(*shape[1:], device) for _ in range(shape[0])]
+    images = [random_image(*shape[1:], device) for _ in range(shape[0])]
+    models = build_models(backbone, locations, subsamples, device)
+    return {name: _model_passes(model, images, dtype, device) for name, model in models.items()}
+
+
+def build_models(backbone: str, locations: list, subsamples: list, device: str) -> dict:
+    """Return a baseline Mask R-CNN, and copies of it with blocks, which share its weights."""
+    cfg = load_config(get_config_file(CONFIG.format(backbone)), ["MODEL.DEVICE", device])
     baseline = build_model(cfg)
     # Frozen batch norm does not normalize the values of random weights, which would overflow.
     nn.init.constant_(baseline.backbone.bottom_up.stem.conv1.norm.weight, 0.01)
@@ -144,10 +220,10 @@ def detectors(
             model = copy.deepcopy(baseline, dict(shared))
             names = insert_nonlocal(model, location, subsample=subsample)
             models[f"+{len(names)} NL, {subsample}"] = model
-    return {name: _model_passes(model, images, dtype, device) for name, model in models.items()}
+    return models
 
 
-def _random_image(height: int, width: int, device: str) -> dict:
+def random_image(height: int, width: int, device: str) -> dict:
     """Return an image of noise; its objects are rectangles, 1/8 to 1/2 as long as its sides."""
     sides = torch.tensor([width, height])
     box_sides = sides * (1 / 8 + 3 / 8 * torch.rand(OBJECTS, 2))

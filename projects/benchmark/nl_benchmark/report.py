@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from nl_detectron.files import write_atomically
 
+from .competitors import FLOOR
 from .timing import paired_ratio
 
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
@@ -39,12 +40,18 @@ def write_tables(readme: Path, folder: Path) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table with a line per comparison and pass, and a column per competitor.
 
-    The first competitor gets its median time and peak memory; the others get ratios to these.
+    The first competitor gets its median time and peak memory; the others get ratios to these. The
+    last column is the time of the matrix products alone, by torch.mm, over the time of ours.
     """
     lines = []
     for facts, group in groupby(rows, key=lambda row: {**row["facts"], "pass": row["pass"]}):
         compared = list(group)
-        cells = {row["competitor"]: _cell(row, compared[0]) for row in compared}
+        by_name = {row["competitor"]: row for row in compared}
+        floor = by_name.pop(FLOOR, {"failure": ""})
+        cells = {name: _cell(row, compared[0]) for name, row in by_name.items()}
+        ours = by_name.get("nl_detectron", {"failure": ""})
+        if "failure" not in ours | floor:
+            cells["share of matrix rate"] = paired_ratio(floor["seconds"], ours["seconds"])
         lines.append({**facts, **cells})
     return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
 

@@ -6,38 +6,37 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import accumulate
-from statistics import quantiles
+from statistics import median
 from textwrap import shorten
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .competitors import Competitors
+from .competitors import FLOOR, Competitors
 
 MIN_SECONDS = 0.2  # a faster call is repeated in each round, for about this long
-MIN_ROUNDS = 5
-MAX_SPREAD = 0.2  # interquartile range over median
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler logs each start and stop
 
 
 def paired_ratio(seconds: list[float], reference: list[float]) -> str:
-    """Return the median of the rounds' ratios of times with their quartiles, if it is stable.
+    """Return the median of the rounds' ratios of times, with its 95% confidence interval.
 
     A ratio is taken in each round, so that a slow phase of the machine affects both of its times.
+    The interval is between two order statistics, which needs no assumption on the distribution;
+    with fewer than 6 rounds it is the range, which covers the median with less than 95%.
     """
-    ratios = [own / other for own, other in zip(seconds, reference, strict=True)]
-    if len(ratios) < MIN_ROUNDS:
-        return f"unstable (fewer than {MIN_ROUNDS} rounds)"
-    low, median, high = quantiles(ratios, n=4, method="inclusive")
-    if high - low > MAX_SPREAD * median:
-        return f"unstable (spread {(high - low) / median:.0%})"
-    return f"{median:.3g} ({low:.3g} to {high:.3g})"
+    ratios = sorted(own / other for own, other in zip(seconds, reference, strict=True))
+    n, skipped = len(ratios), 0
+    while sum(math.comb(n, k) for k in range(skipped + 2)) <= 0.025 * 2**n:
+        skipped += 1
+    low, high = ratios[skipped], ratios[-1 - skipped]
+    return f"{median(ratios):.3g} ({low:.3g} to {high:.3g})"
 
 
 def check_agreement(competitors: Competitors) -> None:
     """Raise AssertionError if a call does not return the first competitor's tensors."""
-    reference, *others = competitors
+    reference, *others = (name for name in competitors if name != FLOOR)
     for pass_name, call in competitors[reference].items():
         expected = call()
         for name in others:
