@@ -20,10 +20,9 @@ from .kernels import Attention, ReluSums
 def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
     """Compute Eq. 3: softmax over j of ``scale * theta_i . phi_j``.
 
-    This is softmax attention with one head. Which implementation is the fastest was measured on a
-    CPU: in float32, torch's fused attention without gradients and :class:`Attention` with them;
-    in half precision always the fused one, which accumulates in float32 (torch 2.4 does not for
-    float16). :class:`Attention` cannot be exported or compiled.
+    The choice was measured on a CPU. In float32, torch's fused attention is the fastest without
+    gradients, and :class:`Attention` with them. In half precision it is always the fused one, which
+    accumulates in float32 (torch 2.4 does not for float16). Exported programs use it, too.
     """
     if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return _fused_attention(theta, phi, g, scale)

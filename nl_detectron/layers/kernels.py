@@ -16,8 +16,7 @@ from torch.autograd.function import once_differentiable
 ATTENTION_WORKSPACE = 2**21  # scores; a larger buffer is not faster, a smaller one is slower
 SUMS_WORKSPACE = 2**18  # sorted elements of g; about the size of a CPU core's cache
 
-# The softmax is kept for the backward pass for as many queries as fit into this many times the
-# size of query, key and value together.
+# The largest softmax to keep for the backward pass, in sizes of query, key and value together.
 KEPT_SOFTMAX = 3
 
 
