@@ -41,7 +41,10 @@ def add_video_config(cfg: CN) -> None:
     cfg.INPUT.CLIP.FLIP = True  # flip half of the clips horizontally
     # A video that is shorter than a clip starts again ("loop") or holds its last frame ("hold").
     cfg.INPUT.CLIP.SHORT_VIDEO = "loop"
-    cfg.INPUT.CLIP.ON_BAD_VIDEO = "error"  # or "skip", with a count
+    # Decode the first and the last frame of each video before training or evaluation.
+    cfg.INPUT.CLIP.CHECK = True
+    # What happens if that fails: "error", or "skip" to leave the videos out, with a count.
+    cfg.INPUT.CLIP.ON_BAD_VIDEO = "error"
 
     cfg.TEST.CLIP = CN()
     # "views": CLIPS x CROPS views of each video. "jitter": one clip, sampled and cropped as in

@@ -39,6 +39,13 @@ def per_place(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 # What runs a non-local block with NONLOCAL_AXES.
 AXES = {"spacetime": lambda block, x: block(x), "space": per_frame, "time": per_place}
+# Valid values of keys of MODEL.VIDEO.
+CHOICES = {
+    "ARCH": ("c2d", "i3d"),
+    "INFLATE": tuple(INFLATED),
+    "POOLING": ("paper", "released"),
+    "NONLOCAL_AXES": tuple(AXES),
+}
 
 
 def inflate(weight: Tensor, frames: int) -> Tensor:
@@ -58,8 +65,8 @@ class InflatedConv(nn.Module):
         """
         super().__init__()
         self.frames = frames
-        trained = conv.weight.requires_grad
-        self.weight = nn.Parameter(inflate(conv.weight.detach(), frames), requires_grad=trained)
+        self.weight = nn.Parameter(inflate(conv.weight.detach(), frames))
+        self.weight.requires_grad_(conv.weight.requires_grad)
         self.norm = conv.norm
         self.options = {
             "stride": (stride, *conv.stride),
@@ -71,10 +78,6 @@ class InflatedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv3d(x, self.weight, **self.options)
         return x if self.norm is None else per_frame(self.norm, x)
-
-
-def _convolve(conv: nn.Module, x: Tensor) -> Tensor:
-    return conv(x) if isinstance(conv, InflatedConv) else per_frame(conv, x)
 
 
 class InflatedBottleneck(CNNBlockBase):
@@ -93,10 +96,16 @@ class InflatedBottleneck(CNNBlockBase):
         setattr(self, name, InflatedConv(getattr(block, name), frames=3))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu_(_convolve(self.conv1, x))
-        out = F.relu_(_convolve(self.conv2, out))
+        out = F.relu_(run_module(self.conv1, x))
+        out = F.relu_(run_module(self.conv2, out))
         out = per_frame(self.conv3, out)
         return F.relu_(out + (x if self.shortcut is None else per_frame(self.shortcut, x)))
+
+
+def run_module(module: nn.Module, x: Tensor) -> Tensor:
+    """Run a module that takes clips on a clip, and any other one on its frames."""
+    takes_clips = isinstance(module, (InflatedConv, InflatedBottleneck))
+    return module(x) if takes_clips else per_frame(module, x)
 
 
 class VideoStem(CNNBlockBase):
@@ -110,7 +119,7 @@ class VideoStem(CNNBlockBase):
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(self.conv1, InflatedConv):
             x = x[:, :, :: self.strides[0]]  # a kernel of size 1 with this stride in time
-        x = F.relu_(_convolve(self.conv1, x))
+        x = F.relu_(run_module(self.conv1, x))
         padding = 1 if self.pooling == "paper" else 0
         x = per_frame(lambda x: F.max_pool2d(x, kernel_size=3, stride=2, padding=padding), x)
         return pool_time(x, self.strides[1], self.pooling)
@@ -144,18 +153,9 @@ class VideoResNet(Backbone):
         """
         Args:
             resnet: with a :class:`BasicStem`; its modules are taken over.
-            arch, inflate, pooling, strides, nonlocal_axes: the keys of ``MODEL.VIDEO``.
-
-        Raises:
-            OptionError: if an option has an invalid value.
+            arch, inflate, pooling, strides, nonlocal_axes: as the keys of ``MODEL.VIDEO``.
         """
         super().__init__()
-        _check_choice("arch", arch, ("c2d", "i3d"))
-        _check_choice("inflate", inflate, INFLATED)
-        _check_choice("pooling", pooling, ("paper", "released"))
-        _check_choice("nonlocal_axes", nonlocal_axes, AXES)
-        if len(strides) != 3 or not {*strides} <= {1, 2}:
-            raise OptionError("strides", f"{strides} must be three numbers, each 1 or 2")
         self.pooling, self.pool2_stride = pooling, strides[2]
         self.nonlocal_axes = nonlocal_axes
         self.stage_names = resnet.stage_names
@@ -166,9 +166,6 @@ class VideoResNet(Backbone):
             if arch == "i3d":
                 start, step = INFLATED_BLOCKS[name]
                 for i in range(start, len(stage), step):
-                    if not isinstance(stage[i], BottleneckBlock):
-                        problem = "'i3d' needs bottlenecks: MODEL.RESNETS.DEPTH 50 or more"
-                        raise OptionError("arch", problem)
                     stage[i] = InflatedBottleneck(stage[i], inflate)
             self.add_module(name, stage)
 
@@ -182,10 +179,8 @@ class VideoResNet(Backbone):
             for block in getattr(self, name).children():
                 if isinstance(block, NonLocalBlock):
                     x = AXES[self.nonlocal_axes](block, x)
-                elif isinstance(block, InflatedBottleneck):
-                    x = block(x)
                 else:
-                    x = per_frame(block, x)
+                    x = run_module(block, x)
             if name in self._output_shape:
                 features[name] = x
         return features
@@ -196,19 +191,26 @@ class VideoResNet(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_nl_video_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> VideoResNet:
-    """Build detectron2's ResNet and make it a VideoResNet."""
+    """Build detectron2's ResNet and make it a VideoResNet.
+
+    Raises:
+        OptionError: if a key of ``MODEL.VIDEO`` has an invalid value.
+    """
     video = cfg.MODEL.VIDEO
-    try:
-        return VideoResNet(
-            build_resnet_backbone(cfg, input_shape),
-            arch=video.ARCH,
-            inflate=video.INFLATE,
-            pooling=video.POOLING,
-            strides=tuple(video.STRIDES),
-            nonlocal_axes=video.NONLOCAL_AXES,
-        )
-    except OptionError as error:
-        raise OptionError(f"MODEL.VIDEO.{error.option.upper()}", error.problem) from None
+    for key, valid in CHOICES.items():
+        if video[key] not in valid:
+            problem = f"{video[key]!r} is unknown; valid: {', '.join(map(repr, valid))}"
+            raise OptionError(f"MODEL.VIDEO.{key}", problem)
+    if len(video.STRIDES) != 3 or not {*video.STRIDES} <= {1, 2}:
+        raise OptionError("MODEL.VIDEO.STRIDES", f"{video.STRIDES} must be three numbers, 1 or 2")
+    if video.ARCH == "i3d" and cfg.MODEL.RESNETS.DEPTH < 50:
+        problem = f"'i3d' needs MODEL.RESNETS.DEPTH 50 or more, not {cfg.MODEL.RESNETS.DEPTH}"
+        raise OptionError("MODEL.VIDEO.ARCH", problem)
+    return VideoResNet(
+        build_resnet_backbone(cfg, input_shape),
+        strides=tuple(video.STRIDES),
+        **{key.lower(): video[key] for key in CHOICES},
+    )
 
 
 @META_ARCH_REGISTRY.register()
@@ -304,8 +306,3 @@ class VideoClassifier(nn.Module):
         features = F.avg_pool2d(features, window, stride=1)
         logits = self.classifier(features.flatten(2).transpose(1, 2))
         return logits.softmax(dim=2).mean(dim=1)
-
-
-def _check_choice(option: str, choice: str, valid) -> None:
-    if choice not in valid:
-        raise OptionError(option, f"{choice!r} is unknown; valid: {', '.join(map(repr, valid))}")

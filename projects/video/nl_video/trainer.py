@@ -1,0 +1,56 @@
+"""The trainer: nl_detectron's with clips, video metrics, and weights that are inflated."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Optional
+
+from detectron2.config import CfgNode
+from detectron2.engine.hooks import HookBase, PreciseBN
+
+from nl_detectron.engine import Trainer
+
+from .data import build_test_loader, build_train_loader
+from .evaluation import VideoEvaluator
+from .weights import VideoCheckpointer
+
+
+class VideoTrainer(Trainer):
+    build_train_loader = staticmethod(build_train_loader)
+    build_test_loader = staticmethod(build_test_loader)
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__(cfg)
+        self.checkpointer = VideoCheckpointer(
+            self.model,
+            cfg.OUTPUT_DIR,
+            partial=cfg.MODEL.WEIGHTS_PARTIAL,
+            **self.checkpointer.checkpointables,
+        )
+
+    def build_hooks(self) -> list[HookBase]:
+        hooks = super().build_hooks()
+        for hook in hooks:
+            if isinstance(hook, PreciseBN) and not hook._disabled:
+                hook._data_loader = RepeatedBatches(hook._data_loader, hook._num_iter)
+        return hooks
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
+    ) -> VideoEvaluator:
+        return VideoEvaluator(dataset_name, output_folder)
+
+
+class RepeatedBatches:
+    """The first batches of a loader again and again.
+
+    With it PreciseBN takes the same batches each time, so that a resumed training repeats the
+    statistics of an uninterrupted one.
+    """
+
+    def __init__(self, loader, count: int):
+        self.loader, self.count = loader, count
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        while True:
+            yield from itertools.islice(self.loader, self.count)
