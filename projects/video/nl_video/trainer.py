@@ -1,6 +1,7 @@
 """The trainer: nl_detectron's with clips, video metrics, and weights that are inflated."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import Optional
 
@@ -38,7 +39,8 @@ class VideoTrainer(Trainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> VideoEvaluator:
-        return VideoEvaluator(dataset_name, output_folder)
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return VideoEvaluator(dataset_name, folder)
 
 
 class RepeatedBatches:
