@@ -21,7 +21,7 @@ def main() -> None:
         blobs = content.get("blobs", content) if isinstance(content, dict) else {}
         weights, left_out = convert_released(blobs)
         if "classifier.weight" not in weights:
-            raise LoadError(f"{args.path} is not a model of video-nonlocal-net: it has no 'pred_w'")
+            raise LoadError(f"{args.path} has no 'pred_w': it is not of video-nonlocal-net")
         with write_atomically(args.new_path, "wb") as file:
             torch.save({"model": weights, "__author__": "video-nonlocal-net"}, file)
         print(f"{args.new_path}: {len(weights)} tensors; left out: {', '.join(left_out) or 'none'}")

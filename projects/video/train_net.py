@@ -21,16 +21,15 @@ from nl_detectron.errors import exit_on_user_error
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Return the frozen config, after all that can be checked before the model is built."""
+    """Return the frozen config, after the checks that need no model."""
     cfg = load_config(args.config_file, args.opts)
     check_nonlocal(cfg)
-    register_paths(cfg)
-    check_videos(cfg, cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN)
     if not args.eval_only:
-        check_videos(cfg, cfg.DATASETS.TEST)
         cfg = choose_seed(cfg, args.resume)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="nl_detectron")
+    register_paths(cfg)
+    check_videos(cfg, cfg.DATASETS.TEST + (() if args.eval_only else cfg.DATASETS.TRAIN))
     return cfg
 
 
@@ -52,9 +51,9 @@ def run(args: argparse.Namespace) -> Optional[dict]:
         return results
 
 
-def main(args: argparse.Namespace) -> Optional[dict]:
+def main(args: argparse.Namespace) -> None:
     with exit_on_user_error(), torchrun_process_group(args):
-        return launch(
+        launch(
             run,
             args.num_gpus,
             num_machines=args.num_machines,

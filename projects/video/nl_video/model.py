@@ -84,11 +84,6 @@ class InflatedBottleneck(CNNBlockBase):
     """detectron2's bottleneck with a convolution of size 3 in time, on (B, C, T, H, W)."""
 
     def __init__(self, block: BottleneckBlock, kernel: str):
-        """
-        Args:
-            block: its modules are taken over.
-            kernel: "3x1x1" or "3x3x3".
-        """
         super().__init__(block.in_channels, block.out_channels, block.stride)
         self.conv1, self.conv2, self.conv3 = block.conv1, block.conv2, block.conv3
         self.shortcut = block.shortcut
@@ -152,7 +147,7 @@ class VideoResNet(Backbone):
     ):
         """
         Args:
-            resnet: with a :class:`BasicStem`; its modules are taken over.
+            resnet: its modules are taken over.
             arch, inflate, pooling, strides, nonlocal_axes: as the keys of ``MODEL.VIDEO``.
         """
         super().__init__()
@@ -279,12 +274,9 @@ class VideoClassifier(nn.Module):
             (K,): the softmax averaged over the views.
         """
         clips = [video["clips"] for video in batched_inputs]
-        counts = [len(views) for views in clips]
         if self.training:
-            labels = [video["label"] for video in batched_inputs]
-            labels = torch.tensor(labels, device=self.device).repeat_interleave(
-                torch.tensor(counts, device=self.device)
-            )
+            labels = [video["label"] for video in batched_inputs for _ in video["clips"]]
+            labels = torch.tensor(labels, device=self.device)
             features = self.features(torch.cat(clips)).mean(dim=(2, 3, 4))
             logits = self.classifier(self.dropout(features))
             return {"loss_cls": F.cross_entropy(logits, labels)}
@@ -292,7 +284,7 @@ class VideoClassifier(nn.Module):
             return [output for video in batched_inputs for output in self([video])]
         batches = torch.cat(clips).split(self.views_per_forward)
         scores = torch.cat([self.scores(batch) for batch in batches])
-        return [{"scores": views.mean(dim=0)} for views in scores.split(counts)]
+        return [{"scores": views.mean(dim=0)} for views in scores.split(list(map(len, clips)))]
 
     def features(self, clips: Tensor) -> Tensor:
         """Return the features (B, C, T', H', W') of clips (B, 3, T, H, W) with values 0 to 255."""

@@ -2,11 +2,15 @@
 
 import itertools
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Optional
 
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine.hooks import HookBase, PreciseBN
+from detectron2.utils import comm
+from torch import nn
 
 from nl_detectron.engine import Trainer
 
@@ -34,6 +38,14 @@ class VideoTrainer(Trainer):
             if isinstance(hook, PreciseBN) and not hook._disabled:
                 hook._data_loader = RepeatedBatches(hook._data_loader, hook._num_iter)
         return hooks
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Optional[list] = None) -> OrderedDict:
+        """Evaluate in all processes with the first one's statistics of BN, as in checkpoints."""
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_evaluator(
