@@ -30,7 +30,7 @@ def add_video_config(cfg: CN) -> None:
     cfg.MODEL.VIDEO.DROPOUT = 0.5  # before the last layer
     cfg.MODEL.VIDEO.NUM_CLASSES = 400
     # The positions that a non-local block relates (Table 2d): "spacetime" is all of the clip,
-    # "space" those of the same frame, "time" those at the same place.
+    # "space" those of the same frame, "time" those at the same place, without sub-sampling.
     cfg.MODEL.VIDEO.NONLOCAL_AXES = "spacetime"
 
     cfg.INPUT.CLIP = CN()

@@ -48,7 +48,7 @@ CHOICES = {
 }
 
 
-def inflate(weight: Tensor, frames: int) -> Tensor:
+def inflate_weight(weight: Tensor, frames: int) -> Tensor:
     """Return (Cout, Cin, frames, h, w), which acts on equal frames as the 2-D weight on one."""
     return weight.unsqueeze(2).repeat(1, 1, frames, 1, 1) / frames
 
@@ -65,7 +65,7 @@ class InflatedConv(nn.Module):
         """
         super().__init__()
         self.frames = frames
-        self.weight = nn.Parameter(inflate(conv.weight.detach(), frames))
+        self.weight = nn.Parameter(inflate_weight(conv.weight.detach(), frames))
         self.weight.requires_grad_(conv.weight.requires_grad)
         self.norm = conv.norm
         self.options = {
@@ -198,6 +198,10 @@ def build_nl_video_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Vide
             raise OptionError(f"MODEL.VIDEO.{key}", problem)
     if len(video.STRIDES) != 3 or not {*video.STRIDES} <= {1, 2}:
         raise OptionError("MODEL.VIDEO.STRIDES", f"{video.STRIDES} must be three numbers, 1 or 2")
+    frames, least = cfg.INPUT.CLIP.FRAMES, math.prod(video.STRIDES)
+    if video.POOLING == "released" and frames < least:
+        problem = f"{frames} is too short for MODEL.VIDEO.STRIDES without padding; {least} or more"
+        raise OptionError("INPUT.CLIP.FRAMES", problem)
     if video.ARCH == "i3d" and cfg.MODEL.RESNETS.DEPTH < 50:
         problem = f"'i3d' needs MODEL.RESNETS.DEPTH 50 or more, not {cfg.MODEL.RESNETS.DEPTH}"
         raise OptionError("MODEL.VIDEO.ARCH", problem)

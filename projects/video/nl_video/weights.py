@@ -9,7 +9,7 @@ from torch import Tensor
 from nl_detectron.checkpoint import AuditedCheckpointer
 from nl_detectron.checkpoint.conversion import SOURCES, convert
 
-from .model import InflatedConv, inflate
+from .model import InflatedConv, inflate_weight
 
 
 class VideoCheckpointer(AuditedCheckpointer):
@@ -20,7 +20,7 @@ class VideoCheckpointer(AuditedCheckpointer):
         for name, module in self.model.named_modules():
             for key in (f"{name}.weight", f"{name.removeprefix('backbone.')}.weight"):
                 if isinstance(module, InflatedConv) and key in weights and weights[key].dim() == 4:
-                    weights[key] = inflate(weights[key], module.frames)
+                    weights[key] = inflate_weight(weights[key], module.frames)
         return super()._load_model(checkpoint)
 
 

@@ -234,6 +234,7 @@ def test_evaluation_averages_views_and_windows():
         (["MODEL.VIDEO.ARCH", "c3d"], "MODEL.VIDEO.ARCH 'c3d' is unknown; valid: 'c2d', 'i3d'"),
         (["MODEL.VIDEO.NONLOCAL_AXES", "all"], "MODEL.VIDEO.NONLOCAL_AXES 'all' is unknown"),
         (["MODEL.VIDEO.STRIDES", (2, 2)], "MODEL.VIDEO.STRIDES"),
+        (["MODEL.VIDEO.POOLING", "released", "INPUT.CLIP.FRAMES", 7], "INPUT.CLIP.FRAMES 7 is"),
         (["MODEL.VIDEO.ARCH", "i3d", "MODEL.RESNETS.DEPTH", 18], "MODEL.RESNETS.DEPTH 50"),
         (["MODEL.VIDEO.ARCHITECTURE", "i3d"], "Non-existent key"),
     ],

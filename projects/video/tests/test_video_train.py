@@ -10,6 +10,7 @@ from detectron2.engine import default_argument_parser
 from nl_video.synthetic import generate
 from test_video_model import FIVE, NARROW, PROJECT, released_blobs
 
+pytest.importorskip("av")  # writes the videos
 run = runpy.run_path(str(PROJECT / "train_net.py"))["run"]
 
 
