@@ -15,6 +15,7 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from torch.utils.data import BatchSampler
 
+from nl_detectron.data.coco import check_registered
 from nl_detectron.data.train_loader import ImageLoader, TrainLoader
 from nl_detectron.errors import OptionError, UserError
 
@@ -99,6 +100,7 @@ def check_videos(cfg: CfgNode, names: Iterable[str]) -> None:
     if policy not in ("error", "skip"):
         raise OptionError("INPUT.CLIP.ON_BAD_VIDEO", f"is {policy!r}; valid: 'error' and 'skip'")
     for name in names:
+        check_registered("DATASETS", name)
         videos = DatasetCatalog.get(name)
         for video in videos:
             if video["label"] >= classes:

@@ -33,7 +33,7 @@ from nl_detectron.files import write_atomically
 from .clips import av
 from .data import ROOT, read_videos
 
-SIDE, FRAMES, DURATION = 64, 36, 4  # pixels, frames, and frames that cue and event are visible
+SIDE, FRAMES, DURATION = 48, 36, 4  # pixels, frames, and frames that cue and event are visible
 FIRST_CUE, FIRST_EVENT = (4, 8), (24, 28)  # ranges of their first frames
 CUES, EVENTS = ("red", "blue"), ("horizontal", "vertical")
 COLOURS = {"red": (210, 40, 40), "blue": (50, 70, 220)}
@@ -71,7 +71,7 @@ def draw(seed: tuple[int, ...], cue: int, event: int) -> tuple[list[np.ndarray],
                 start, end = np.rint([centre - radius, centre + radius]).astype(int).tolist()
                 cv2.rectangle(frame, start, end, colour, -1)
         if first_cue <= index < first_cue + DURATION:
-            cv2.circle(frame, (cue_x, cue_y), 7, COLOURS[CUES[cue]], -1)
+            cv2.circle(frame, (cue_x, cue_y), 6, COLOURS[CUES[cue]], -1)
         if first_event <= index < first_event + DURATION:
             w, h = (8, 2) if EVENTS[event] == "horizontal" else (2, 8)
             cv2.rectangle(frame, (x - w, y - h), (x + w, y + h), (230, 230, 230), -1)
