@@ -6,6 +6,7 @@ the keys of their weights are those of detectron2's ResNet.
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, Backbone, ResNet
 from detectron2.modeling.backbone import build_backbone, build_resnet_backbone
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from nl_detectron.errors import OptionError
@@ -283,6 +285,9 @@ class VideoClassifier(nn.Module):
             labels = torch.tensor(labels, device=self.device)
             features = self.features(torch.cat(clips)).mean(dim=(2, 3, 4))
             logits = self.classifier(self.dropout(features))
+            with suppress(AssertionError):  # there is no storage outside of a training
+                error = 100 * (logits.argmax(dim=1) != labels).double().mean().item()
+                get_event_storage().put_scalar("train_error", error)
             return {"loss_cls": F.cross_entropy(logits, labels)}
         if len({views.shape[1:] for views in clips}) > 1:
             return [output for video in batched_inputs for output in self([video])]
