@@ -59,7 +59,9 @@ def draw(seed: tuple[int, ...], cue: int, event: int) -> tuple[list[np.ndarray],
         for colour in rng.permutation(DISTRACTORS).tolist()
     ]
     (cue_x, cue_y), (x, y) = rng.integers(9, SIDE - 9, (2, 2)).tolist()
-    first_cue, first_event = (int(rng.integers(*r, endpoint=True)) for r in (FIRST_CUE, FIRST_EVENT))
+    first_cue, first_event = (
+        int(rng.integers(*r, endpoint=True)) for r in (FIRST_CUE, FIRST_EVENT)
+    )
     frames = []
     for index in range(FRAMES):
         frame = still.copy()
