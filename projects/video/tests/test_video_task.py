@@ -147,15 +147,15 @@ def test_predict_prints_classes_and_draws_a_figure(folder, tmp_path, capsys):
     torch.save({"model": build_model(config("Synthetic_C2D_NL")).state_dict()}, weights)
 
     def predict(file, *flags):
-        config_file = PROJECT / "configs/Synthetic_C2D_NL.yaml"
-        main([str(file), "--config-file", str(config_file), "--figure", str(figure), *flags,
-              "MODEL.WEIGHTS", str(weights)])  # fmt: skip
+        config_file = str(PROJECT / "configs/Synthetic_C2D_NL.yaml")
+        arguments = [str(file), "--config-file", config_file, "--weights", str(weights)]
+        main([*arguments, "--figure", str(figure), *flags])
 
     predict(folder / "val/0.mp4", "--query", "26", "20", "30")
     lines = capsys.readouterr().out.splitlines()
     assert {line[8:] for line in lines[-2:]} == set(synthetic.CLASSES["xor"])
     assert figure.stat().st_size > 10_000
-    for flags in (("--query", "99", "0", "0"), ("--block", "x"), ("--classes", "gone.txt")):
+    for flags in (("--query", "99", "0", "0"), ("--block", "x")):
         with pytest.raises(SystemExit, match="2"):
             predict(folder / "val/0.mp4", *flags)
     with pytest.raises(SystemExit, match="2"):
