@@ -25,11 +25,10 @@ class VideoError(ImageError):
 
 
 class PyAVReader:
-    """Decode single frames of a file with PyAV.
+    """Decode single frames of a file, with ascending indices, from the last key frame.
 
-    Attributes:
-        num_frames (int): exact also with a variable frame rate, and in containers that do not store
-            it, because the packets of the file are listed. This decodes nothing.
+    The packets of the file are listed first, which decodes nothing. So the number and the indices
+    of frames are exact in all containers, also with a variable frame rate.
     """
 
     def __init__(self, path: str):
@@ -37,20 +36,20 @@ class PyAVReader:
         if not self._container.streams.video:
             raise ValueError("it has no video stream")
         self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "NONE"  # the workers are the parallel part
         packets = [packet for packet in self._container.demux(self._stream) if packet.size]
         times = [packet.dts if packet.pts is None else packet.pts for packet in packets]
-        keys = [time for packet, time in zip(packets, times) if packet.is_keyframe]
-        self._times = sorted(times)
-        self._index_of = {time: index for index, time in enumerate(self._times)}
-        self._keys = sorted({self._index_of[time] for time in keys})
-        self._index = None  # of the last decoded frame
-        self.num_frames = len(times)
-        in_header = self._stream.frames  # 0 if the container does not store it; not always exact
+        self.num_frames, in_header = len(times), self._stream.frames  # 0 where it is not stored
         if not times or self.num_frames < 0.9 * in_header:
             raise ValueError(f"truncated: {self.num_frames} of {in_header} frames are there")
+        self._times = sorted(times)
+        self._index_of = {time: index for index, time in enumerate(self._times)}
+        keys = {time for packet, time in zip(packets, times) if packet.is_keyframe}
+        self._keys = sorted(self._index_of[time] for time in keys)
+        self._index = None  # of the last decoded frame
+        self._reformatter = av.video.reformatter.VideoReformatter()
 
     def frame(self, index: int) -> np.ndarray:
-        """Return a frame, (H, W, 3), uint8, RGB. The index must be larger than at the last call."""
         key = self._keys[max(bisect_right(self._keys, index) - 1, 0)]
         if self._index is None or key > self._index:  # seek only where it saves decoding
             self._container.seek(self._times[key], stream=self._stream)
@@ -58,18 +57,15 @@ class PyAVReader:
         while self._index < index:
             frame = next(self._frames)
             self._index = self._index_of.get(frame.pts, self._index + 1)
-        return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+        rgb = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return np.rot90(rgb, frame.rotation // 90)
 
     def close(self) -> None:
         self._container.close()
 
 
 class OpenCVReader:
-    """Decode single frames of a file with OpenCV, which trusts the header of the file.
-
-    Attributes:
-        num_frames (int): as the header says, or the frame rate times the duration.
-    """
+    """The same with OpenCV, which trusts the number of frames in the header of the file."""
 
     def __init__(self, path: str):
         self._capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
@@ -79,7 +75,6 @@ class OpenCVReader:
         self._index = None
 
     def frame(self, index: int) -> np.ndarray:
-        """Return a frame, (H, W, 3), uint8, RGB. The index must be larger than at the last call."""
         if self._index is None:
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, index)
             self._index = index - 1
@@ -87,7 +82,7 @@ class OpenCVReader:
             self._index += 1
         decoded, frame = self._capture.retrieve()
         if self._index < index or not decoded:
-            raise ValueError(f"frame {index} of {self.num_frames} is not there")
+            raise ValueError(f"truncated: frame {index} of {self.num_frames} is not there")
         return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
     def close(self) -> None:
@@ -102,7 +97,6 @@ def read_frames(
     """Decode some frames of a video, with PyAV or, if that is not installed, with OpenCV.
 
     Args:
-        path: a file that FFmpeg reads: mp4, avi, webm, mkv, ...
         choose: maps the number of frames to the indices of the wanted ones, in any order.
         transform: applied to each wanted frame, (H, W, 3), uint8, RGB, rotated for display.
 
@@ -128,20 +122,15 @@ def read_frames(
 class ClipMapper:
     """Map a dataset dict, ``{"file_name", "label", "video_id"}``, to an input of the model.
 
-    The input is the dict with "clips": uint8, (V, 3, T, H, W), RGB. In training, and in evaluation
-    with ``TEST.CLIP.PROTOCOL "jitter"``, there is V = 1 clip, at a random time with random scale,
-    crop and flip. In evaluation they depend on the video alone.
-
-    With "views", V = CLIPS * CROPS: clips at equal distances in time, the short side of the frames
-    scaled to SIDE, and square crops of SIDE at equal distances along the long side, from one end to
-    the other. With CROPS 1, the whole frame is one view.
-
-    A video that is shorter than a clip is repeated ("loop"), or its last frame is ("hold").
+    The input has also "clips", (V, 3, T, H, W), uint8, RGB. In training, and in evaluation with
+    ``TEST.CLIP.PROTOCOL "jitter"``, it is V = 1 clip with random time, scale, crop and flip. In
+    evaluation they depend on the video alone. With "views", V = CLIPS * CROPS: at equal distances
+    in time, square crops of SIDE from one end of the long side to the other. With CROPS 1, whole
+    frames.
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool):
         self._clip, self._test = cfg.INPUT.CLIP, cfg.TEST.CLIP
-        self._is_train = is_train
         for key, value, valid in (
             ("INPUT.CLIP.SHORT_VIDEO", self._clip.SHORT_VIDEO, ("loop", "hold")),
             ("TEST.CLIP.PROTOCOL", self._test.PROTOCOL, ("jitter", "views")),
@@ -151,43 +140,45 @@ class ClipMapper:
         if self._clip.MIN_SIDE[0] < self._clip.CROP:
             problem = f"is {self._clip.MIN_SIDE}, smaller than INPUT.CLIP.CROP, {self._clip.CROP}"
             raise OptionError("INPUT.CLIP.MIN_SIDE", problem)
+        self._is_train = is_train
 
     def __call__(self, dataset_dict: dict) -> dict:
+        path = dataset_dict["file_name"]
         if not self._is_train and self._test.PROTOCOL == "views":
-            clips = self._views(dataset_dict["file_name"])
+            clips = self._views(path)
         else:
-            # TrainLoader seeds the global generators for each item.
+            # TrainLoader seeds the global generators for each video.
             video_id = dataset_dict["video_id"].encode()
             seed = np.random.randint(2**31) if self._is_train else zlib.crc32(video_id)
-            clips = self._jitter(dataset_dict["file_name"], np.random.default_rng(seed))[None]
+            clips = self._jitter(path, np.random.default_rng(seed))
+        clips = np.ascontiguousarray(clips.transpose(0, 4, 1, 2, 3))
         return {**dataset_dict, "clips": torch.from_numpy(clips)}
 
     def _jitter(self, path: str, rng: Generator) -> np.ndarray:
         side = rng.integers(*self._clip.MIN_SIDE, endpoint=True)
         time, y, x = rng.random(3)
         flip = self._clip.FLIP and rng.random() < 0.5
-        frames = np.stack(
-            read_frames(
-                path,
-                lambda count: self._indices(int(time * (self._room(count) + 1)), count),
-                lambda frame: crop(resize(frame, side), self._clip.CROP, y, x),
-            )
+        frames = read_frames(
+            path,
+            lambda count: self._indices(int(time * (self._room(count) + 1)), count),
+            lambda frame: crop(resize(frame, side), self._clip.CROP, y, x),
         )
-        return np.ascontiguousarray((frames[:, :, ::-1] if flip else frames).transpose(3, 0, 1, 2))
+        return np.stack(frames)[None, :, :, :: -1 if flip else 1]
 
     def _views(self, path: str) -> np.ndarray:
-        clips, crops = self._test.CLIPS, self._test.CROPS
+        places = np.linspace(0, 1, self._test.CLIPS) if self._test.CLIPS > 1 else [0.5]
 
         def choose(count: int) -> np.ndarray:
-            starts = np.linspace(0, self._room(count), clips + 2 * (clips == 1))
-            starts = starts[1:2] if clips == 1 else starts
-            return np.concatenate([self._indices(int(start), count) for start in starts])
+            starts = [int(place * self._room(count)) for place in places]
+            return np.concatenate([self._indices(start, count) for start in starts])
 
         frames = np.stack(read_frames(path, choose, lambda f: resize(f, self._test.SIDE)))
-        places = np.linspace(0, 1, crops) if crops > 1 else ()
-        views = [crop(frames, self._test.SIDE, place, place) for place in places] or [frames]
-        views = np.stack([view.reshape(clips, -1, *view.shape[1:]) for view in views], axis=1)
-        return np.ascontiguousarray(views.reshape(-1, *views.shape[2:]).transpose(0, 4, 1, 2, 3))
+        clips = frames.reshape(len(places), -1, *frames.shape[1:])
+        if self._test.CROPS == 1:
+            return clips
+        places = np.linspace(0, 1, self._test.CROPS)
+        crops = np.stack([crop(clips, self._test.SIDE, place, place) for place in places], axis=1)
+        return crops.reshape(-1, *crops.shape[2:])
 
     def _room(self, count: int) -> int:
         """Return the last frame at which a clip can start, in a video of ``count`` frames."""
