@@ -9,10 +9,14 @@ from typing import Optional
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine.hooks import HookBase, PreciseBN
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
+from torch.optim import AdamW, Optimizer
 
 from nl_detectron.engine import Trainer
+from nl_detectron.errors import OptionError
+from nl_detectron.modeling import build_optimizer
 
 from .data import build_test_loader, build_train_loader
 from .evaluation import VideoEvaluator
@@ -31,6 +35,19 @@ class VideoTrainer(Trainer):
             partial=cfg.MODEL.WEIGHTS_PARTIAL,
             **self.checkpointer.checkpointables,
         )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """Build the optimizer of SOLVER.OPTIMIZER, with the parameter groups of the SGD."""
+        optimizer = build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER == "sgd":
+            return optimizer
+        if cfg.SOLVER.OPTIMIZER != "adamw":
+            problem = f"is {cfg.SOLVER.OPTIMIZER!r}; valid: 'sgd' and 'adamw'"
+            raise OptionError("SOLVER.OPTIMIZER", problem)
+        keys = ("params", "lr", "weight_decay")
+        groups = [{key: group[key] for key in keys} for group in optimizer.param_groups]
+        return maybe_add_gradient_clipping(cfg, AdamW)(groups, lr=cfg.SOLVER.BASE_LR)
 
     def build_hooks(self) -> list[HookBase]:
         hooks = super().build_hooks()
