@@ -18,13 +18,18 @@ from statistics import mean, stdev
 from typing import Optional
 
 import numpy as np
+import torch
 from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure
 from nl_video import load_config
+from nl_video.attention import draw_attention
+from nl_video.synthetic import draw
+from nl_video.weights import VideoCheckpointer
 from tabulate import tabulate
 
 from nl_detectron.config import config_hash
 from nl_detectron.evaluation.runs import read_environment, read_metrics
+from nl_detectron.modeling import build_model
 
 PROJECT = Path(__file__).resolve().parent
 RESULTS = PROJECT / "results.jsonl"
@@ -69,6 +74,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     print(table(results))
     if args.results == RESULTS:
         plot(results, PROJECT / "curves.png")
+        draw_example(args.output / "Synthetic_C2D_NL" / f"seed{args.seeds[0]}/model_final.pth")
         readme = PROJECT / "README.md"
         pattern = re.compile(r"(<!-- study -->).*?(<!-- end -->)", re.DOTALL)
         readme.write_text(
@@ -149,6 +155,19 @@ def plot(results: dict[tuple[str, int], dict], path: Path) -> None:
         axes.grid(color="0.9")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def draw_example(weights: Path) -> None:
+    """Draw what the event of a validation video attends to, if the weights are there."""
+    if not weights.is_file():
+        return
+    model = build_model(load_config(str(PROJECT / "configs/Synthetic_C2D_NL.yaml"))).eval()
+    VideoCheckpointer(model).load(str(weights))
+    _, places = video = draw((1, 0), 0, 0)
+    clip = torch.from_numpy(np.stack(video[0][:32])).permute(3, 0, 1, 2)[None]
+    first, x, y = places["event"]
+    figure = draw_attention(model, clip, query=(first + 1, x, y))
+    figure.savefig(PROJECT / "attention.png", dpi=120)
 
 
 if __name__ == "__main__":
