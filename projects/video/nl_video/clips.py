@@ -19,6 +19,8 @@ try:
 except ImportError:
     av = None
 
+cv2.setNumThreads(0)  # threads of a process do not survive in the workers that it forks
+
 
 class VideoError(ImageError):
     """A video cannot be used. The message names the file."""

@@ -37,29 +37,25 @@ def read_videos(source: Union[str, Path]) -> list[dict]:
         folder.
 
     Raises:
-        UserError: the source or a video is missing, or a line is broken.
+        UserError: the source is missing or empty, or a line is broken.
     """
     source, videos = Path(source), []
     if source.is_dir():
         for label, name in enumerate(class_names(source)):
-            files = sorted(p for p in (source / name).iterdir() if p.suffix.lower() in SUFFIXES)
-            videos += [(f"folder {source / name}", path, label) for path in files]
+            paths = sorted(p for p in (source / name).iterdir() if p.suffix.lower() in SUFFIXES)
+            videos += [(str(path.relative_to(source)), label) for path in paths]
     elif source.is_file():
         for number, line in enumerate(source.read_text().splitlines(), start=1):
             path, _, label = line.strip().rpartition(" ")
             if line.strip() and not (path and label.isdecimal()):
                 raise UserError(f"{source}, line {number}: {line!r} is not a path and a label")
             if line.strip():
-                videos.append((f"{source}, line {number}", source.parent / path, int(label)))
+                videos.append((path, int(label)))
     if not videos:
         raise UserError(f"{source} is not a list of videos or a folder of classes with videos")
-    for place, path, _ in videos:
-        if not path.is_file():
-            raise UserError(f"{place}: there is no file {path}")
     root = source if source.is_dir() else source.parent
     return [
-        {"file_name": str(path), "label": label, "video_id": os.path.relpath(path, root)}
-        for _, path, label in videos
+        {"file_name": str(root / path), "label": label, "video_id": path} for path, label in videos
     ]
 
 
@@ -88,17 +84,18 @@ def register_paths(cfg: CfgNode) -> None:
 
 
 def check_videos(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Check labels and, with INPUT.CLIP.CHECK, the first and the last frame of all videos.
+    """Check that labels are in range, files are there and, with INPUT.CLIP.CHECK, can be decoded.
 
-    With ``INPUT.CLIP.ON_BAD_VIDEO "skip"``, videos that cannot be decoded are removed from the
-    registered datasets, and their number is logged.
+    With ``INPUT.CLIP.ON_BAD_VIDEO "skip"``, bad files are removed from the registered datasets, and
+    their number is logged.
 
     Raises:
-        UserError: a dataset is bad, or a video is and ON_BAD_VIDEO is "error".
+        UserError: a dataset is bad, or a file is and ON_BAD_VIDEO is "error".
     """
     policy, classes = cfg.INPUT.CLIP.ON_BAD_VIDEO, cfg.MODEL.VIDEO.NUM_CLASSES
     if policy not in ("error", "skip"):
         raise OptionError("INPUT.CLIP.ON_BAD_VIDEO", f"is {policy!r}; valid: 'error' and 'skip'")
+    problem = partial(_problem, decode=cfg.INPUT.CLIP.CHECK)
     for name in names:
         check_registered("DATASETS", name)
         videos = DatasetCatalog.get(name)
@@ -108,11 +105,9 @@ def check_videos(cfg: CfgNode, names: Iterable[str]) -> None:
                     f"{name}: {video['file_name']} has label {video['label']}, but the labels of "
                     f"MODEL.VIDEO.NUM_CLASSES {classes} are 0 to {classes - 1}"
                 )
-        if not cfg.INPUT.CLIP.CHECK:
-            continue
         with ThreadPoolExecutor() as pool:
             mine = videos[comm.get_rank() :: comm.get_world_size()]
-            problems = dict(zip((v["video_id"] for v in mine), pool.map(_problem, mine)))
+            problems = dict(zip((v["video_id"] for v in mine), pool.map(problem, mine)))
         problems = {key: p for part in comm.all_gather(problems) for key, p in part.items() if p}
         if problems and (policy == "error" or len(problems) == len(videos)):
             raise UserError(
@@ -128,7 +123,10 @@ def check_videos(cfg: CfgNode, names: Iterable[str]) -> None:
             DatasetCatalog.register(name, lambda good=good: good)
 
 
-def _problem(video: dict) -> str:
+def _problem(video: dict, decode: bool) -> str:
+    """Return why a video cannot be used, or an empty string."""
+    if not decode:
+        return "" if os.path.isfile(video["file_name"]) else f"there is no {video['file_name']}"
     try:
         read_frames(video["file_name"], lambda count: np.array([0, count - 1]))
     except VideoError as error:
