@@ -91,30 +91,28 @@ def train(row: str, seed: int, output: Path, opts: Sequence[str]) -> Optional[di
     if row != WARM_UP:
         run_opts += ["MODEL.WEIGHTS", str(output / WARM_UP / f"seed{seed}/model_final.pth")]
     command = [sys.executable, str(PROJECT / "train_net.py"), "--resume", "--config-file", config]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        [*command, *run_opts],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.run([*command, *run_opts], env=variables, capture_output=True, text=True)
     if process.returncode:
         print(process.stderr[-2000:], file=sys.stderr)
         return None
     metrics = read_metrics(folder)
     evaluated = [line for line in metrics if "video/top1" in line]
     logged = [line for line in metrics if "train_error" in line]
+    environment = read_environment(folder)
+    last = environment["iterations"]  # the evaluation after it has this number, not one less
     return {
         "row": row,
         "seed": seed,
         "top1": evaluated[-1]["video/top1"],
         "cross_entropy": round(evaluated[-1]["video/cross_entropy"], 4),
-        "error": [[line["iteration"] + 1, 100 - line["video/top1"]] for line in evaluated],
+        "error": [
+            [min(line["iteration"] + 1, last), 100 - line["video/top1"]] for line in evaluated
+        ],
         "train error": [[line["iteration"] + 1, round(line["train_error"], 2)] for line in logged],
         "seconds": round(mean(line["time"] for line in logged), 4),
         "config": config_hash(load_config(config, opts)),
-        "commit": read_environment(folder)["commit"],
+        "commit": environment["commit"],
     }
 
 
