@@ -28,13 +28,13 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--config-file", default=str(CONFIG), metavar="YAML")
     parser.add_argument("--top", type=int, default=5, help="number of classes (default: 5)")
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the attention")
-    figure_help = "frame of the clip and pixel of the crop, for the figure (default: the centre)"
+    figure_help = "frame and pixel of the first view, for the figure (default: its centre)"
     parser.add_argument("--query", type=int, nargs=3, metavar=("FRAME", "X", "Y"), help=figure_help)
     parser.add_argument("--block", default="", help='such as "res4.4" (default: the last)')
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...")
     args = parser.parse_args(argv)
     with exit_on_user_error(), torch.no_grad():
-        cfg = load_config(args.config_file, args.opts)
+        cfg = load_config(args.config_file, ["TEST.CLIP.PROTOCOL", "views", *args.opts])
         register_paths(cfg)
         names = range(cfg.MODEL.VIDEO.NUM_CLASSES)
         for dataset in set(cfg.DATASETS.TEST) & set(DatasetCatalog.list()):
