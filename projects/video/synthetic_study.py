@@ -156,15 +156,15 @@ def plot(results: dict[tuple[str, int], dict], path: Path) -> None:
 
 
 def draw_example(weights: Path) -> None:
-    """Draw what the event of a validation video attends to, if the weights are there."""
+    """Draw what the cue of a validation video attends to, if the weights are there."""
     if not weights.is_file():
         return
     model = build_model(load_config(str(PROJECT / "configs/Synthetic_C2D_NL.yaml"))).eval()
     VideoCheckpointer(model).load(str(weights))
     _, places = video = draw((1, 0), 0, 0)
     clip = torch.from_numpy(np.stack(video[0][:32])).permute(3, 0, 1, 2)[None]
-    first, x, y = places["event"]
-    figure = draw_attention(model, clip, query=(first + 1, x, y))
+    first, x, y = places["cue"]
+    figure = draw_attention(model, clip, query=(first + 2, x, y))
     figure.savefig(PROJECT / "attention.png", dpi=120)
 
 
