@@ -161,7 +161,7 @@ def draw_example(weights: Path) -> None:
         return
     model = build_model(load_config(str(PROJECT / "configs/Synthetic_C2D_NL.yaml"))).eval()
     VideoCheckpointer(model).load(str(weights))
-    _, places = video = draw((1, 0), 0, 0)
+    _, places = video = draw((1, 6), 1, 0)
     clip = torch.from_numpy(np.stack(video[0][:32])).permute(3, 0, 1, 2)[None]
     first, x, y = places["cue"]
     figure = draw_attention(model, clip, query=(first + 2, x, y))
