@@ -22,8 +22,8 @@ import torch
 from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure
 from nl_video import load_config
-from nl_video.attention import draw_attention
-from nl_video.synthetic import draw
+from nl_video.attention import attention_row, draw_attention
+from nl_video.synthetic import FIRST_EVENT, draw
 from nl_video.weights import VideoCheckpointer
 from tabulate import tabulate
 
@@ -156,16 +156,24 @@ def plot(results: dict[tuple[str, int], dict], path: Path) -> None:
 
 
 def draw_example(weights: Path) -> None:
-    """Draw what the cue of a validation video attends to, if the weights are there."""
+    """Draw the attention from a cue to the frames of the event, if the weights are there.
+
+    Of 64 validation videos, it is the one with the largest sum of these weights.
+    """
     if not weights.is_file():
         return
     model = build_model(load_config(str(PROJECT / "configs/Synthetic_C2D_NL.yaml"))).eval()
     VideoCheckpointer(model).load(str(weights))
-    _, places = video = draw((1, 6), 1, 0)
-    clip = torch.from_numpy(np.stack(video[0][:32])).permute(3, 0, 1, 2)[None]
-    first, x, y = places["cue"]
-    figure = draw_attention(model, clip, query=(first + 2, x, y))
-    figure.savefig(PROJECT / "attention.png", dpi=120)
+    examples = []
+    for i in range(64):
+        frames, places = draw((1, i), *divmod(i % 4, 2))
+        clip = torch.from_numpy(np.stack(frames[:32])).permute(3, 0, 1, 2)[None]
+        query = (places["cue"][0] + 2, *places["cue"][1:])
+        row, _ = attention_row(model, clip, "", query)
+        if places["event"][0] == FIRST_EVENT[0]:  # its first frame is the one that is drawn
+            examples.append((row[-1].sum().item(), clip, query))
+    _, clip, query = max(examples, key=lambda example: example[0])
+    draw_attention(model, clip, query=query).savefig(PROJECT / "attention.png", dpi=120)
 
 
 if __name__ == "__main__":
