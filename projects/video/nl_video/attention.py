@@ -9,7 +9,7 @@ from matplotlib.patches import ConnectionPatch
 from torch import Tensor, nn
 
 from nl_detectron.errors import UserError
-from nl_detectron.visualization.attention import affinity_rows, find_blocks
+from nl_detectron.visualization.attention import find_blocks
 from nl_detectron.visualization.figure import MIN_RELATIVE_WEIGHT, POSITIVE, QUERY
 
 
@@ -43,8 +43,8 @@ def attention_row(
     # Pooling with padding centres position t of the T' in time at frame t * T / T'.
     t = min(round(frame * times / clip.shape[2]), times - 1)
     index = (t * height + y * height // clip.shape[3]) * width + x * width // clip.shape[4]
-    indices = torch.tensor([index], device=inputs[0].device)
-    row = affinity_rows(module, inputs[0], indices)[0].cpu()
+    with torch.no_grad():
+        row = module.affinity_matrix(inputs[0])[0, index].cpu()
     ratio = 1 if module.subsample == "none" else 2
     return row.reshape(times, -(-height // ratio), -(-width // ratio)), t
 

@@ -33,7 +33,7 @@ def add_video_config(cfg: CN) -> None:
     # "space" those of the same frame, "time" those at the same place, without sub-sampling.
     cfg.MODEL.VIDEO.NONLOCAL_AXES = "spacetime"
 
-    cfg.SOLVER.OPTIMIZER = "sgd"  # or "adamw", for the synthetic task
+    cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW", for the synthetic task
 
     cfg.INPUT.CLIP = CN()
     cfg.INPUT.CLIP.FRAMES = 32

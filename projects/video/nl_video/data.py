@@ -150,10 +150,10 @@ def build_test_loader(cfg: CfgNode, name: str) -> ImageLoader:
     videos = DatasetCatalog.get(name)
     jitter = cfg.TEST.CLIP.PROTOCOL == "jitter"
     size = max(cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(), 1) if jitter else 1
-    batches = BatchSampler(InferenceSampler(len(videos)), size, drop_last=False)
+    indices = BatchSampler(InferenceSampler(len(videos)), size, drop_last=False)
+    batches = [[(videos[i], None) for i in batch] for batch in indices]
     mapper = ClipMapper(cfg, is_train=False)
-    workers = cfg.DATALOADER.NUM_WORKERS
-    return ImageLoader(lambda i: mapper(videos[i]), batches, num_workers=workers)
+    return ImageLoader(mapper, batches, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
 for _split in ("train", "val"):

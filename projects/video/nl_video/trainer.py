@@ -40,10 +40,10 @@ class VideoTrainer(Trainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
         """Build the optimizer of SOLVER.OPTIMIZER, with the parameter groups of the SGD."""
         optimizer = build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER == "sgd":
+        if cfg.SOLVER.OPTIMIZER == "SGD":
             return optimizer
-        if cfg.SOLVER.OPTIMIZER != "adamw":
-            problem = f"is {cfg.SOLVER.OPTIMIZER!r}; valid: 'sgd' and 'adamw'"
+        if cfg.SOLVER.OPTIMIZER != "ADAMW":
+            problem = f"is {cfg.SOLVER.OPTIMIZER!r}; valid: 'SGD' and 'ADAMW'"
             raise OptionError("SOLVER.OPTIMIZER", problem)
         keys = ("params", "lr", "weight_decay")
         groups = [{key: group[key] for key in keys} for group in optimizer.param_groups]

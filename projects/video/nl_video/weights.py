@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nl_detectron.checkpoint import AuditedCheckpointer
-from nl_detectron.checkpoint.conversion import SOURCES, convert
+from nl_detectron.checkpoint.conversion import convert, rename
 
 from .model import InflatedConv, inflate_weight
 
@@ -37,7 +37,7 @@ def convert_released(blobs: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[
     tensors, left_out = convert({"blobs": blobs}, "caffe2")
     weights = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
     for name in left_out:
-        new_name = SOURCES["caffe2"](name).replace("linear.", "classifier.")
+        new_name = rename(name, "caffe2").replace("linear.", "classifier.")
         if name in ("pred_w", "pred_b"):
             weights[new_name] = torch.as_tensor(blobs[name]).squeeze()
         elif new_name.endswith("weight") and getattr(blobs[name], "ndim", 0) == 5:
