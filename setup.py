@@ -15,7 +15,8 @@ def version() -> str:
 EVAL = ["faster-coco-eval"]  # the same AP in less time
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 PROJECTS = ["mmcv-lite", "scipy", "timm"]  # implementations to compare with, and intervals
-TEST = [*EVAL, *EXPORT, *PROJECTS, "hypothesis", "playwright", "pytest>=7", "pytest-xdist"]
+VIDEO = ["av"]  # exact frames of every container; OpenCV reads videos without it
+TEST = [*EVAL, *EXPORT, *PROJECTS, *VIDEO, "hypothesis", "playwright", "pytest>=7", "pytest-xdist"]
 DEV = [*TEST, "ruff>=0.6"]
 
 setup(
@@ -52,6 +53,7 @@ setup(
         "eval": EVAL,
         "export": EXPORT,
         "projects": PROJECTS,
+        "video": VIDEO,
         "test": TEST,
         "dev": DEV,
     },

@@ -86,9 +86,7 @@ def convert(content: Mapping, source: str) -> tuple[dict[str, Tensor], list[str]
     """
     converted, left_out = {}, []
     for name, value in content.get("state_dict", content.get("blobs", content)).items():
-        new_name = convert_basic_c2_names([name])[0] if source == "caffe2" else name
-        for pattern, replacement in SOURCES[source]:
-            new_name = re.sub(pattern, replacement, new_name)
+        new_name = rename(name, source)
         is_array = isinstance(value, (np.ndarray, Tensor))
         if is_array and _TARGET.fullmatch(new_name) and (value.ndim < 5 or value.shape[2] == 1):
             tensor = torch.as_tensor(value)
@@ -101,6 +99,14 @@ def convert(content: Mapping, source: str) -> tuple[dict[str, Tensor], list[str]
         if name.endswith(".out.norm.bias"):
             _fold(converted, name.removesuffix(".bias"))
     return converted, left_out
+
+
+def rename(name: str, source: str) -> str:
+    """Return detectron2's name of a tensor."""
+    name = convert_basic_c2_names([name])[0] if source == "caffe2" else name
+    for pattern, replacement in SOURCES[source]:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _fold(tensors: dict[str, Tensor], norm: str) -> None:
