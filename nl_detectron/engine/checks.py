@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN
 from detectron2.utils import comm
 
 from ..config import add_nonlocal_config
@@ -28,6 +29,7 @@ def check_input(cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset]
     check_nonlocal(cfg)
     _check_processes(cfg, args)
     _check_datasets(cfg, args)
+    _check_test_augmentation(cfg)
     for dataset in datasets:
         check_custom_data(cfg, dataset)
     _check_weights(cfg, args)
@@ -93,6 +95,25 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> None:
                 f"{', '.join(EVALUATOR_TYPES)}. For others, run a training script with "
                 "python -m nl_detectron.run"
             )
+
+
+def _check_test_augmentation(cfg: CfgNode) -> None:
+    """Raise if GeneralizedRCNNWithTTA would refuse the model, which it does after the training."""
+    if not cfg.TEST.AUG.ENABLED or not cfg.DATASETS.TEST:
+        return
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    problems = {
+        "META_ARCHITECTURE": architecture is PanopticFPN
+        or not issubclass(architecture, GeneralizedRCNN),
+        "KEYPOINT_ON": cfg.MODEL.KEYPOINT_ON,
+        "LOAD_PROPOSALS": cfg.MODEL.LOAD_PROPOSALS,
+    }
+    for key in filter(problems.get, problems):
+        raise UserError(
+            f"TEST.AUG.ENABLED does not work with MODEL.{key} {cfg.MODEL[key]}: detectron2 has "
+            "test-time augmentation for boxes and masks of GeneralizedRCNN only; set "
+            "TEST.AUG.ENABLED to False"
+        )
 
 
 def _check_classes(cfg: CfgNode, name: str) -> None:
