@@ -326,3 +326,26 @@ def _check_image(image: dict, folder: str) -> Optional[tuple[Problem, str]]:
         stated = f"{image['width']} x {image['height']}"
         return Problem.SIZE_DIFFERS, f"{name} ({width} x {height}, stated {stated})"
     return None
+
+
+def find_errors(
+    problems: Problems,
+    *,
+    train: bool = False,
+    evaluate: bool = False,
+    masks: bool = False,
+    keypoints: bool = False,
+    polygons: bool = False,
+) -> list[str]:
+    """Describe the problems that are errors for this use of the annotations."""
+    depends_on_use = {
+        Problem.NOTHING_TO_LEARN: train or evaluate,
+        Problem.NOT_EVALUABLE: evaluate,
+        Problem.NO_MASK: masks,
+        Problem.RLE_MASK: masks and train and polygons,
+    }
+    return [
+        describe(problem, where)
+        for problem, where in problems.items()
+        if depends_on_use.get(problem, problem.is_error)
+    ]
