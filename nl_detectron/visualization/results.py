@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -29,17 +31,19 @@ def write_results(
     task: str,
     metadata: Metadata,
     count: int,
+    scoring: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Write a PNG for each of the ``count`` images that differ most in F1, and index.html.
 
     Args:
         runs: name -> detections, of two runs.
         metadata: ``thing_colors`` and the keypoint names are used if they are set.
+        scoring: keyword arguments of `match`.
 
     Returns:
         A sentence with the number of images on which each run is better.
     """
-    scores = [image_scores(annotations, run, task) for run in runs.values()]
+    scores = [image_scores(annotations, run, task, **scoring) for run in runs.values()]
     gains, (a, b) = scores[1] - scores[0], runs
     summary = (
         f"Of {len(gains)} images, {b} is better on {(gains > 0).sum()}, {a} on "
