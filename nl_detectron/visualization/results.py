@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..evaluation.comparison import image_scores
 from .figure import draw_objects, legible_scale
+from .fonts import use_fonts
 from .predictions import read_image
 
 NOTE = """The images with the largest difference come first. F1 is 2 hits / (detections + objects),
@@ -71,6 +72,7 @@ def write_results(
             axes.set_title(title, loc="left")
             axes.axis("off")
         file = f"{number:0{len(str(count))}}_{Path(name).stem}.png"
+        use_fonts(figure)
         figure.savefig(folder / file)
         title = escape(f"{number}. {name}: F1 {gains[i]:+.2f}")
         page.append(f'<h2>{title}</h2><img src="{quote(file)}" alt="{title}">')
