@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
+from .annotations import without_garbage_collection
 from .geometry import Objects, find_geometry_problems
 from .keypoints import keypoint_flip_map
 
@@ -153,7 +154,8 @@ def find_errors(
 
 def check_annotations(data: dict) -> Problems:
     """Find the problems of what ``read_annotations`` returns that show without an image."""
-    found = {name: Finding(*rest) for name, *rest in _find_problems(data)}
+    with without_garbage_collection():
+        found = {name: Finding(*rest) for name, *rest in _find_problems(data)}
     return {p: found[p.name] for p in Problem if p.name in found and found[p.name].places}
 
 

@@ -1,6 +1,7 @@
 """Boxes and areas of all masks of a dataset at once, without a loop over their coordinates."""
 
 import re
+from array import array
 from itertools import chain
 from typing import NamedTuple
 
@@ -64,8 +65,11 @@ def measure_masks(segmentations: list, sizes: np.ndarray) -> Masks:
 
 def _as_numbers(lists: list[list]) -> np.ndarray | None:
     """Return the items of all lists, or None if one is not a finite number."""
-    flat = np.array(list(chain.from_iterable(lists)) or [0.0])
-    return flat.astype(float) if flat.dtype.kind in "if" and np.isfinite(flat).all() else None
+    try:
+        flat = np.frombuffer(array("d", chain.from_iterable(lists)) or array("d", [0]))
+    except (TypeError, OverflowError):  # a text, or an integer too large for a float
+        return None
+    return flat if np.isfinite(flat).all() else None
 
 
 def _measure_polygons(masks: Masks, owners: np.ndarray, lengths: list, flat: np.ndarray) -> None:
@@ -107,7 +111,8 @@ def _measure_rles(masks: Masks, indices: list[int], segmentations: list, sizes: 
     masks.undecodable.extend(i for i in [*texts, *lists] if i not in valid)
     if valid:
         masks.boxes[list(valid)] = mask_util.toBbox(list(valid.values()))
-        masks.areas[list(valid)] = mask_util.area(list(valid.values()))
+        # Of a list of more than 255 masks, pycocotools 2.0.11 cannot compute the areas.
+        masks.areas[list(valid)] = [mask_util.area(rle) for rle in valid.values()]
 
 
 def sum_runs(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
