@@ -200,24 +200,24 @@ def _keypoint_problems(objects: Objects, faults: dict[str, np.ndarray]) -> Itera
     for i in numbered:
         if i not in wrong:
             complete.setdefault(counts[i], []).append(i)
-    labelled_anywhere, contradicting, outside = False, [], []
+    labelled_count, contradicting, outside = 0, [], []
     box_is_wrong = faults["BOX_NOT_OF_MASK"] | faults["BOX_WITHOUT_AREA"] | faults["NORMALISED"]
     box_is_wrong |= faults["BOX_OUTSIDE"]
     for count, indices in complete.items():
         indices = np.array(indices)
         points = np.array([objects.keypoints[i] for i in indices], float).reshape(-1, count, 3)
         labelled = points[..., 2] > 0
-        labelled_anywhere |= labelled.any()
+        labelled_count += int(labelled.any(axis=1).sum())
         stated = [objects.num_keypoints[i] for i in indices]
         pairs = zip(indices.tolist(), stated, labelled.sum(axis=1).tolist())
         contradicting += [i for i, n, true in pairs if n is not None and n != true]
         is_outside = _outside(points[..., :2], labelled, objects.boxes[indices])
         outside += indices[is_outside & ~box_is_wrong[indices]].tolist()
-    if complete and not labelled_anywhere:
+    if complete and not labelled_count:
         yield "NOT_LABELLED", sum(complete.values(), []), len(numbered)
     yield "VISIBLE_COUNT", contradicting, len(numbered)
     if outside:
-        yield "KEYPOINT_OUTSIDE", outside, len(numbered), _keypoint_cause(objects, outside)
+        yield "KEYPOINT_OUTSIDE", outside, labelled_count, _keypoint_cause(objects, outside)
 
 
 def _outside(points: np.ndarray, labelled: np.ndarray, boxes: np.ndarray) -> np.ndarray:
