@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -110,12 +111,17 @@ def read_for_evaluation(
     Raises:
         UserError: as :func:`read_annotations`, or the annotations would give wrong scores.
     """
-    from .coco_check import check_annotations, describe, find_errors
+    from .coco_check import Problem, check_annotations, describe, find_errors
 
     data = read_annotations(path)
-    errors = find_errors(check_annotations(data), evaluate=True, masks=masks, keypoints=keypoints)
+    problems = check_annotations(data)
+    errors = find_errors(problems, evaluate=True, masks=masks, keypoints=keypoints)
+    if Problem.ABSENT in problems:
+        errors = problems
     if lines := [describe(problem, finding) for problem, finding in errors.items()]:
         raise UserError(f"{path}: {'; '.join(lines)}. To repair it: {fix_command(path)}")
+    if crowds := problems.get(Problem.CROWD):
+        print(f"warning: {path}: {describe(Problem.CROWD, crowds)}", file=sys.stderr)
     return data
 
 
@@ -147,6 +153,8 @@ def decode(path: Union[str, Path]) -> tuple[dict, bool]:
     content = Path(path).read_bytes()
     marks = [name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)]
     try:
+        if not marks and b"\0" in content[:4]:
+            raise UnicodeDecodeError("utf-8", content, content.index(0), 1, "null byte")
         data = json.loads(content.decode(*marks))
     except UnicodeDecodeError as error:
         raise UserError(
@@ -156,10 +164,10 @@ def decode(path: Union[str, Path]) -> tuple[dict, bool]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if isinstance(data, dict):
-        data.setdefault("annotations", [])  # absent from files for testing only
+        data.setdefault("annotations", ())  # absent from files that are only to predict on
     for key in FIELDS:
         entries = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(entries, list):
+        if not isinstance(entries, list) and entries != ():
             raise UserError(f"{path} is not in COCO's format: it has no list {key!r}")
         if not entries and key != "annotations":
             raise UserError(f"{path}: the list {key!r} is empty")

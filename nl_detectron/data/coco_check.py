@@ -39,6 +39,7 @@ class Problem(Enum):
     FILE_TWICE = NOTE, "images repeat the file name of an earlier image"
     TOO_NARROW = ERROR, f"images have an aspect ratio above {MAX_ASPECT_RATIO}: one side becomes 0"
     NOTHING_TO_LEARN = ERROR, "images have no annotation to train on or to score, only crowds"
+    ABSENT = ERROR, "images have no annotations, since the file has no such list: only predicted on"
     UNLABELLED = NOTE, "images have only crowd annotations or none: not used in training"
     MANY_OBJECTS = NOTE, f"images have more than {MAX_OBJECTS} objects, the default of {{limit}}"
     CATEGORY_ID_TWICE = ERROR, "categories repeat the id of an earlier category"
@@ -99,6 +100,7 @@ USE_DEPENDENT = (
     Problem.MISSING_MASK,
     Problem.RLE_MASK,
     Problem.NOT_LABELLED,
+    Problem.ABSENT,
 )
 
 
@@ -143,7 +145,7 @@ def find_errors(
         polygons: whether INPUT.MASK_FORMAT is "polygon".
     """
     uses = [train or evaluate, evaluate, masks, masks or evaluate]
-    uses += [masks and train and polygons, keypoints]
+    uses += [masks and train and polygons, keypoints, train]
     used = dict(zip(USE_DEPENDENT, uses))
     return {
         problem: finding
@@ -253,8 +255,9 @@ def _image_problems(data: dict) -> Iterator[tuple]:
     ]
     yield "TOO_NARROW", narrow, len(images)
     unlabelled = [image["file_name"] for image in images if image["id"] not in counts]
-    nothing = len(unlabelled) == len(images)
-    yield "NOTHING_TO_LEARN" if nothing else "UNLABELLED", unlabelled, len(images)
+    nothing = "ABSENT" if data["annotations"] == () else "NOTHING_TO_LEARN"
+    name = nothing if len(unlabelled) == len(images) else "UNLABELLED"
+    yield name, unlabelled, len(images)
     dense = [i for i in images if counts[i["id"]] > MAX_OBJECTS]
     places = [f"{image['file_name']} ({counts[image['id']]})" for image in dense]
     yield "MANY_OBJECTS", places, len(images)

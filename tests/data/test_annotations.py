@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as mask_util
 
 from nl_detectron.data.annotations import read_annotations, read_for_evaluation, read_form
-from nl_detectron.data.coco_check import Problem
+from nl_detectron.data.coco_check import Problem, check_annotations, find_errors
 from nl_detectron.data.keypoints import keypoint_flip_map, read_flip_map
 from nl_detectron.data.masks import sum_runs
 from nl_detectron.errors import UserError
@@ -48,6 +48,7 @@ def test_encodings(path, encoding):
         (b"\xff\xff", " is neither UTF-8 nor UTF-16 with a byte order mark .* at byte 0.; save"),
         ("é".encode("latin-1"), " is neither UTF-8"),
         (codecs.BOM_UTF16_LE + b"a", " is neither UTF-8"),
+        ("{}".encode("utf-16-le"), " is neither UTF-8"),
         (b"[]", " is not in COCO's format: it has no list 'images'"),
         (b'{"images": [{}]}', " is not in COCO's format: it has no list 'categories'"),
         (b'{"images": [], "categories": [1]}', ": the list 'images' is empty"),
@@ -116,6 +117,17 @@ def test_missing_values(path):
     path.write_text(json.dumps(data))
     with pytest.raises(UserError, match="'bbox' that is not .* four finite numbers; .*: missing"):
         read_annotations(path)
+
+
+def test_file_without_annotations(path):
+    """It can be predicted on, but not evaluated, as COCO's test-dev."""
+    data = content()
+    del data["annotations"]
+    path.write_text(json.dumps(data))
+    problems = check_annotations(read_annotations(path))
+    assert not find_errors(problems, evaluate=True) and find_errors(problems, train=True)
+    with pytest.raises(UserError, match="1 of 1 images have no annotations, since the file has no"):
+        read_for_evaluation(path)
 
 
 def test_evaluation_needs_more_than_reading(path):
