@@ -13,6 +13,7 @@ from pathlib import Path
 from detectron2.data import Metadata, MetadataCatalog
 
 from nl_detectron.data.coco import coco_files
+from nl_detectron.data.coco_check import find_images
 from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.evaluation.coco_results import JUDGED, read_results, scoring_options
 from nl_detectron.visualization.curves import run_names
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metadata = MetadataCatalog.get(args.dataset) if args.dataset else Metadata()
         paths = [results_file(path, args.dataset) for path in args.runs]
         annotations, runs, (task, *_) = read_results(files[0], paths, args.tasks)
+        find_images(annotations.dataset, files[1])  # whose names can have another Unicode form
         if runs[0] == runs[1]:
             print(f"warning: {paths[0]} and {paths[1]} have the same detections", file=sys.stderr)
         sigmas, limit = args.keypoint_sigmas, args.max_dets_per_image

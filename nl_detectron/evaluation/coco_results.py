@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pycocotools.coco import COCO
 
-from ..data.annotations import read_for_evaluation
+from ..data import annotations as data
 from ..errors import UserError
 
 # task: the key of a detection that is judged
@@ -35,9 +35,8 @@ def read_results(
     Raises:
         UserError: if a file is missing or malformed, or does not fit the others.
     """
-    coco = read_annotations(annotations)
     runs = [_read_detections(path) for path in paths]
-    sources = [coco.dataset["annotations"], *runs]
+    sources = [data.read_annotations(annotations)["annotations"], *runs]
     common = [
         task
         for task, key in JUDGED.items()
@@ -47,8 +46,7 @@ def read_results(
     if not tasks or not set(tasks) <= set(common):
         files = ", ".join(map(str, [annotations, *paths]))
         raise UserError(f"tasks that {files} have in common: {', '.join(common) or 'none'}")
-    if tasks != ["bbox"]:  # a mask or keypoints may be missing from some annotations
-        read_annotations(annotations, masks="segm" in tasks, keypoints="keypoints" in tasks)
+    coco = read_annotations(annotations, masks="segm" in tasks, keypoints="keypoints" in tasks)
     lengths = {"bbox": 4, "keypoints": 3 * _keypoint_count(coco)}
     for path, run in zip(paths, runs):
         for number, detection in enumerate(run):
@@ -65,7 +63,7 @@ def read_annotations(path: str | Path, *, masks: bool = False, keypoints: bool =
         UserError: if it is missing or malformed, or cannot be used for evaluation.
     """
     coco = COCO()
-    coco.dataset = read_for_evaluation(path, masks=masks, keypoints=keypoints)
+    coco.dataset = data.read_for_evaluation(path, masks=masks, keypoints=keypoints)
     with redirect_stdout(io.StringIO()):
         coco.createIndex()
     return coco
