@@ -1,6 +1,7 @@
 """Bad input of tools/compare.py: one line that names the file and what is wrong."""
 
 import json
+import re
 
 import compare as tool
 import pytest
@@ -61,7 +62,7 @@ def test_sigmas_of_other_keypoints(pose, tmp_path, capsys):
 
 @pytest.mark.parametrize("segmentation", [None, []])
 def test_annotation_without_mask(dataset, runs, segmentation, tmp_path, monkeypatch, capsys):
-    """It is an error where masks are compared, and named."""
+    """It is an error, and named."""
     monkeypatch.chdir(tmp_path)
     bad = {key: v for key, v in dataset["annotations"][7].items() if key != "segmentation"}
     if segmentation is not None:
@@ -72,11 +73,19 @@ def test_annotation_without_mask(dataset, runs, segmentation, tmp_path, monkeypa
     arguments = ["a.json", "a.json", "--annotations", "gt.json", "--resamples", "100"]
     with pytest.raises(SystemExit):
         tool.main([*arguments, "--tasks", "segm"])
-    assert "segmentation" in (error := capsys.readouterr().err) and f"{bad['id']}" in error
-    tool.main([*arguments, "--tasks", "bbox"])
+    pattern = rf"1 of 220 annotations have no segmentation .*: {bad['id']} \("
+    assert re.search(pattern, capsys.readouterr().err)
+
+
+def test_a_run_and_itself(dataset, runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"gt": dataset, "a": runs[0]}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    arguments = ["a.json", "a.json", "--annotations", "gt.json", "--resamples", "100"]
+    tool.main([*arguments, "--tasks", "bbox", "bbox"])
     said = capsys.readouterr()
-    assert said.err.startswith("warning: a.json and a.json have the same detections\n")
-    assert "| +0.00   | +0.00 to +0.00 |" in said.out
+    assert "warning: a.json and a.json have the same detections\n" in said.err
+    assert said.out.count("| +0.00   | +0.00 to +0.00 |") == 6  # metrics
 
 
 def test_limit_of_detections(tmp_path, monkeypatch, capsys):
