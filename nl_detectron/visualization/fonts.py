@@ -13,6 +13,7 @@ from matplotlib.font_manager import (
     get_font,
 )
 from matplotlib.text import Text
+from tqdm import tqdm
 
 _chosen: dict[str, frozenset[str]] = {}  # family, the default first -> its characters
 _missing: set[str] = set()  # characters that no installed font has
@@ -45,9 +46,9 @@ def _find_fonts(missing: set[str]) -> None:
             return
     _missing.update(missing)
     is_wide = any(unicodedata.east_asian_width(c) in "WF" for c in missing)
-    print(
+    tqdm.write(
         f"warning: no installed font has the characters {''.join(sorted(missing))} of labels, "
-        "which are drawn as empty squares. Install one, such as Noto: apt install "
+        "which are drawn as squares. Install one, such as Noto: apt install "
         f"{'fonts-noto-cjk' if is_wide else 'fonts-noto-core'}",
         file=sys.stderr,
     )
