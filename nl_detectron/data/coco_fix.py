@@ -125,7 +125,7 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
             annotation["bbox"] = [0, 0, 0, 0]  # is recomputed
     if not annotations or any(wrong for *_, wrong in wrong_values(data)):
         return
-    objects = Objects.of(annotations, images, {})
+    objects = Objects.of(annotations, images)
     normalised = np.flatnonzero(objects.faults()["NORMALISED"])
     for i in normalised:
         polygons = annotations[i].get("segmentation")
@@ -136,7 +136,7 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
             annotations[i]["segmentation"] = scaled
             changes["masks from 0 to 1 scaled to pixels"] += 1
     if len(normalised):
-        objects = Objects.of(annotations, images, {})
+        objects = Objects.of(annotations, images)
     faults = objects.faults()
     mismatch = np.flatnonzero(faults["BOX_NOT_OF_MASK"])
     cause = find_cause(objects, "BOX_NOT_OF_MASK", mismatch) if len(mismatch) else ""
@@ -148,7 +148,7 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
     for i in np.flatnonzero(wrong & ~np.isnan(objects.masks.boxes[:, 0])):
         annotations[i]["bbox"] = objects.masks.boxes[i].tolist()
         changes["boxes computed from the mask"] += 1
-    objects = Objects.of(annotations, images, {})
+    objects = Objects.of(annotations, images)
     for i in {*objects.wrong_areas().tolist(), *np.flatnonzero(np.isnan(objects.areas)).tolist()}:
         area = objects.exact_area(i)
         if area > 0 and math.isfinite(area):
