@@ -4,7 +4,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -83,16 +83,16 @@ class Problem(Enum):
         self.text = text.format(limit="TEST.DETECTIONS_PER_IMAGE: set it")
 
 
-# Problems that are errors for some uses of the annotations.
-USE_DEPENDENT = (
-    Problem.NOTHING_TO_LEARN,
-    Problem.NOT_EVALUABLE,
-    Problem.NO_MASK,
-    Problem.MISSING_MASK,
-    Problem.RLE_MASK,
-    Problem.NOT_LABELLED,
-    Problem.ABSENT,
-)
+# Problem -> the uses of the annotations for which it is an error. For other uses it is not said.
+USES = {
+    Problem.NOTHING_TO_LEARN: {"train", "evaluate"},
+    Problem.ABSENT: {"train", "score"},
+    Problem.NOT_EVALUABLE: {"evaluate"},
+    Problem.NO_MASK: {"masks"},
+    Problem.MISSING_MASK: {"masks", "score"},
+    Problem.RLE_MASK: {"polygons"},
+    Problem.NOT_LABELLED: {"keypoints"},
+}
 
 
 @dataclass(frozen=True)
@@ -119,29 +119,17 @@ def describe(problem: Problem, finding: Finding) -> str:
     return f"{len(places)} of {finding.total} {problem.text}: {where}{more}{cause}"
 
 
-def find_errors(
-    problems: Problems,
-    *,
-    train: bool = False,
-    evaluate: bool = False,
-    masks: bool = False,
-    keypoints: bool = False,
-    polygons: bool = False,
-) -> Problems:
-    """Return the problems that are errors for this use of the annotations.
+def find_errors(problems: Problems, uses: Set[str]) -> Problems:
+    """Return the problems that are errors for these uses of the annotations.
 
     Args:
-        train, evaluate: whether they are used for training, and detections scored against them.
-        masks, keypoints: whether these are trained on or scored.
-        polygons: whether INPUT.MASK_FORMAT is "polygon".
+        uses: of "train", "evaluate" (after a training), "score" (detections in a file), "masks",
+            "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
     """
-    uses = [train or evaluate, evaluate, masks, masks or evaluate]
-    uses += [masks and train and polygons, keypoints, train]
-    used = dict(zip(USE_DEPENDENT, uses))
     return {
         problem: finding
         for problem, finding in problems.items()
-        if used.get(problem, finding.is_error(problem))
+        if (USES[problem] & uses if problem in USES else finding.is_error(problem))
     }
 
 
@@ -178,7 +166,8 @@ def find_images(data: dict, folder: str) -> tuple[list[str], int]:
     """
     if not os.path.isdir(folder):
         raise UserError(f"no folder {os.path.abspath(folder)}")
-    missing = [i for i in data["images"] if not os.path.exists(f"{folder}/{i['file_name']}")]
+    images = data["images"]
+    missing = [i for i in images if not os.path.exists(os.path.join(folder, i["file_name"]))]
     if not missing:
         return [], 0
     files = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
@@ -253,7 +242,7 @@ def _image_problems(data: dict) -> Iterator[tuple]:
 
 def _category_problems(categories: Sequence[dict]) -> Iterator[tuple]:
     names = list(dict.fromkeys(tuple(c["keypoints"]) for c in categories if c.get("keypoints")))
-    repeated = [name for group in names for name, n in Counter(group).items() for _ in range(n - 1)]
+    repeated = [name for group in names for name in (Counter(group) - Counter({*group})).elements()]
     yield "KEYPOINT_TWICE", repeated, sum(map(len, names))
     paired = {name for group in names for pair in keypoint_flip_map(group) for name in pair}
     unpaired = [name for group in names for name in dict.fromkeys(group) if name not in paired]

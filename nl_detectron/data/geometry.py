@@ -140,8 +140,8 @@ def transformed(boxes: np.ndarray, right: np.ndarray | None) -> dict[str, np.nda
     }
     if right is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            scale = np.nanmedian(right[:, 2:] / boxes[:, 2:], axis=0)
-        text = f"of another image size, {1 / scale[0]:.3g} x {1 / scale[1]:.3g} times this one"
+            scale = np.median(right[:, 2:] / boxes[:, 2:], axis=0)
+            text = f"of another image size, {1 / scale[0]:.3g} x {1 / scale[1]:.3g} times this one"
         forms[text] = (boxes * np.tile(scale, 2)).T
     return {text: np.stack(form, axis=1) for text, form in forms.items()}
 
