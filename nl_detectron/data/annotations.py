@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import NamedTuple, Optional, Union
 
 from ..errors import UserError
 
@@ -30,6 +30,7 @@ class Field(NamedTuple):
     text: str  # the valid values in words
     low: float = -1e30
     high: float = 1e30  # bounds of the value or, for a list of numbers, of its items
+    items: Optional[frozenset[type]] = None  # of a list
     length: int = 0  # a list has this many items; 0 allows any number
     required: bool = False
 
@@ -37,15 +38,13 @@ class Field(NamedTuple):
         """Return whether all values are valid; of a whole column, this takes little time."""
         if not set(map(type, values)) <= self.types:
             return False
-        if list in self.types:
+        if self.items:
             if self.length and not set(map(len, values)) <= {self.length}:
                 return False
             values = list(chain.from_iterable(values))
-            if str in self.types:
-                return set(map(type, values)) <= {str}
-            if not set(map(type, values)) <= NUMBERS:
+            if not set(map(type, values)) <= self.items:
                 return False
-        elif str in self.types:
+        if str in (self.items or self.types):
             return all(values)
         if not values:
             return True
@@ -54,26 +53,27 @@ class Field(NamedTuple):
 
 
 NUMBERS, INTEGER = frozenset([int, float]), frozenset([int])
-_ID = Field(INTEGER, "an integer below 2^53", 1 - MAX_ID, MAX_ID - 1, required=True)
-_NAME = Field(frozenset([str]), "a text that is not empty", required=True)
+_LIST, _TEXT = frozenset([list]), frozenset([str])
+ID = Field(INTEGER, "an integer below 2^53", 1 - MAX_ID, MAX_ID - 1, required=True)
+_NAME = Field(_TEXT, "a text that is not empty", required=True)
 _SIZE = Field(INTEGER, "a positive integer", 1, 2**31, required=True)
-_LIST = frozenset([list])
+_BOX = Field(_LIST, "a list of four finite numbers", items=NUMBERS, length=4, required=True)
 FIELDS = {
-    "images": {"id": _ID, "file_name": _NAME, "height": _SIZE, "width": _SIZE},
+    "images": {"id": ID, "file_name": _NAME, "height": _SIZE, "width": _SIZE},
     "categories": {
-        "id": _ID,
+        "id": ID,
         "name": _NAME,
-        "keypoints": Field(frozenset([list, str]), "a list of names"),
+        "keypoints": Field(_LIST, "a list of names", items=_TEXT),
     },
     "annotations": {
-        "id": _ID,
-        "image_id": _ID,
-        "category_id": _ID,
-        "bbox": Field(_LIST, "a list of four finite numbers", length=4, required=True),
+        "id": ID,
+        "image_id": ID,
+        "category_id": ID,
+        "bbox": _BOX,
         "iscrowd": Field(INTEGER, "0 or 1", 0, 1),
         "area": Field(NUMBERS, "a finite number"),
         "num_keypoints": Field(INTEGER, "an integer of at least 0", 0),
-        "keypoints": Field(_LIST, "a list of finite numbers"),
+        "keypoints": Field(_LIST, "a list of finite numbers", items=NUMBERS),
     },
 }
 
@@ -115,9 +115,8 @@ def read_for_evaluation(
 
     data = read_annotations(path)
     problems = check_annotations(data)
-    errors = find_errors(problems, evaluate=True, masks=masks, keypoints=keypoints)
-    if Problem.ABSENT in problems:
-        errors = problems
+    uses = {"evaluate", "score", *["masks"] * masks, *["keypoints"] * keypoints}
+    errors = find_errors(problems, uses)
     if lines := [describe(problem, finding) for problem, finding in errors.items()]:
         raise UserError(f"{path}: {'; '.join(lines)}. To repair it: {fix_command(path)}")
     if crowds := problems.get(Problem.CROWD):

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..files import write_atomically
 from .annotations import fix_command, read_form, without_garbage_collection
 from .coco_check import (
-    USE_DEPENDENT,
+    USES,
     Finding,
     Problem,
     Problems,
@@ -180,16 +180,14 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
     trains, tests = (dataset.name in cfg.DATASETS[split] for split in ("TRAIN", "TEST"))
     if not trains and not tests:  # options select other datasets
         return
-    problems = dict(dataset.problems)
-    limit = cfg.TEST.DETECTIONS_PER_IMAGE
-    errors = find_errors(
-        problems,
-        train=trains,
-        evaluate=tests,
-        masks=cfg.MODEL.MASK_ON,
-        keypoints=cfg.MODEL.KEYPOINT_ON,
-        polygons=cfg.INPUT.MASK_FORMAT == "polygon",
-    )
+    uses = {
+        "train": trains,
+        "evaluate": tests,
+        "masks": cfg.MODEL.MASK_ON,
+        "keypoints": cfg.MODEL.KEYPOINT_ON,
+        "polygons": cfg.MODEL.MASK_ON and trains and cfg.INPUT.MASK_FORMAT == "polygon",
+    }
+    errors = find_errors(dataset.problems, {use for use, applies in uses.items() if applies})
     if errors:
         lines = [f"\n    {describe(problem, finding)}" for problem, finding in errors.items()]
         command = ["python", "tools/check_dataset.py", "--json", dataset.json_file]
@@ -198,8 +196,9 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
             f"To check everything: {shlex.join([*command, '--images', dataset.image_root])}\n"
             f"To repair what can be: {fix_command(dataset.json_file)}"
         )
-    silent = {*USE_DEPENDENT, Problem.MANY_OBJECTS, Problem.UNPAIRED}
-    notes = [describe(p, finding) for p, finding in problems.items() if p not in silent]
+    silent = {*USES, Problem.MANY_OBJECTS, Problem.UNPAIRED}
+    notes = [describe(p, finding) for p, finding in dataset.problems.items() if p not in silent]
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if dense := [count for count in dataset.object_counts if count > limit]:
         notes.append(
             f"{len(dense)} images have more objects, up to {max(dense)}, than "

@@ -4,7 +4,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -67,7 +67,6 @@ class Problem(Enum):
     MASK_OUTSIDE = FEW, "masks are by more than 10% outside of their image"
     BOX_NOT_OF_MASK = FEW, "boxes do not fit their mask: the IoU with its box is below 0.5"
     BOX_OUTSIDE = FEW, "boxes are by more than 10% outside of their image"
-    OVER_EDGE = NOTE, "boxes extend beyond the edge of their image: clipped"
     WRONG_AREA = ERROR, "areas differ by more than a factor of 2 from their mask or, without, box"
     KEYPOINT_COUNT = ERROR, "annotations do not have x, y, v for each keypoint of their category"
     NOT_LABELLED = ERROR, "annotations, which is all, have only keypoints of visibility 0: no loss"
@@ -84,24 +83,16 @@ class Problem(Enum):
         self.text = text.format(limit="TEST.DETECTIONS_PER_IMAGE: set it")
 
 
-# The problem that a repeated value of a field is.
-UNIQUE_FIELDS = {
-    Problem.IMAGE_ID_TWICE: ("images", "id"),
-    Problem.FILE_TWICE: ("images", "file_name"),
-    Problem.CATEGORY_ID_TWICE: ("categories", "id"),
-    Problem.CATEGORY_NAME_TWICE: ("categories", "name"),
-    Problem.ANNOTATION_ID_TWICE: ("annotations", "id"),
+# Problem -> the uses of the annotations for which it is an error. For other uses it is not said.
+USES = {
+    Problem.NOTHING_TO_LEARN: {"train", "evaluate"},
+    Problem.ABSENT: {"train", "score"},
+    Problem.NOT_EVALUABLE: {"evaluate"},
+    Problem.NO_MASK: {"masks"},
+    Problem.MISSING_MASK: {"masks", "score"},
+    Problem.RLE_MASK: {"polygons"},
+    Problem.NOT_LABELLED: {"keypoints"},
 }
-# Problems that are errors for some uses of the annotations.
-USE_DEPENDENT = (
-    Problem.NOTHING_TO_LEARN,
-    Problem.NOT_EVALUABLE,
-    Problem.NO_MASK,
-    Problem.MISSING_MASK,
-    Problem.RLE_MASK,
-    Problem.NOT_LABELLED,
-    Problem.ABSENT,
-)
 
 
 @dataclass(frozen=True)
@@ -128,29 +119,17 @@ def describe(problem: Problem, finding: Finding) -> str:
     return f"{len(places)} of {finding.total} {problem.text}: {where}{more}{cause}"
 
 
-def find_errors(
-    problems: Problems,
-    *,
-    train: bool = False,
-    evaluate: bool = False,
-    masks: bool = False,
-    keypoints: bool = False,
-    polygons: bool = False,
-) -> Problems:
-    """Return the problems that are errors for this use of the annotations.
+def find_errors(problems: Problems, uses: Set[str]) -> Problems:
+    """Return the problems that are errors for these uses of the annotations.
 
     Args:
-        train, evaluate: whether they are used for training, and detections scored against them.
-        masks, keypoints: whether these are trained on or scored.
-        polygons: whether INPUT.MASK_FORMAT is "polygon".
+        uses: of "train", "evaluate" (after a training), "score" (detections in a file), "masks",
+            "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
     """
-    uses = [train or evaluate, evaluate, masks, masks or evaluate]
-    uses += [masks and train and polygons, keypoints, train]
-    used = dict(zip(USE_DEPENDENT, uses))
     return {
         problem: finding
         for problem, finding in problems.items()
-        if used.get(problem, finding.is_error(problem))
+        if (USES[problem] & uses if problem in USES else finding.is_error(problem))
     }
 
 
@@ -187,31 +166,25 @@ def find_images(data: dict, folder: str) -> tuple[list[str], int]:
     """
     if not os.path.isdir(folder):
         raise UserError(f"no folder {os.path.abspath(folder)}")
-    missing = [i for i in data["images"] if not os.path.exists(f"{folder}/{i['file_name']}")]
+    images = data["images"]
+    missing = [i for i in images if not os.path.exists(os.path.join(folder, i["file_name"]))]
     if not missing:
         return [], 0
     files = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
-    names = [os.path.relpath(file, folder) for file in files]
-    by_form = [{}, {}]  # without and with regard to case
-    for form, table in zip((_fold, _normal), by_form):
-        for name in names:
-            table.setdefault(form(name), []).append(name)
+    by_form = {}
+    for name in (os.path.relpath(file, folder) for file in files):
+        by_form.setdefault(_fold(name), []).append(name)
     count = len(missing)
     for image in list(missing):
-        name = os.path.normpath(image["file_name"])
-        found = by_form[1].get(_normal(name)) or by_form[0].get(_fold(name), [])
+        found = by_form.get(_fold(os.path.normpath(image["file_name"])), [])
         if len(found) == 1:
             image["file_name"] = found[0]
             missing.remove(image)
     return [image["file_name"] for image in missing], count - len(missing)
 
 
-def _normal(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
-
-
 def _fold(name: str) -> str:
-    return _normal(name).casefold()
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def count_objects(data: dict) -> Counter:
@@ -221,11 +194,15 @@ def count_objects(data: dict) -> Counter:
 
 def _find_problems(data: dict) -> Iterator[tuple]:
     """Yield the name of a problem, the places, their total and perhaps the likely cause."""
-    for problem, (key, field) in UNIQUE_FIELDS.items():
-        numbers = Counter(entry[field] for entry in data[key])
-        if len(numbers) < len(data[key]):
-            repeated = [str(value) for value, n in numbers.items() for _ in range(n - 1)]
-            yield problem.name, repeated, len(data[key])
+    for name, key, field in (
+        ("IMAGE_ID_TWICE", "images", "id"),
+        ("FILE_TWICE", "images", "file_name"),
+        ("CATEGORY_ID_TWICE", "categories", "id"),
+        ("CATEGORY_NAME_TWICE", "categories", "name"),
+        ("ANNOTATION_ID_TWICE", "annotations", "id"),
+    ):
+        repeated = Counter(e[field] for e in data[key]) - Counter({e[field] for e in data[key]})
+        yield name, list(map(str, repeated.elements())), len(data[key])
     yield from _image_problems(data)
     yield from _category_problems(data["categories"])
 
@@ -240,8 +217,8 @@ def _find_problems(data: dict) -> Iterator[tuple]:
     unused = [category["name"] for i, category in categories.items() if i not in used]
     yield "CATEGORY_UNUSED", unused, len(categories)
     if annotations:
-        objects = Objects.of(annotations, images, categories)
-        for name, indices, *rest in _annotation_problems(annotations, categories, objects):
+        objects = Objects.of(annotations, images)
+        for name, indices, *rest in _annotation_problems(objects, categories):
             yield name, objects.places(indices), *(rest or [total])
 
 
@@ -265,44 +242,31 @@ def _image_problems(data: dict) -> Iterator[tuple]:
 
 def _category_problems(categories: Sequence[dict]) -> Iterator[tuple]:
     names = list(dict.fromkeys(tuple(c["keypoints"]) for c in categories if c.get("keypoints")))
-    repeated = [name for group in names for name, n in Counter(group).items() for _ in range(n - 1)]
+    repeated = [name for group in names for name in (Counter(group) - Counter({*group})).elements()]
     yield "KEYPOINT_TWICE", repeated, sum(map(len, names))
     paired = {name for group in names for pair in keypoint_flip_map(group) for name in pair}
     unpaired = [name for group in names for name in dict.fromkeys(group) if name not in paired]
     yield "UNPAIRED", unpaired, sum(map(len, names))
 
 
-def _annotation_problems(
-    annotations: list[dict], categories: dict, objects: Objects
-) -> Iterator[tuple]:
+def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
     """Yield the name of a problem, indices of annotations, and perhaps a total and a cause."""
-    numbered = list(enumerate(annotations))
+    numbered = list(enumerate(objects.annotations))
     yield "NO_CATEGORY", [i for i, a in numbered if a["category_id"] not in categories]
     yield "MARKED_IGNORE", [i for i, a in numbered if a.get("ignore")]
     yield "CROWD", [i for i, a in numbered if a.get("iscrowd")]
-    with_keypoints = {i for i, category in categories.items() if category.get("keypoints")}
-    yield (
-        "NOT_EVALUABLE",
-        [
-            i
-            for i, a in numbered
-            if "area" not in a
-            or "iscrowd" not in a
-            or (a["category_id"] in with_keypoints and "num_keypoints" not in a)
-        ],
-    )
+    counts = {i: len(category.get("keypoints", ())) for i, category in categories.items()}
+    lacking = [i for i, a in numbered if "area" not in a or "iscrowd" not in a]
+    if any(counts.values()):
+        keyed = [(i, a) for i, a in numbered if counts.get(a["category_id"])]
+        lacking = sorted({*lacking, *(i for i, a in keyed if "num_keypoints" not in a)})
+    yield "NOT_EVALUABLE", lacking
     empty = [i for i, a in numbered if not a.get("segmentation")]
-    yield "MISSING_MASK" if len(empty) < len(annotations) else "NO_MASK", empty
+    yield "NO_MASK" if len(empty) == len(numbered) else "MISSING_MASK", empty
     rle = [i for i, a in numbered if type(a.get("segmentation")) is dict and not a.get("iscrowd")]
     yield "RLE_MASK", rle
-    masks = objects.masks
-    yield "BAD_MASK", masks.malformed
-    yield "BAD_COORDINATE", masks.not_finite
-    yield "NO_VALID_POLYGON", [i for i in masks.without_polygon if annotations[i]["segmentation"]]
-    yield "INVALID_POLYGON", masks.part_invalid
-    yield "RLE_SIZE", masks.wrong_size
-    yield "BAD_RLE", masks.undecodable
-    yield from find_geometry_problems(objects)
+    yield from objects.masks.faults.items()
+    yield from find_geometry_problems(objects, counts)
 
 
 def _check_image(image: dict, folder: str) -> Optional[tuple[Problem, str]]:

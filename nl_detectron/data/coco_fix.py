@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from .annotations import FIELDS, MAX_ID, NUMBERS, normalise, wrong_values
+from .annotations import FIELDS, ID, NUMBERS, normalise, wrong_values
 from .geometry import BOX_ONLY, MIN_INSIDE, NOT_COMPUTED, Objects, find_cause, inside, iou
 
 SAME_BOX = 0.9  # IoU of a box and the box of its mask that differ by rounding
@@ -48,7 +48,7 @@ def _fix_types(data: dict, changes: Counter) -> None:
     for key, name, entries in list(wrong_values(data)):
         convert = _CONVERSIONS.get(name, _to_number)
         for entry in entries:
-            if name not in entry or (FIELDS[key][name].high == MAX_ID - 1):  # see _fix_ids()
+            if name not in entry or FIELDS[key][name] is ID:  # see _fix_ids()
                 continue
             value = convert(entry[name])
             if value is not None and FIELDS[key][name].fits([value]):
@@ -72,8 +72,9 @@ def _to_numbers(value: Any) -> Optional[list]:
     return [_to_number(item) for item in value] if isinstance(value, list) else None
 
 
+_FLAGS = {"none": 0, "": 0, "false": 0, "true": 1}
 _CONVERSIONS: dict[str, Callable] = {
-    "iscrowd": lambda value: 0 if value is None else _to_number(value),
+    "iscrowd": lambda value: _FLAGS.get(str(value).lower(), _to_number(value)),
     "bbox": _to_numbers,
     "keypoints": lambda value: [] if value is None else _to_numbers(value),
     "file_name": lambda value: None,
@@ -89,31 +90,30 @@ def _fix_categories(data: dict, changes: Counter) -> None:
 
 def _fix_ids(data: dict, changes: Counter) -> None:
     """Renumber ids if one is wrong, and let annotations point at the new ones."""
-    for key, pointer in (("images", "image_id"), ("categories", "category_id"), (None, None)):
-        entries = data[key or "annotations"]
-        ids = [entry.get("id") for entry in entries]
-        are_fine = FIELDS["images"]["id"].fits(ids)
-        # Which of several images with the same id is meant is not known. No id points at an
-        # annotation.
-        are_unique = len(set(map(repr, ids))) == len(ids)
-        if (not are_fine and (are_unique or not key)) or (not are_unique and not key):
-            for number, entry in enumerate(entries, start=1):
-                entry.update(id=number, original_id=entry.get("id"))
-            changes[f"ids of {key or 'annotations'} renumbered"] += len(entries)
-        elif not are_unique:
-            continue
-        if not key:
-            continue
+    for key, pointer in (("images", "image_id"), ("categories", "category_id")):
+        ids = [entry.get("id") for entry in data[key]]
+        if len(set(map(repr, ids))) < len(ids):
+            continue  # which of the entries with an id is meant is not known
+        if not ID.fits(ids):
+            _renumber(data, key, changes)
+        new = {repr(old): entry["id"] for old, entry in zip(ids, data[key])}
         # "7" and 7 are the same id, unless both are in use.
-        new = {repr(old): entry["id"] for old, entry in zip(ids, entries)}
-        by_text = {str(old): entry["id"] for old, entry in zip(ids, entries)}
-        by_text = by_text if len(by_text) == len(new) else {}
+        by_text = {str(old): entry["id"] for old, entry in zip(ids, data[key])}
         for annotation in data["annotations"]:
             old = annotation.get(pointer)
-            found = new.get(repr(old), by_text.get(str(old)))
-            if found is not None and (found != old or type(found) is not type(old)):
+            found = new.get(repr(old), by_text.get(str(old)) if len(by_text) == len(new) else None)
+            if found is not None and (found != old or type(old) is not int):
                 annotation[pointer] = found
                 changes[f"values of {pointer} set to the new id"] += 1
+    ids = [annotation.get("id") for annotation in data["annotations"]]
+    if not ID.fits(ids) or len(set(ids)) < len(ids):
+        _renumber(data, "annotations", changes)
+
+
+def _renumber(data: dict, key: str, changes: Counter) -> None:
+    for number, entry in enumerate(data[key], start=1):
+        entry.update(id=number, original_id=entry.get("id"))
+    changes[f"ids of {key} renumbered"] += len(data[key])
 
 
 def _fix_shapes(data: dict, changes: Counter) -> None:
@@ -125,7 +125,7 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
             annotation["bbox"] = [0, 0, 0, 0]  # is recomputed
     if not annotations or any(wrong for *_, wrong in wrong_values(data)):
         return
-    objects = Objects.of(annotations, images, {})
+    objects = Objects.of(annotations, images)
     normalised = np.flatnonzero(objects.faults()["NORMALISED"])
     for i in normalised:
         polygons = annotations[i].get("segmentation")
@@ -136,7 +136,7 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
             annotations[i]["segmentation"] = scaled
             changes["masks from 0 to 1 scaled to pixels"] += 1
     if len(normalised):
-        objects = Objects.of(annotations, images, {})
+        objects = Objects.of(annotations, images)
     faults = objects.faults()
     mismatch = np.flatnonzero(faults["BOX_NOT_OF_MASK"])
     cause = find_cause(objects, "BOX_NOT_OF_MASK", mismatch) if len(mismatch) else ""
@@ -148,7 +148,7 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
     for i in np.flatnonzero(wrong & ~np.isnan(objects.masks.boxes[:, 0])):
         annotations[i]["bbox"] = objects.masks.boxes[i].tolist()
         changes["boxes computed from the mask"] += 1
-    objects = Objects.of(annotations, images, {})
+    objects = Objects.of(annotations, images)
     for i in {*objects.wrong_areas().tolist(), *np.flatnonzero(np.isnan(objects.areas)).tolist()}:
         area = objects.exact_area(i)
         if area > 0 and math.isfinite(area):

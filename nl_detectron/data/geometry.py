@@ -1,6 +1,7 @@
 """Compare the boxes, masks, areas and keypoints of annotations with each other and the image."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,35 +22,24 @@ NOT_COMPUTED = "the boxes were not computed from the masks"
 class Objects(NamedTuple):
     """Annotations as arrays."""
 
-    labels: list[tuple[int, str]]  # id and file name of each
+    annotations: Sequence[dict]
+    images: list[dict]  # of each annotation
     sizes: np.ndarray  # (N, 2), width and height of the image
     boxes: np.ndarray  # (N, 4), x, y, width, height
     masks: Masks
     areas: np.ndarray  # (N,), nan if absent
-    keypoint_counts: list[int]  # number of keypoints that the category has
-    keypoints: list  # value of each
-    num_keypoints: list
-    annotations: Sequence[dict]
 
     @classmethod
-    def of(cls, annotations: Sequence[dict], images: dict, categories: dict) -> "Objects":
+    def of(cls, annotations: Sequence[dict], images: dict) -> "Objects":
         of = [images[a["image_id"]] for a in annotations]
         sizes = np.array([(image["width"], image["height"]) for image in of])
-        counts = {i: len(category.get("keypoints", ())) for i, category in categories.items()}
-        return cls(
-            [(a["id"], image["file_name"]) for a, image in zip(annotations, of)],
-            sizes,
-            np.array([a["bbox"] for a in annotations], float),
-            measure_masks([a.get("segmentation") for a in annotations], sizes),
-            np.array([a.get("area", math.nan) for a in annotations], float),
-            [counts.get(a["category_id"], 0) for a in annotations],
-            [a.get("keypoints") for a in annotations],
-            [a.get("num_keypoints") for a in annotations],
-            annotations,
-        )
+        boxes = np.array([a["bbox"] for a in annotations], float)
+        masks = measure_masks([a.get("segmentation") for a in annotations], sizes)
+        areas = np.array([a.get("area", math.nan) for a in annotations], float)
+        return cls(annotations, of, sizes, boxes, masks, areas)
 
     def places(self, indices: Sequence[int]) -> list[str]:
-        return [f"{self.labels[i][0]} ({self.labels[i][1]})" for i in indices]
+        return [f"{self.annotations[i]['id']} ({self.images[i]['file_name']})" for i in indices]
 
     def faults(self) -> dict[str, np.ndarray]:
         """Return (N,) bool for each way in which box, mask and image do not fit each other.
@@ -63,17 +53,12 @@ class Objects(NamedTuple):
         mask_outside = has_mask & (inside(masks, self.sizes) < MIN_INSIDE) & ~normalised
         mismatch = has_mask & has_box & (iou(boxes, masks) < MIN_IOU) & ~normalised & ~mask_outside
         fine = has_box & ~normalised & ~mask_outside & ~mismatch
-        low, high = boxes[:, :2], self.sizes - boxes[:, :2] - boxes[:, 2:]
-        share = inside(boxes, self.sizes)
         return {
             "BOX_WITHOUT_AREA": ~has_box,
             "NORMALISED": normalised,
             "MASK_OUTSIDE": mask_outside,
             "BOX_NOT_OF_MASK": mismatch,
-            "BOX_OUTSIDE": fine & (share < MIN_INSIDE),
-            "OVER_EDGE": fine
-            & (share >= MIN_INSIDE)
-            & (np.minimum(low, high).min(axis=1) < -EDGE_TOLERANCE),
+            "BOX_OUTSIDE": fine & (inside(boxes, self.sizes) < MIN_INSIDE),
         }
 
     def true_areas(self) -> np.ndarray:
@@ -102,15 +87,18 @@ class Objects(NamedTuple):
         return area
 
 
-def find_geometry_problems(objects: Objects) -> Iterator[tuple]:
-    """Yield the name of a problem, indices of annotations, their total and the likely cause."""
+def find_geometry_problems(objects: Objects, keypoint_counts: dict) -> Iterator[tuple]:
+    """Yield the name of a problem, indices of annotations, their total and the likely cause.
+
+    ``keypoint_counts`` is the number of keypoints of each category id.
+    """
     faults, total = objects.faults(), len(objects.boxes)
     for name, is_wrong in faults.items():
-        indices = np.flatnonzero(is_wrong)
-        if len(indices):
+        if is_wrong.any():
+            indices = np.flatnonzero(is_wrong)
             yield name, indices, total, find_cause(objects, name, indices)
     yield "WRONG_AREA", objects.wrong_areas(), total
-    yield from _keypoint_problems(objects, faults)
+    yield from _keypoint_problems(objects, faults, keypoint_counts)
 
 
 def find_cause(objects: Objects, name: str, indices: np.ndarray) -> str:
@@ -152,8 +140,8 @@ def transformed(boxes: np.ndarray, right: np.ndarray | None) -> dict[str, np.nda
     }
     if right is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            scale = np.nanmedian(right[:, 2:] / boxes[:, 2:], axis=0)
-        text = f"of another image size, {1 / scale[0]:.3g} x {1 / scale[1]:.3g} times this one"
+            scale = np.median(right[:, 2:] / boxes[:, 2:], axis=0)
+            text = f"of another image size, {1 / scale[0]:.3g} x {1 / scale[1]:.3g} times this one"
         forms[text] = (boxes * np.tile(scale, 2)).T
     return {text: np.stack(form, axis=1) for text, form in forms.items()}
 
@@ -191,31 +179,32 @@ def _differ(areas: np.ndarray, right: np.ndarray) -> np.ndarray:
     return by_factor & (abs(areas - right) > AREA_TOLERANCE) | (areas <= 0) & (right >= 1)
 
 
-def _keypoint_problems(objects: Objects, faults: dict[str, np.ndarray]) -> Iterator[tuple]:
-    counts = objects.keypoint_counts
-    numbered = [i for i, count in enumerate(counts) if count]
-    wrong = [i for i in numbered if len(objects.keypoints[i] or ()) != 3 * counts[i]]
-    yield "KEYPOINT_COUNT", wrong, len(numbered)
-    complete, wrong = {}, set(wrong)
-    for i in numbered:
-        if i not in wrong:
-            complete.setdefault(counts[i], []).append(i)
+def _keypoint_problems(
+    objects: Objects, faults: dict[str, np.ndarray], counts: dict
+) -> Iterator[tuple]:
+    total, wrong, complete = 0, [], defaultdict(list)
+    for i, annotation in enumerate(objects.annotations):
+        if count := counts.get(annotation["category_id"]):
+            total += 1
+            is_complete = len(annotation.get("keypoints", ())) == 3 * count
+            (complete[count] if is_complete else wrong).append(i)
+    yield "KEYPOINT_COUNT", wrong, total
     labelled_count, contradicting, outside = 0, [], []
-    box_is_wrong = faults["BOX_NOT_OF_MASK"] | faults["BOX_WITHOUT_AREA"] | faults["NORMALISED"]
-    box_is_wrong |= faults["BOX_OUTSIDE"]
+    box_is_wrong = np.any([faults[name] for name in faults if name != "MASK_OUTSIDE"], axis=0)
     for count, indices in complete.items():
         indices = np.array(indices)
-        points = np.array([objects.keypoints[i] for i in indices], float).reshape(-1, count, 3)
+        annotations = [objects.annotations[i] for i in indices]
+        points = np.array([a["keypoints"] for a in annotations], float).reshape(-1, count, 3)
         labelled = points[..., 2] > 0
         labelled_count += int(labelled.any(axis=1).sum())
-        stated = [objects.num_keypoints[i] for i in indices]
-        pairs = zip(indices.tolist(), stated, labelled.sum(axis=1).tolist())
-        contradicting += [i for i, n, true in pairs if n is not None and n != true]
+        stated = np.array([a.get("num_keypoints", -1) for a in annotations])
+        is_wrong = (stated >= 0) & (stated != labelled.sum(axis=1))
+        contradicting += indices[is_wrong].tolist()
         is_outside = _outside(points[..., :2], labelled, objects.boxes[indices])
         outside += indices[is_outside & ~box_is_wrong[indices]].tolist()
     if complete and not labelled_count:
-        yield "NOT_LABELLED", sum(complete.values(), []), len(numbered)
-    yield "VISIBLE_COUNT", contradicting, len(numbered)
+        yield "NOT_LABELLED", sum(complete.values(), []), total
+    yield "VISIBLE_COUNT", contradicting, total
     if outside:
         yield "KEYPOINT_OUTSIDE", outside, labelled_count, _keypoint_cause(objects, outside)
 
@@ -231,7 +220,7 @@ def _outside(points: np.ndarray, labelled: np.ndarray, boxes: np.ndarray) -> np.
 def _keypoint_cause(objects: Objects, indices: list[int]) -> str:
     tried = {"with x and y exchanged": 0, "from 0 to 1 instead of in pixels": 0}
     for i in indices:
-        points = np.array(objects.keypoints[i], float).reshape(1, -1, 3)
+        points = np.array(objects.annotations[i]["keypoints"], float).reshape(1, -1, 3)
         xy, labelled, box = points[..., :2], points[..., 2] > 0, objects.boxes[i : i + 1]
         for text, form in zip(tried, (xy[..., ::-1], xy * objects.sizes[i])):
             tried[text] += not _outside(form, labelled, box)[0]

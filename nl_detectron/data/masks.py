@@ -2,7 +2,8 @@
 
 import re
 from array import array
-from itertools import chain
+from collections import defaultdict
+from itertools import chain, compress
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,7 @@ class Masks(NamedTuple):
 
     boxes: np.ndarray  # (N, 4), x, y, width, height; nan if there is no valid mask
     areas: np.ndarray  # (N,), of polygons by the shoelace formula, so overlaps count twice
-    # Indices of annotations with each fault:
-    malformed: list[int]  # neither a list of lists nor an RLE with size and counts
-    not_finite: list[int]
-    without_polygon: list[int]  # no polygon has 3 points and x, y for each
-    part_invalid: list[int]  # some polygons have not
-    wrong_size: list[int]  # of an RLE
-    undecodable: list[int]  # RLE
+    faults: dict[str, list[int]]  # name of a Problem -> indices of annotations
 
 
 def measure_masks(segmentations: list, sizes: np.ndarray) -> Masks:
@@ -34,28 +29,28 @@ def measure_masks(segmentations: list, sizes: np.ndarray) -> Masks:
     """
     boxes = np.full((len(segmentations), 4), np.nan)
     areas = np.full(len(segmentations), np.nan)
-    masks = Masks(boxes, areas, [], [], [], [], [], [])
+    masks = Masks(boxes, areas, defaultdict(list))
+    faults = masks.faults
     owners, polygons, rles = [], [], []
     for i, segmentation in enumerate(segmentations):
         if type(segmentation) is list:
             if set(map(type, segmentation)) - {list}:
-                masks.malformed.append(i)
+                faults["BAD_MASK"].append(i)
                 continue
             valid = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
             if len(valid) < len(segmentation):
-                (masks.part_invalid if valid else masks.without_polygon).append(i)
+                faults["INVALID_POLYGON" if valid else "NO_VALID_POLYGON"].append(i)
             owners += [i] * len(valid)
             polygons += valid
         elif type(segmentation) is dict:
             rles.append(i)
         elif segmentation is not None:
-            masks.malformed.append(i)
+            faults["BAD_MASK"].append(i)
     numbers = _as_numbers(polygons)
     if numbers is None:
-        wrong = [i for i, polygon in zip(owners, polygons) if _as_numbers([polygon]) is None]
-        masks.not_finite.extend(dict.fromkeys(wrong))
-        pairs = [(i, p) for i, p in zip(owners, polygons) if i not in set(wrong)]
-        owners, polygons = [i for i, _ in pairs], [p for _, p in pairs]
+        is_fine = [_as_numbers([polygon]) is not None for polygon in polygons]
+        faults["BAD_COORDINATE"] = sorted({i for i, fine in zip(owners, is_fine) if not fine})
+        owners, polygons = list(compress(owners, is_fine)), list(compress(polygons, is_fine))
         numbers = _as_numbers(polygons)
     if polygons:
         _measure_polygons(masks, np.array(owners), list(map(len, polygons)), numbers)
@@ -91,15 +86,15 @@ def _measure_rles(masks: Masks, indices: list[int], segmentations: list, sizes: 
     for i in indices:
         size, counts = segmentations[i].get("size"), segmentations[i].get("counts")
         if type(size) is not list or type(counts) not in (str, list):
-            masks.malformed.append(i)
+            masks.faults["BAD_MASK"].append(i)
         elif size[::-1] != sizes[i].tolist():
-            masks.wrong_size.append(i)
+            masks.faults["RLE_SIZE"].append(i)
         elif type(counts) is str and RLE_TEXT.fullmatch(counts):
             texts.append(i)
         elif type(counts) is list and set(map(type, counts)) == {int}:
             lists.append(i)
         else:
-            masks.undecodable.append(i)
+            masks.faults["BAD_RLE"].append(i)
     pixels = sizes.prod(axis=1)
     sums, minima = sum_runs([segmentations[i]["counts"] for i in texts])
     is_valid = (sums == pixels[texts]) & (minima >= 0)
@@ -108,7 +103,7 @@ def _measure_rles(masks: Masks, indices: list[int], segmentations: list, sizes: 
         counts = segmentations[i]["counts"]
         if sum(counts) == pixels[i] and min(counts) >= 0:
             valid[i] = mask_util.frPyObjects(segmentations[i], *segmentations[i]["size"])
-    masks.undecodable.extend(i for i in [*texts, *lists] if i not in valid)
+    masks.faults["BAD_RLE"] += [i for i in [*texts, *lists] if i not in valid]
     if valid:
         masks.boxes[list(valid)] = mask_util.toBbox(list(valid.values()))
         # Of a list of more than 255 masks, pycocotools 2.0.11 cannot compute the areas.

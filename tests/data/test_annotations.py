@@ -87,7 +87,7 @@ def test_harmless_forms_are_normalised(path, key, changes, normalised):
         *[("images", "height", value) for value in (64.5, 0, -1, "64", float("nan"))],
         *[("images", "file_name", value) for value in (None, 7, "")],
         *[("categories", name, None) for name in ("id", "name", "keypoints")],
-        ("categories", "keypoints", ["a", None]),
+        *[("categories", "keypoints", value) for value in (["a", None], "a")],
         *[("annotations", "image_id", value) for value in ("1", None)],
         *[("annotations", "category_id", value) for value in ("1", 0.5)],
         *[("annotations", "iscrowd", value) for value in (None, "0", False, 2)],
@@ -125,7 +125,7 @@ def test_file_without_annotations(path):
     del data["annotations"]
     path.write_text(json.dumps(data))
     problems = check_annotations(read_annotations(path))
-    assert not find_errors(problems, evaluate=True) and find_errors(problems, train=True)
+    assert not find_errors(problems, {"evaluate"}) and find_errors(problems, {"train"})
     with pytest.raises(UserError, match="1 of 1 images have no annotations, since the file has no"):
         read_for_evaluation(path)
 

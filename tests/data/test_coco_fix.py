@@ -45,7 +45,7 @@ def corners(box):
 @pytest.mark.parametrize(
     "change",
     [
-        *[each(iscrowd=value) for value in (None, "0", False, 0.0)],
+        *[each(iscrowd=value) for value in (None, "0", "false", False, 0.0)],
         *[each(area=value) for value in (str, None, float("nan"), 0, 5)],
         *[each(bbox=change) for change in (corners, lambda b: [v / 320 for v in b], None, [])],
         *[each(num_keypoints=value) for value in (None, "1", 0, 2)],
