@@ -2,7 +2,6 @@
 
 import io
 import os
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from typing import Optional
@@ -29,35 +28,28 @@ class FasterCOCOEvaluator(COCOEvaluator):
     The results are those of pycocotools.
 
     Args:
-        dataset_name, output_dir, options: as for ``COCOEvaluator``.
+        dataset_name, args, options: as for ``COCOEvaluator``.
         max_dets_per_image: TEST.DETECTIONS_PER_IMAGE, where a negative number means no limit. If
             it is above 100, metrics of boxes and masks count so many detections of an image, and
             not 100. Release 0.5 of detectron2 has no such argument. Metrics of keypoints count 20.
     """
 
     def __init__(
-        self,
-        dataset_name: str,
-        tasks: Optional[Sequence[str]] = None,
-        distributed: bool = True,
-        output_dir: Optional[str] = None,
-        *,
-        max_dets_per_image: int = COCO_MAX_DETS,
-        **options,
+        self, dataset_name: str, *args, max_dets_per_image: int = COCO_MAX_DETS, **options
     ):
-        metadata = MetadataCatalog.get(dataset_name)
-        is_converted = metadata.get("json_file") is None
-        if is_converted:
-            # COCOEvaluator would use the file of an earlier run, even if the data has changed.
-            path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
-            if comm.is_main_process():
-                convert_to_coco_json(dataset_name, path, allow_cached=False)
-            comm.synchronize()
-            metadata.json_file = path
-        super().__init__(dataset_name, tasks, distributed, output_dir, **options)
-        if is_converted:
-            del metadata.json_file  # so that the next evaluation converts the data again
         self._max_dets_per_image = max_dets_per_image
+        metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("json_file"):
+            super().__init__(dataset_name, *args, **options)
+            return
+        # COCOEvaluator would use the file of an earlier run, even if the data has changed.
+        path = os.path.join(options["output_dir"], f"{dataset_name}_coco_format.json")
+        if comm.is_main_process():
+            convert_to_coco_json(dataset_name, path, allow_cached=False)
+        comm.synchronize()
+        metadata.json_file = path
+        super().__init__(dataset_name, *args, **options)
+        del metadata.json_file  # so that the next evaluation converts the data again
 
     def evaluate(self, img_ids: Optional[list] = None) -> Optional[dict]:
         self._use_fast_impl = False  # do not use detectron2's compiled COCOeval_opt

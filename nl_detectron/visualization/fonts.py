@@ -5,13 +5,7 @@ import unicodedata
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.font_manager import (
-    FontProperties,
-    findfont,
-    findSystemFonts,
-    fontManager,
-    get_font,
-)
+from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager, get_font
 from matplotlib.text import Text
 from tqdm import tqdm
 
@@ -47,9 +41,8 @@ def _find_fonts(missing: set[str]) -> None:
     _missing.update(missing)
     is_wide = any(unicodedata.east_asian_width(c) in "WF" for c in missing)
     tqdm.write(
-        f"warning: no installed font has the characters {''.join(sorted(missing))} of labels, "
-        "which are drawn as squares. Install one, such as Noto: apt install "
-        f"{'fonts-noto-cjk' if is_wide else 'fonts-noto-core'}",
+        f"warning: no installed font has the characters {''.join(sorted(missing))} of labels; they "
+        f"are drawn as squares. apt install fonts-noto-{'cjk' if is_wide else 'core'}",
         file=sys.stderr,
     )
 

@@ -63,26 +63,22 @@ def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
 def find_image_ids(images: Sequence[dict], inputs: Iterable[Path]) -> dict[Path, int]:
     """Return the image id of each input that the annotations have.
 
-    Args:
-        images: of COCO annotations. The same file name can be in several folders: the image is the
-            one whose ``file_name`` has the most parts, from the end, in common with the path.
+    Of images with the same name in several folders, it is the one whose ``file_name`` has the most
+    parts, from the end, in common with the path.
     """
-    by_name = defaultdict(list)
+    candidates = defaultdict(list)  # by the file name without folders
     for image in images:
-        parts = _parts(image["file_name"])
-        by_name[parts[0]].append((parts, image))
+        candidates[_parts(image["file_name"])[0]].append(image)
     image_ids = {}
     for path in inputs:
         parts = _parts(str(path.absolute()))
-        matches = defaultdict(list)  # number of equal parts -> images
-        for candidate, image in by_name.get(parts[0], ()):
-            matches[len(os.path.commonprefix([parts, candidate]))].append(image)
-        best = matches[max(matches)] if matches else []
-        if len(best) > 1:
-            names = " or ".join(image["file_name"] for image in best)
+        found = candidates[parts[0]]
+        common = [len(os.path.commonprefix([parts, _parts(i["file_name"])])) for i in found]
+        if common.count(max(common, default=0)) > 1:
+            names = " or ".join(image["file_name"] for image in found)
             raise UserError(f"--input {path}: --annotations has {names}; the path must tell which")
-        if best:
-            image_ids[path] = best[0]["id"]
+        if found:
+            image_ids[path] = found[common.index(max(common))]["id"]
     if len(set(image_ids.values())) < len(image_ids):
         raise UserError("--input: two files are the same image of --annotations")
     return image_ids
