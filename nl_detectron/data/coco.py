@@ -195,7 +195,7 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
             f"To check everything: {shlex.join([*command, '--images', dataset.image_root])}\n"
             f"To repair what can be: {fix_command(dataset.json_file)}"
         )
-    silent = {*USES, Problem.MANY_OBJECTS, Problem.UNPAIRED}
+    silent = {*USES, Problem.MANY_OBJECTS, Problem.UNPAIRED} - {Problem.NOT_LABELLED}
     notes = [describe(p, finding) for p, finding in dataset.problems.items() if p not in silent]
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if dense := [count for count in dataset.object_counts if count > limit]:

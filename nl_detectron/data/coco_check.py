@@ -83,7 +83,7 @@ class Problem(Enum):
         self.text = text.format(limit="TEST.DETECTIONS_PER_IMAGE: set it")
 
 
-# Problem -> the uses of the annotations for which it is an error. For other uses it is not said.
+# Problem -> the uses of the annotations for which it is an error.
 USES = {
     Problem.NOTHING_TO_LEARN: {"train", "evaluate"},
     Problem.ABSENT: {"train", "score"},
