@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -56,11 +55,11 @@ class CustomDataset:
 
     @classmethod
     def read(
-        cls, name: str, json_file: str, image_root: str, flip_map: Sequence[str] = ()
+        cls, name: str, json_file: str, image_root: str, flip_map: str = ""
     ) -> "CustomDataset":
         """Read and check the annotations. Raise a UserError if they are not in COCO's format.
 
-        ``flip_map`` has pairs "LEFT:RIGHT" of keypoints, instead of those that the names tell.
+        ``flip_map`` has pairs "LEFT:RIGHT,..." of keypoints, instead of those that the names tell.
         """
         data, needs_copy = read_form(json_file)
         missing, renamed = find_images(data, image_root) if image_root else ([], 0)
@@ -83,7 +82,7 @@ class CustomDataset:
         """If detectron2 cannot read the file, write a copy that it can, and use it."""
         if not self.needs_copy:
             return self
-        path = os.path.join(folder, f"{self.name}_annotations.json")
+        path = os.path.join(folder, f"{self.name.replace('/', '_')}_annotations.json")
         if write:
             data, _ = read_form(self.json_file)
             if self.image_root:
@@ -132,7 +131,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{split}-json", metavar="FILE", help="annotations")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder with their images")
     help = "keypoints that a flip exchanges; by default, found by left and right in their names"
-    group.add_argument("--keypoint-flip-map", metavar="LEFT:RIGHT", nargs="+", help=help)
+    group.add_argument("--keypoint-flip-map", metavar="LEFT:RIGHT,...", help=help)
 
 
 def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
@@ -153,7 +152,7 @@ def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
         raise UserError(f"{mode} needs --{needed}-json and --{needed}-images")
     if args.eval_only:
         files.pop("train", None)
-    flips = getattr(args, "keypoint_flip_map", None) or ()
+    flips = args.keypoint_flip_map or ""
     datasets = {}
     for split, paths in files.items():
         datasets[split] = CustomDataset.read(NAMES[split], *paths, flips)
@@ -196,7 +195,7 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
             f"To check everything: {shlex.join([*command, '--images', dataset.image_root])}\n"
             f"To repair what can be: {fix_command(dataset.json_file)}"
         )
-    silent = {*USES, Problem.MANY_OBJECTS, Problem.UNPAIRED}
+    silent = {*USES, Problem.MANY_OBJECTS, Problem.UNPAIRED} - {Problem.NOT_LABELLED}
     notes = [describe(p, finding) for p, finding in dataset.problems.items() if p not in silent]
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if dense := [count for count in dataset.object_counts if count > limit]:

@@ -25,12 +25,12 @@ def keypoint_flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def read_flip_map(names: Sequence[str], pairs: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs of ``--keypoint-flip-map``, which are written as "NAME:NAME"."""
-    result = [tuple(pair.split(":")) for pair in pairs]
+def read_flip_map(names: Sequence[str], text: str) -> list[tuple[str, str]]:
+    """Return the pairs of ``--keypoint-flip-map``, which are written as "LEFT:RIGHT,..."."""
+    result = [tuple(pair.split(":")) for pair in text.split(",")]
     used = [name for pair in result for name in pair]
     if any(len(pair) != 2 for pair in result) or len(set(used)) < len(used):
-        raise UserError(f"--keypoint-flip-map takes LEFT:RIGHT, each name once, not {pairs}")
+        raise UserError(f"--keypoint-flip-map takes LEFT:RIGHT,..., each name once, not {text!r}")
     if unknown := sorted(set(used) - set(names)):
         raise UserError(f"--keypoint-flip-map: no keypoint {unknown[0]!r} in {', '.join(names)}")
     return result

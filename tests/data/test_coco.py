@@ -207,7 +207,7 @@ def test_keypoints():
     metadata = MetadataCatalog.get("custom_train")
     assert metadata.keypoint_names == NAMES
     assert metadata.keypoint_flip_map == [("left_eye", "right_eye")]
-    _, datasets = read(*TRAIN, "--keypoint-flip-map", "nose:leftover", "left_eye:right_eye")
+    _, datasets = read(*TRAIN, "--keypoint-flip-map", "nose:leftover,left_eye:right_eye")
     assert datasets["train"].flip_map == [("nose", "leftover"), ("left_eye", "right_eye")]
     with edited("train.json") as data:
         del data["categories"][0]["keypoints"]
