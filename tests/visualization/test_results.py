@@ -119,7 +119,7 @@ def test_command(arguments, tmp_path, capsys):
     [
         (lambda arguments: [*arguments, "--confidence-threshold", "0.95"], "no score reaches"),
         (lambda arguments: [*arguments[:2], "--dataset", "nowhere"], "'nowhere'"),
-        (lambda arguments: [*arguments, "--images", "nowhere"], "nowhere/4.png cannot be read"),
+        (lambda arguments: [*arguments, "--images", "nowhere"], "no folder /"),
         (lambda arguments: arguments[:4], "--annotations and --images"),
         (lambda arguments: ["nl&.json", *arguments[1:]], "A and B are the same run"),
     ],
