@@ -7,12 +7,13 @@ images. It does not cover other seeds in training: for these, train again.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
 from nl_detectron.errors import exit_on_user_error
-from nl_detectron.evaluation.coco_results import JUDGED, read_results
+from nl_detectron.evaluation.coco_results import JUDGED, read_results, scoring_options
 from nl_detectron.evaluation.comparison import compare, difference_table
 
 MIN_RESAMPLES = 100  # with fewer, the ends of the interval depend on two or three resamples
@@ -30,16 +31,27 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--resamples", type=int, default=1000, help=help)
     help = "seed of the bootstrap (default: %(default)s)"
     parser.add_argument("--seed", type=int, default=0, help=help)
+    help = "OKS sigmas (default: TEST.KEYPOINT_OKS_SIGMAS in config.yaml of the runs, or COCO's)"
+    parser.add_argument("--keypoint-sigmas", nargs="+", type=float, metavar="S", help=help)
+    help = "limit of detections (default: TEST.DETECTIONS_PER_IMAGE in config.yaml, at least 100)"
+    parser.add_argument("--max-dets-per-image", type=int, metavar="N", help=help)
     args = parser.parse_args(arguments)
     if args.resamples < MIN_RESAMPLES or args.seed < 0:
         parser.error(f"--resamples must be at least {MIN_RESAMPLES}, and --seed at least 0")
 
     with exit_on_user_error():
         annotations, (a, b), tasks = read_results(args.annotations, [args.a, args.b], args.tasks)
-        differences = {
-            task: compare(annotations, a, b, task, resamples=args.resamples, seed=args.seed)
-            for task in tasks
-        }
+        if a == b:
+            print(f"warning: {args.a} and {args.b} have the same detections", file=sys.stderr)
+        options = scoring_options(
+            annotations,
+            [args.a, args.b],
+            tasks,
+            keypoint_sigmas=args.keypoint_sigmas,
+            max_dets_per_image=args.max_dets_per_image,
+        )
+        options |= {"resamples": args.resamples, "seed": args.seed}
+        differences = {task: compare(annotations, a, b, task, **options) for task in tasks}
     print(f"A: {args.a}\nB: {args.b}\n\n{difference_table(differences)}\n")
     print(f"{len(annotations.imgs)} images, {args.resamples} resamples, seed {args.seed}")
 

@@ -13,15 +13,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets import load_coco_json
+from detectron2.data import Metadata, MetadataCatalog
 
-from nl_detectron.data.coco_check import read_coco
+from nl_detectron.data.annotations import read_annotations, read_for_evaluation
 from nl_detectron.engine import build_predictor, check_nonlocal, find_config_file, load_config
 from nl_detectron.engine.checks import CLASSIFIERS
 from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.files import write_atomically
-from nl_detectron.visualization.predictions import THRESHOLDS, find_inputs, predict
+from nl_detectron.visualization.predictions import (
+    THRESHOLDS,
+    find_image_ids,
+    find_inputs,
+    predict,
+)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,6 +43,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def read_names(annotations: str) -> tuple[Metadata, list[dict]]:
+    """Return the class names and category ids of a COCO file, and its images."""
+    data = read_annotations(annotations)
+    if data["annotations"]:  # absent from files for testing only
+        data = read_for_evaluation(annotations)
+    categories = sorted(data["categories"], key=lambda category: category["id"])
+    contiguous_ids = {category["id"]: i for i, category in enumerate(categories)}
+    metadata = Metadata(thing_dataset_id_to_contiguous_id=contiguous_ids)
+    metadata.thing_classes = [category["name"] for category in categories]
+    return metadata, data["images"]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     with exit_on_user_error():
@@ -51,14 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not cfg.MODEL.WEIGHTS:
             raise UserError("MODEL.WEIGHTS is empty; set it to the checkpoint of a trained model")
         dataset, images = args.annotations or (*cfg.DATASETS.TEST, "__unused")[0], []
-        if args.annotations:
-            read_coco(args.annotations)  # raises a UserError for a bad file
-            images = load_coco_json(args.annotations, "", dataset)  # sets the metadata
         metadata = MetadataCatalog.get(dataset)
+        if args.annotations:
+            metadata, images = read_names(args.annotations)
         group, names = CLASSIFIERS.get(cfg.MODEL.META_ARCHITECTURE), metadata.get("thing_classes")
         if group and names and len(names) != cfg.MODEL[group].NUM_CLASSES:
             raise UserError(f"{dataset} has {len(names)} classes, unlike MODEL.{group}.NUM_CLASSES")
-        image_ids = {Path(image["file_name"]).name: image["image_id"] for image in images}
+        image_ids = find_image_ids(images, outputs)
         predictor = build_predictor(cfg)
         args.output.mkdir(parents=True, exist_ok=True)
         results, failures = predict(outputs, predictor, metadata, image_ids)

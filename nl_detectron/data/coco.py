@@ -2,24 +2,40 @@
 
 import argparse
 import difflib
+import json
 import os
 import shlex
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
 
 from ..errors import UserError
-from .coco_check import Problem, Problems, check_annotations, describe, missing_images, read_coco
+from ..files import write_atomically
+from .annotations import fix_command, read_form, without_garbage_collection
+from .coco_check import (
+    USES,
+    Finding,
+    Problem,
+    Problems,
+    check_annotations,
+    count_objects,
+    describe,
+    find_errors,
+    find_images,
+)
+from .keypoints import keypoint_flip_map, read_flip_map
 
 # Name under which the dataset of a flag is registered.
 NAMES = {"train": "custom_train", "test": "custom_test"}
 # Fields of detectron2's metadata that hold the path of a file or folder.
 PATH_FIELDS = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root")
+DETECTRON2_LOADER = load_coco_json.__module__  # of datasets by register_coco_instances()
 
 
 @dataclass(frozen=True)
@@ -32,34 +48,76 @@ class CustomDataset:
     classes: list[str]  # category names in the order of the category ids
     keypoints: list[str]  # keypoint names if they are the same for all categories, else empty
     problems: Problems  # found without opening an image
+    flip_map: list[tuple[str, str]] = field(default_factory=list)
+    object_counts: list[int] = field(default_factory=list)  # of images, without crowds
+    needs_copy: bool = False  # detectron2 would read the file otherwise than it is meant
+    copy: str = ""  # path of the copy that detectron2 reads
 
     @classmethod
-    def read(cls, name: str, json_file: str, image_root: str) -> "CustomDataset":
-        """Read and check the annotations. Raise a UserError if they are not in COCO's format."""
-        data = read_coco(json_file)
+    def read(
+        cls, name: str, json_file: str, image_root: str, flip_map: str = ""
+    ) -> "CustomDataset":
+        """Read and check the annotations. Raise a UserError if they are not in COCO's format.
+
+        ``flip_map`` has pairs "LEFT:RIGHT,..." of keypoints, instead of those that the names tell.
+        """
+        data, needs_copy = read_form(json_file)
+        missing, renamed = find_images(data, image_root) if image_root else ([], 0)
         problems = check_annotations(data)
-        if Problem.INCOMPLETE in problems:
-            where = problems[Problem.INCOMPLETE]
-            raise UserError(f"{json_file}: {describe(Problem.INCOMPLETE, where)}")
-        if missing := missing_images(data, image_root):
-            problems[Problem.FILE_MISSING] = missing
+        if missing:
+            problems[Problem.FILE_MISSING] = Finding(missing, len(data["images"]))
         categories = sorted(data["categories"], key=lambda category: category["id"])
         classes = [category["name"] for category in categories]
         keypoints = categories[0].get("keypoints", [])
         if any(category.get("keypoints", []) != keypoints for category in categories):
             keypoints = []
-        return cls(name, json_file, image_root, classes, keypoints, problems)
+        flips = read_flip_map(keypoints, flip_map) if flip_map else keypoint_flip_map(keypoints)
+        return cls(
+            *(name, str(json_file), str(image_root), classes, keypoints, problems, flips),
+            object_counts=list(count_objects(data).values()),
+            needs_copy=needs_copy or renamed > 0,
+        )
+
+    def with_copy(self, folder: str, *, write: bool = True) -> "CustomDataset":
+        """If detectron2 cannot read the file, write a copy that it can, and use it."""
+        if not self.needs_copy:
+            return self
+        path = os.path.join(folder, f"{self.name.replace('/', '_')}_annotations.json")
+        if write:
+            data, _ = read_form(self.json_file)
+            if self.image_root:
+                find_images(data, self.image_root)
+            os.makedirs(folder, exist_ok=True)
+            with write_atomically(path, "w") as file:
+                json.dump(data, file)
+        return replace(self, copy=path)
 
     def register(self) -> None:
-        """Register the dataset in this process, in place of any dataset with the same name."""
-        DatasetCatalog.pop(self.name, None)
-        MetadataCatalog.pop(self.name, None)
-        metadata = {"thing_classes": self.classes}
-        if names := self.keypoints:
-            pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
-            flips = [pair for pair in pairs if pair[1] in names]
-            metadata.update(keypoint_names=names, keypoint_flip_map=flips)
-        register_coco_instances(self.name, metadata, self.json_file, self.image_root)
+        """Register the dataset in this process, in place of any custom one with the same name.
+
+        If the user's code has registered it, its metadata and its own loader are kept.
+        """
+        if self.name in NAMES.values():
+            DatasetCatalog.pop(self.name, None)
+            MetadataCatalog.pop(self.name, None)
+        metadata = MetadataCatalog.get(self.name).as_dict()
+        metadata.update(json_file=self.copy or self.json_file, image_root=self.image_root)
+        metadata.setdefault("evaluator_type", "coco")
+        metadata.setdefault("thing_classes", self.classes)
+        if self.keypoints:
+            metadata.setdefault("keypoint_names", self.keypoints)
+            metadata.setdefault("keypoint_flip_map", self.flip_map)
+        MetadataCatalog.pop(self.name, None)  # whose values cannot be changed
+        MetadataCatalog.get(self.name).set(**metadata)
+        loader = DatasetCatalog.pop(self.name, None)
+        if getattr(loader, "__module__", DETECTRON2_LOADER) == DETECTRON2_LOADER:
+            loader = partial(_load, metadata["json_file"], self.image_root, self.name)
+        DatasetCatalog.register(self.name, loader)
+
+
+def _load(*args: str) -> list[dict]:
+    with without_garbage_collection():
+        return load_coco_json(*args)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +130,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     for split in NAMES:
         group.add_argument(f"--{split}-json", metavar="FILE", help="annotations")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder with their images")
+    help = "keypoints that a flip exchanges; by default, found by left and right in their names"
+    group.add_argument("--keypoint-flip-map", metavar="LEFT:RIGHT,...", help=help)
 
 
 def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
@@ -92,7 +152,10 @@ def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
         raise UserError(f"{mode} needs --{needed}-json and --{needed}-images")
     if args.eval_only:
         files.pop("train", None)
-    datasets = {split: CustomDataset.read(NAMES[split], *paths) for split, paths in files.items()}
+    flips = args.keypoint_flip_map or ""
+    datasets = {}
+    for split, paths in files.items():
+        datasets[split] = CustomDataset.read(NAMES[split], *paths, flips)
     classes = [", ".join(dataset.classes) for dataset in datasets.values()]
     if len(set(classes)) > 1:
         raise UserError(f"--train-json and --test-json differ in categories: {'; '.join(classes)}")
@@ -116,29 +179,36 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
     trains, tests = (dataset.name in cfg.DATASETS[split] for split in ("TRAIN", "TEST"))
     if not trains and not tests:  # options select other datasets
         return
-    mask = cfg.MODEL.MASK_ON
-    depends_on_config = {
-        Problem.NOTHING_TO_LEARN: trains,
-        Problem.NOT_EVALUABLE: tests,
-        Problem.NO_MASK: mask,
-        Problem.RLE_MASK: mask and trains and cfg.INPUT.MASK_FORMAT == "polygon",
+    uses = {
+        "train": trains,
+        "evaluate": tests,
+        "masks": cfg.MODEL.MASK_ON,
+        "keypoints": cfg.MODEL.KEYPOINT_ON,
+        "polygons": cfg.MODEL.MASK_ON and trains and cfg.INPUT.MASK_FORMAT == "polygon",
     }
-    errors, notes = [], []
-    for problem, where in dataset.problems.items():
-        if depends_on_config.get(problem, problem.is_error):
-            errors.append(f"\n    {describe(problem, where)}")
-        elif problem not in depends_on_config:
-            notes.append(f"{len(where)} {problem.text}")
-    command = "python tools/check_dataset.py " + shlex.join(
-        ["--json", dataset.json_file, "--images", dataset.image_root]
-    )
+    errors = find_errors(dataset.problems, {use for use, applies in uses.items() if applies})
     if errors:
+        lines = [f"\n    {describe(problem, finding)}" for problem, finding in errors.items()]
+        command = ["python", "tools/check_dataset.py", "--json", dataset.json_file]
         raise UserError(
-            f"{dataset.json_file} cannot be used for training or evaluation:{''.join(errors)}\n"
-            f"To check everything, including the images: {command}"
+            f"{dataset.json_file} cannot be used for training or evaluation:{''.join(lines)}\n"
+            f"To check everything: {shlex.join([*command, '--images', dataset.image_root])}\n"
+            f"To repair what can be: {fix_command(dataset.json_file)}"
         )
-    if notes:
-        print(f"warning: {dataset.json_file}: {'; '.join(notes)}. See {command}", file=sys.stderr)
+    silent = {*USES, Problem.MANY_OBJECTS, Problem.UNPAIRED} - {Problem.NOT_LABELLED}
+    notes = [describe(p, finding) for p, finding in dataset.problems.items() if p not in silent]
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    if dense := [count for count in dataset.object_counts if count > limit]:
+        notes.append(
+            f"{len(dense)} images have more objects, up to {max(dense)}, than "
+            f"TEST.DETECTIONS_PER_IMAGE, {limit}: the rest cannot be found"
+        )
+    paired = {name for pair in dataset.flip_map for name in pair}
+    unpaired = [name for name in dataset.keypoints if name not in paired]
+    if unpaired and trains and cfg.MODEL.KEYPOINT_ON:
+        notes.append(describe(Problem.UNPAIRED, Finding(unpaired, len(dataset.keypoints))))
+    for note in notes:
+        print(f"warning: {dataset.json_file}: {note}", file=sys.stderr)
 
 
 def coco_files(name: str) -> tuple[str, str]:

@@ -1,66 +1,60 @@
 """Check annotations in COCO's format, and their images, for what detectron2 cannot use."""
 
-import json
-import math
 import os
-import re
+import unicodedata
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from enum import Enum
 from itertools import repeat
-from pathlib import Path
-from typing import Optional, Union
+from typing import Optional
 
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
+from .annotations import without_garbage_collection
+from .geometry import Objects, find_geometry_problems
+from .keypoints import keypoint_flip_map
 
 MAX_EXAMPLES = 5  # places that describe() shows for each problem
-EDGE_TOLERANCE = 1  # pixels that a box may extend beyond its image, for rounding
 # INPUT.MAX_SIZE_TRAIN is 1333 by default, so the short side of a narrower image is resized to 0.
 MAX_ASPECT_RATIO = 2666
-
-_ID, _NUMBER = (int, str), (int, float)
-REQUIRED_FIELDS = {
-    "images": {"id": _ID, "file_name": str, "height": _NUMBER, "width": _NUMBER},
-    "categories": {"id": int, "name": str},
-    "annotations": {"id": int, "image_id": _ID, "category_id": int, "bbox": list},
-}
-ERROR, NOTE = True, False
+MAX_OBJECTS = 100  # the default of TEST.DETECTIONS_PER_IMAGE
+# Share of the cases up to which a problem is a note, and above which it is an error.
+ERROR, LOST, FEW, NOTE = 0, 0.05, 0.1, 1
 
 
 class Problem(Enum):
-    """A kind of problem: whether it is an error, and a text that follows the number of cases.
+    """A kind of problem: from which share of cases on it is an error, and a text.
 
-    An error makes training or evaluation fail, or their results wrong. The rest are notes.
+    An error makes training or evaluation fail, or their results wrong. The text follows the number
+    of cases. Of some problems, the use of the annotations decides: see :func:`find_errors`.
     """
 
-    INCOMPLETE = ERROR, "required fields are missing or have a wrong type; nothing else is checked"
     IMAGE_ID_TWICE = ERROR, "images repeat the id of an earlier image"
-    MIXED_IDS = ERROR, "image ids are strings, while others are numbers"
     FILE_TWICE = NOTE, "images repeat the file name of an earlier image"
-    BAD_SIZE = ERROR, "images have a height or width that is not positive"
     TOO_NARROW = ERROR, f"images have an aspect ratio above {MAX_ASPECT_RATIO}: one side becomes 0"
-    NOTHING_TO_LEARN = ERROR, "images, which is all of them, have only crowd annotations or none"
+    NOTHING_TO_LEARN = ERROR, "images have no annotation to train on or to score, only crowds"
+    ABSENT = ERROR, "images have no annotations, since the file has no such list: only predicted on"
     UNLABELLED = NOTE, "images have only crowd annotations or none: not used in training"
+    MANY_OBJECTS = NOTE, f"images have more than {MAX_OBJECTS} objects, the default of {{limit}}"
     CATEGORY_ID_TWICE = ERROR, "categories repeat the id of an earlier category"
     CATEGORY_NAME_TWICE = NOTE, "categories repeat the name of an earlier category"
     CATEGORY_UNUSED = NOTE, "categories have only crowd annotations or none"
+    KEYPOINT_TWICE = ERROR, "keypoint names repeat an earlier name of the same category"
+    UNPAIRED = NOTE, "keypoint names have no left or right partner, and keep their place in a flip"
     ANNOTATION_ID_TWICE = ERROR, "annotations repeat the id of an earlier annotation"
-    ANNOTATION_ID_ZERO = NOTE, "annotations have id 0: evaluation counts their matches as misses"
-    NO_IMAGE = NOTE, "annotations have the image_id of no image: not used"
+    NO_IMAGE = LOST, "annotations have the image_id of no image: not used"
     NO_CATEGORY = ERROR, "annotations have the category_id of no category"
     MARKED_IGNORE = ERROR, "annotations are marked 'ignore', which detectron2 does not support"
+    CROWD = NOTE, "annotations are crowds (iscrowd 1): not trained on and not scored"
     NOT_EVALUABLE = ERROR, "annotations lack area, iscrowd or num_keypoints: evaluation fails"
-    BAD_BOX = ERROR, "boxes are not four finite numbers"
-    BOX_WITHOUT_AREA = NOTE, "boxes have no area: not used in training"
-    BOX_OUTSIDE = ERROR, "boxes lie outside of their image"
-    BOX_OVER_EDGE = NOTE, "boxes extend beyond the edge of their image: clipped"
-    NO_MASK = NOTE, "annotations have no segmentation: MODEL.MASK_ON must be False"
+    NO_MASK = NOTE, "annotations, which is all, have no segmentation: MODEL.MASK_ON must be False"
+    MISSING_MASK = ERROR, "annotations have no segmentation or an empty one, while others have one"
     RLE_MASK = NOTE, "masks are in RLE: INPUT.MASK_FORMAT must be 'bitmask'"
     BAD_MASK = ERROR, "segmentations are neither a list of polygons nor an RLE with size and counts"
     BAD_COORDINATE = ERROR, "segmentations have a coordinate that is not a finite number"
@@ -68,243 +62,211 @@ class Problem(Enum):
     INVALID_POLYGON = NOTE, "segmentations have a polygon of < 3 points or half points: not used"
     RLE_SIZE = ERROR, "RLE masks have a size other than that of their image"
     BAD_RLE = ERROR, "RLE masks have counts that do not decode to their size"
+    BOX_WITHOUT_AREA = FEW, "boxes have no area: not used in training"
+    NORMALISED = FEW, "boxes or masks have all coordinates from 0 to 1"
+    MASK_OUTSIDE = FEW, "masks are by more than 10% outside of their image"
+    BOX_NOT_OF_MASK = FEW, "boxes do not fit their mask: the IoU with its box is below 0.5"
+    BOX_OUTSIDE = FEW, "boxes are by more than 10% outside of their image"
+    WRONG_AREA = ERROR, "areas differ by more than a factor of 2 from their mask or, without, box"
     KEYPOINT_COUNT = ERROR, "annotations do not have x, y, v for each keypoint of their category"
-    VISIBLE_COUNT = NOTE, "annotations have a num_keypoints other than their labelled keypoints"
+    NOT_LABELLED = ERROR, "annotations, which is all, have only keypoints of visibility 0: unused"
+    VISIBLE_COUNT = FEW, "annotations have a num_keypoints other than their labelled keypoints"
+    KEYPOINT_OUTSIDE = FEW, "annotations have most keypoints outside of their box, enlarged by half"
     # The following are found by check_images().
     FILE_MISSING = ERROR, "image files are missing"
     UNREADABLE = ERROR, "image files cannot be read"
     NOT_8_BIT = ERROR, "images have more than 8 bits per channel: clipped at 255, not scaled"
     SIZE_DIFFERS = ERROR, "images have, after EXIF rotation, a size other than stated"
 
-    def __init__(self, is_error: bool, text: str):
-        self.is_error = is_error
-        self.text = text
+    def __init__(self, tolerance: float, text: str):
+        self.tolerance = tolerance
+        self.text = text.format(limit="TEST.DETECTIONS_PER_IMAGE: set it")
 
 
-# The problem that a repeated value of a field is.
-UNIQUE_FIELDS = {
-    Problem.IMAGE_ID_TWICE: ("images", "id"),
-    Problem.FILE_TWICE: ("images", "file_name"),
-    Problem.CATEGORY_ID_TWICE: ("categories", "id"),
-    Problem.CATEGORY_NAME_TWICE: ("categories", "name"),
-    Problem.ANNOTATION_ID_TWICE: ("annotations", "id"),
+# Problem -> the uses of the annotations for which it is an error.
+USES = {
+    Problem.NOTHING_TO_LEARN: {"train", "evaluate"},
+    Problem.ABSENT: {"train", "score"},
+    Problem.NOT_EVALUABLE: {"evaluate"},
+    Problem.NO_MASK: {"masks"},
+    Problem.MISSING_MASK: {"masks", "score"},
+    Problem.RLE_MASK: {"polygons"},
+    Problem.NOT_LABELLED: {"keypoints"},
 }
 
-# Where each problem was found: the id and file name of an annotation, the file name of an image...
-Problems = dict[Problem, list[str]]
+
+@dataclass(frozen=True)
+class Finding:
+    """Where a problem was found."""
+
+    places: list[str]  # ids and file names of annotations, file names of images, ...
+    total: int  # number of annotations, images, ... that could have the problem
+    cause: str = ""  # likely cause
+
+    def is_error(self, problem: Problem) -> bool:
+        return len(self.places) > problem.tolerance * self.total
 
 
-def read_coco(path: Union[str, Path]) -> dict:
-    """Return the content of a file in COCO's format.
+Problems = dict[Problem, Finding]
 
-    It has the lists "images", "categories" and "annotations". Only the last one may be empty.
+
+def describe(problem: Problem, finding: Finding) -> str:
+    """Return a line with the number of cases, the text of the problem and the first places."""
+    places = finding.places
+    more = ", ..." if len(places) > MAX_EXAMPLES else ""
+    cause = f"; likely cause: {finding.cause}" if finding.cause else ""
+    where = ", ".join(places[:MAX_EXAMPLES])
+    return f"{len(places)} of {finding.total} {problem.text}: {where}{more}{cause}"
+
+
+def find_errors(problems: Problems, uses: Set[str]) -> Problems:
+    """Return the problems that are errors for these uses of the annotations.
+
+    Args:
+        uses: of "train", "evaluate" (after a training), "score" (detections in a file), "masks",
+            "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
     """
-    if not os.path.isfile(path):
-        raise UserError(f"no file {os.path.abspath(path)}")
-    try:
-        data = json.loads(Path(path).read_bytes())
-    except ValueError as error:  # includes UnicodeDecodeError
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if isinstance(data, dict):
-        data.setdefault("annotations", [])  # absent from files for testing only
-    for key in REQUIRED_FIELDS:
-        if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise UserError(f"{path} is not in COCO's format: it has no list {key!r}")
-        if not data[key] and key != "annotations":
-            raise UserError(f"{path}: the list {key!r} is empty")
-    return data
+    return {
+        problem: finding
+        for problem, finding in problems.items()
+        if (USES[problem] & uses if problem in USES else finding.is_error(problem))
+    }
 
 
 def check_annotations(data: dict) -> Problems:
-    """Find the problems of what :func:`read_coco` returns that show without opening an image."""
-    return _collect(_find_incomplete(data)) or _collect(_find_problems(data))
+    """Find the problems of what ``read_annotations`` returns that show without an image."""
+    with without_garbage_collection():
+        found = {name: Finding(*rest) for name, *rest in _find_problems(data)}
+    return {p: found[p.name] for p in Problem if p.name in found and found[p.name].places}
 
 
 def check_images(data: dict, folder: str) -> Problems:
     """Decode every image as detectron2 does, in one process per core.
 
     Args:
-        data: as returned by :func:`read_coco`, without incomplete entries.
+        data: from ``read_annotations``.
         folder: folder that the file names are relative to.
     """
-    _require_folder(folder)
-    images = data["images"]
+    images, problems = data["images"], {}
+    find_images(data, folder)
     with ProcessPoolExecutor() as pool:
         found = pool.map(_check_image, images, repeat(folder), chunksize=16)
-        return _collect(filter(None, tqdm(found, "images", len(images), unit="image")))
-
-
-def missing_images(data: dict, folder: str) -> list[str]:
-    """Return the file names of images that do not exist. See :func:`check_images`."""
-    _require_folder(folder)
-    names = [image["file_name"] for image in data["images"]]
-    return [name for name in names if not os.path.exists(os.path.join(folder, name))]
-
-
-def describe(problem: Problem, where: list[str]) -> str:
-    """Return a line with the number of cases, the text of the problem and the first places."""
-    more = ", ..." if len(where) > MAX_EXAMPLES else ""
-    return f"{len(where)} {problem.text}: {', '.join(where[:MAX_EXAMPLES])}{more}"
-
-
-def _collect(found: Iterable[tuple[Problem, str]]) -> Problems:
-    problems = defaultdict(list)
-    for problem, where in found:
-        problems[problem].append(where)
+        for problem, place in filter(None, tqdm(found, "images", len(images), unit="image")):
+            problems.setdefault(problem, Finding([], len(images))).places.append(place)
     return {problem: problems[problem] for problem in Problem if problem in problems}
 
 
-def _require_folder(folder: str) -> None:
+def find_images(data: dict, folder: str) -> tuple[list[str], int]:
+    """Replace the file names of images, in place, by those in the folder.
+
+    They may differ in their Unicode form and in case, unless several files differ only so.
+
+    Returns:
+        The names of images that do not exist, and the number of names that were replaced.
+    """
     if not os.path.isdir(folder):
         raise UserError(f"no folder {os.path.abspath(folder)}")
+    images = data["images"]
+    missing = [i for i in images if not os.path.exists(os.path.join(folder, i["file_name"]))]
+    if not missing:
+        return [], 0
+    files = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
+    by_form = {}
+    for name in (os.path.relpath(file, folder) for file in files):
+        by_form.setdefault(_fold(name), []).append(name)
+    count = len(missing)
+    for image in list(missing):
+        found = by_form.get(_fold(os.path.normpath(image["file_name"])), [])
+        if len(found) == 1:
+            image["file_name"] = found[0]
+            missing.remove(image)
+    return [image["file_name"] for image in missing], count - len(missing)
 
 
-def _find_incomplete(data: dict) -> Iterator[tuple[Problem, str]]:
-    for key, fields in REQUIRED_FIELDS.items():
-        for index, entry in enumerate(data[key]):
-            for field, types in fields.items():
-                if not isinstance(entry, dict) or not isinstance(entry.get(field), types):
-                    yield Problem.INCOMPLETE, f"{key}[{index}].{field}"
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
-def _find_problems(data: dict) -> Iterator[tuple[Problem, str]]:
-    for problem, (key, field) in UNIQUE_FIELDS.items():
-        seen = set()
-        for entry in data[key]:
-            if entry[field] in seen:
-                yield problem, str(entry[field])
-            seen.add(entry[field])
-    are_strings = all(isinstance(image["id"], str) for image in data["images"])
-    for image in data["images"]:
-        height, width = image["height"], image["width"]
-        if isinstance(image["id"], str) and not are_strings:  # detectron2 sorts the ids
-            yield Problem.MIXED_IDS, image["id"]
-        if not (height > 0 and width > 0):  # also if one is NaN
-            yield Problem.BAD_SIZE, image["file_name"]
-        elif max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-            yield Problem.TOO_NARROW, image["file_name"]
-    yield from _annotation_problems(data)
+def count_objects(data: dict) -> Counter:
+    """Return the number of annotations, without crowds, of each image id."""
+    return Counter(a["image_id"] for a in data["annotations"] if not a.get("iscrowd"))
 
 
-def _annotation_problems(data: dict) -> Iterator[tuple[Problem, str]]:
+def _find_problems(data: dict) -> Iterator[tuple]:
+    """Yield the name of a problem, the places, their total and perhaps the likely cause."""
+    for name, key, field in (
+        ("IMAGE_ID_TWICE", "images", "id"),
+        ("FILE_TWICE", "images", "file_name"),
+        ("CATEGORY_ID_TWICE", "categories", "id"),
+        ("CATEGORY_NAME_TWICE", "categories", "name"),
+        ("ANNOTATION_ID_TWICE", "annotations", "id"),
+    ):
+        repeated = Counter(e[field] for e in data[key]) - Counter({e[field] for e in data[key]})
+        yield name, list(map(str, repeated.elements())), len(data[key])
+    yield from _image_problems(data)
+    yield from _category_problems(data["categories"])
+
     images = {image["id"]: image for image in data["images"]}
+    annotations = [a for a in data["annotations"] if a["image_id"] in images]
+    total = len(data["annotations"])
+    if len(annotations) < total:
+        lost = [a for a in data["annotations"] if a["image_id"] not in images]
+        yield "NO_IMAGE", [f"{a['id']} (image_id {a['image_id']})" for a in lost], total
     categories = {category["id"]: category for category in data["categories"]}
-    labelled, used = set(), set()  # ids of images and categories
-    for annotation in data["annotations"]:
-        image = images.get(annotation["image_id"])
-        if image is None:
-            yield Problem.NO_IMAGE, str(annotation["id"])
-            continue
-        if not annotation.get("iscrowd"):
-            labelled.add(annotation["image_id"])
-            used.add(annotation["category_id"])
-        category = categories.get(annotation["category_id"])
-        for problem in _problems_of(annotation, image, category):
-            yield problem, f"{annotation['id']} ({image['file_name']})"
-
-    unlabelled = Problem.UNLABELLED if labelled else Problem.NOTHING_TO_LEARN
-    yield from ((unlabelled, images[i]["file_name"]) for i in images if i not in labelled)
-    unused = (categories[i] for i in categories if i not in used)
-    yield from ((Problem.CATEGORY_UNUSED, category["name"]) for category in unused)
+    used = {a["category_id"] for a in annotations if not a.get("iscrowd")}
+    unused = [category["name"] for i, category in categories.items() if i not in used]
+    yield "CATEGORY_UNUSED", unused, len(categories)
+    if annotations:
+        objects = Objects.of(annotations, images)
+        for name, indices, *rest in _annotation_problems(objects, categories):
+            yield name, objects.places(indices), *(rest or [total])
 
 
-def _problems_of(annotation: dict, image: dict, category: Optional[dict]) -> Iterator[Problem]:
-    if annotation["id"] == 0:
-        yield Problem.ANNOTATION_ID_ZERO
-    if annotation.get("ignore"):
-        yield Problem.MARKED_IGNORE
-    if category is None:
-        yield Problem.NO_CATEGORY
-    keypoint_names = category.get("keypoints") if category else None
-    needed = ["area", "iscrowd", *(["num_keypoints"] if keypoint_names else [])]
-    if not all(field in annotation for field in needed):
-        yield Problem.NOT_EVALUABLE
-    yield from _box_problems(annotation["bbox"], image["height"], image["width"])
-    yield from _mask_problems(annotation, image)
-    if keypoint_names:
-        yield from _keypoint_problems(annotation, len(keypoint_names))
+def _image_problems(data: dict) -> Iterator[tuple]:
+    images, counts = data["images"], count_objects(data)
+    narrow = [
+        image["file_name"]
+        for image in images
+        if max(image["height"], image["width"])
+        > MAX_ASPECT_RATIO * min(image["height"], image["width"])
+    ]
+    yield "TOO_NARROW", narrow, len(images)
+    unlabelled = [image["file_name"] for image in images if image["id"] not in counts]
+    nothing = "ABSENT" if data["annotations"] == () else "NOTHING_TO_LEARN"
+    name = nothing if len(unlabelled) == len(images) else "UNLABELLED"
+    yield name, unlabelled, len(images)
+    dense = [i for i in images if counts[i["id"]] > MAX_OBJECTS]
+    places = [f"{image['file_name']} ({counts[image['id']]})" for image in dense]
+    yield "MANY_OBJECTS", places, len(images)
 
 
-def _box_problems(box: list, height: float, width: float) -> Iterator[Problem]:
-    if len(box) != 4 or not _finite(box):
-        yield Problem.BAD_BOX
-        return
-    x, y, w, h = box
-    if w <= 0 or h <= 0:
-        yield Problem.BOX_WITHOUT_AREA
-    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        yield Problem.BOX_OUTSIDE
-    elif min(x, y, width - x - w, height - y - h) < -EDGE_TOLERANCE:
-        yield Problem.BOX_OVER_EDGE
+def _category_problems(categories: Sequence[dict]) -> Iterator[tuple]:
+    names = list(dict.fromkeys(tuple(c["keypoints"]) for c in categories if c.get("keypoints")))
+    repeated = [name for group in names for name in (Counter(group) - Counter({*group})).elements()]
+    yield "KEYPOINT_TWICE", repeated, sum(map(len, names))
+    paired = {name for group in names for pair in keypoint_flip_map(group) for name in pair}
+    unpaired = [name for group in names for name in dict.fromkeys(group) if name not in paired]
+    yield "UNPAIRED", unpaired, sum(map(len, names))
 
 
-def _mask_problems(annotation: dict, image: dict) -> Iterator[Problem]:
-    mask = annotation.get("segmentation")
-    is_crowd = annotation.get("iscrowd")
-    if not mask:
-        if not is_crowd:
-            yield Problem.NO_MASK
-    elif isinstance(mask, dict):
-        if not is_crowd:
-            yield Problem.RLE_MASK
-        yield from _rle_problems(mask, image)
-    elif isinstance(mask, list) and all(isinstance(polygon, list) for polygon in mask):
-        if not all(map(_finite, mask)):
-            yield Problem.BAD_COORDINATE
-        valid = [len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask]
-        if not any(valid):
-            yield Problem.NO_VALID_POLYGON
-        elif not all(valid):
-            yield Problem.INVALID_POLYGON
-    else:
-        yield Problem.BAD_MASK
-
-
-def _rle_problems(rle: dict, image: dict) -> Iterator[Problem]:
-    size, counts = rle.get("size"), rle.get("counts")
-    if not isinstance(size, list) or not isinstance(counts, (list, str)):
-        yield Problem.BAD_MASK
-        return
-    if size != [image["height"], image["width"]]:
-        yield Problem.RLE_SIZE
-    runs = decode_runs(counts) if isinstance(counts, str) else counts
-    integers = all(type(number) is int for number in [*size, *runs])
-    if not integers or min(runs, default=-1) < 0 or sum(runs) != math.prod(size):
-        yield Problem.BAD_RLE
-
-
-def decode_runs(counts: str) -> list[int]:
-    """Return the run lengths in COCO's compressed RLE, or an empty list if the text is broken.
-
-    pycocotools reads beyond the end of a broken text. Each character holds five bits of a number
-    in two's complement, lowest first, and a sixth bit that is set if the number continues. From
-    the fourth number on, a number is the difference to the last but one.
-    """
-    if not re.fullmatch("([P-o]*[0-O])+", counts):  # "P" is the first with the sixth bit
-        return []
-    runs = []
-    for characters in re.findall("[P-o]*[0-O]", counts):
-        digits = [ord(character) - ord("0") & 31 for character in characters]
-        number = sum(digit << 5 * i for i, digit in enumerate(digits))
-        if digits[-1] & 16:  # negative
-            number -= 1 << 5 * len(digits)
-        runs.append(number + (runs[-2] if len(runs) > 2 else 0))
-    return runs
-
-
-def _keypoint_problems(annotation: dict, count: int) -> Iterator[Problem]:
-    keypoints = annotation.get("keypoints")
-    if not isinstance(keypoints, list) or len(keypoints) != 3 * count or not _finite(keypoints):
-        yield Problem.KEYPOINT_COUNT
-    elif annotation.get("num_keypoints") != sum(v > 0 for v in keypoints[2::3]):
-        yield Problem.VISIBLE_COUNT
-
-
-def _finite(numbers: list) -> bool:
-    try:
-        return math.isfinite(sum(numbers))  # NaN and infinity propagate through a sum
-    except (TypeError, OverflowError):  # a text, or an integer too large for a float
-        return False
+def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
+    """Yield the name of a problem, indices of annotations, and perhaps a total and a cause."""
+    numbered = list(enumerate(objects.annotations))
+    yield "NO_CATEGORY", [i for i, a in numbered if a["category_id"] not in categories]
+    yield "MARKED_IGNORE", [i for i, a in numbered if a.get("ignore")]
+    yield "CROWD", [i for i, a in numbered if a.get("iscrowd")]
+    counts = {i: len(category.get("keypoints", ())) for i, category in categories.items()}
+    lacking = [i for i, a in numbered if "area" not in a or "iscrowd" not in a]
+    if any(counts.values()):
+        keyed = [(i, a) for i, a in numbered if counts.get(a["category_id"])]
+        lacking = sorted({*lacking, *(i for i, a in keyed if "num_keypoints" not in a)})
+    yield "NOT_EVALUABLE", lacking
+    empty = [i for i, a in numbered if not a.get("segmentation")]
+    yield "NO_MASK" if len(empty) == len(numbered) else "MISSING_MASK", empty
+    rle = [i for i, a in numbered if type(a.get("segmentation")) is dict and not a.get("iscrowd")]
+    yield "RLE_MASK", rle
+    yield from objects.masks.faults.items()
+    yield from find_geometry_problems(objects, counts)
 
 
 def _check_image(image: dict, folder: str) -> Optional[tuple[Problem, str]]:

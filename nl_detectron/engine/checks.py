@@ -2,11 +2,12 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN
 from detectron2.utils import comm
 
 from ..config import add_nonlocal_config
@@ -20,17 +21,21 @@ CLASSIFIERS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "Reti
 COCO_KEYPOINTS = 17  # pycocotools has OKS sigmas for these
 
 
-def check_input(cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset] = ()) -> None:
+def check_input(
+    cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset] = ()
+) -> list[CustomDataset]:
     """Raise a UserError for the first problem of a config on this machine.
 
-    ``datasets`` are the custom datasets, registered.
+    ``datasets`` are the custom datasets, registered. Those that other code has registered with an
+    annotation file are read and checked as well. All are returned, and registered again: with a
+    copy of the annotations in OUTPUT_DIR if detectron2 would not read the file as it is meant.
     """
     check_nonlocal(cfg)
     _check_processes(cfg, args)
-    _check_datasets(cfg, args)
-    for dataset in datasets:
-        check_custom_data(cfg, dataset)
+    _check_test_augmentation(cfg)
+    datasets = _check_datasets(cfg, args, datasets)
     _check_weights(cfg, args)
+    return datasets
 
 
 def check_nonlocal(cfg: CfgNode) -> None:
@@ -74,7 +79,9 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
         )
 
 
-def _check_datasets(cfg: CfgNode, args: Namespace) -> None:
+def _check_datasets(
+    cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset]
+) -> list[CustomDataset]:
     splits = ["TEST"] if args.eval_only else ["TRAIN", "TEST"]
     if not cfg.DATASETS[splits[0]]:
         raise UserError(f"DATASETS.{splits[0]} is empty; set it by --config-file or an option")
@@ -82,6 +89,12 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> None:
     for split, name in names:
         check_registered(f"DATASETS.{split}", name)
     check_files([name for _, name in names])
+    result = []
+    for dataset in [*datasets, *_read_registered([name for _, name in names], datasets)]:
+        check_custom_data(cfg, dataset)
+        result.append(dataset.with_copy(cfg.OUTPUT_DIR, write=comm.is_main_process()))
+        comm.synchronize()
+        result[-1].register()
     for split, name in names:
         _check_classes(cfg, name)
         if cfg.MODEL.KEYPOINT_ON:
@@ -93,15 +106,41 @@ def _check_datasets(cfg: CfgNode, args: Namespace) -> None:
                 f"{', '.join(EVALUATOR_TYPES)}. For others, run a training script with "
                 "python -m nl_detectron.run"
             )
+    return result
+
+
+def _read_registered(
+    names: Sequence[str], datasets: Sequence[CustomDataset]
+) -> Iterator[CustomDataset]:
+    """Read the annotation files of datasets that other code has registered."""
+    for name in dict.fromkeys(names):
+        metadata = MetadataCatalog.get(name)
+        is_coco = metadata.get("json_file") and metadata.get("evaluator_type") in EVALUATOR_TYPES
+        if is_coco and name not in [dataset.name for dataset in datasets]:
+            yield CustomDataset.read(name, metadata.json_file, metadata.get("image_root", ""))
+
+
+def _check_test_augmentation(cfg: CfgNode) -> None:
+    """Raise if GeneralizedRCNNWithTTA would refuse the model, which it does after the training."""
+    if not cfg.TEST.AUG.ENABLED or not cfg.DATASETS.TEST:
+        return
+    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    problems = {
+        "META_ARCHITECTURE": architecture is PanopticFPN
+        or not issubclass(architecture, GeneralizedRCNN),
+        "KEYPOINT_ON": cfg.MODEL.KEYPOINT_ON,
+        "LOAD_PROPOSALS": cfg.MODEL.LOAD_PROPOSALS,
+    }
+    for key in filter(problems.get, problems):
+        raise UserError(
+            f"TEST.AUG.ENABLED does not work with MODEL.{key} {cfg.MODEL[key]}: detectron2 has "
+            "test-time augmentation for boxes and masks of GeneralizedRCNN only; set "
+            "TEST.AUG.ENABLED to False"
+        )
 
 
 def _check_classes(cfg: CfgNode, name: str) -> None:
     group, metadata = CLASSIFIERS.get(cfg.MODEL.META_ARCHITECTURE), MetadataCatalog.get(name)
-    if metadata.get("thing_classes") is None and metadata.get("evaluator_type") == "coco":
-        # detectron2 would set the classes when it loads the file.
-        dataset = CustomDataset.read(name, metadata.json_file, metadata.image_root)
-        check_custom_data(cfg, dataset)
-        metadata.thing_classes = dataset.classes
     classes = metadata.get("thing_classes")
     if group and classes and cfg.MODEL[group].NUM_CLASSES != len(classes):
         raise UserError(

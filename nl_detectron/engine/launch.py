@@ -39,7 +39,7 @@ def main(args: Namespace) -> None:
         datasets = list(custom.values())
         for dataset in datasets:
             dataset.register()
-        check_input(cfg, args, datasets)
+        datasets = check_input(cfg, args, datasets)
         if args.num_gpus * args.num_machines <= 1:
             run(cfg, args)
             return
@@ -67,7 +67,7 @@ def _run_spawned(*args) -> None:
 def run(cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset] = ()) -> Optional[dict]:
     """Train or evaluate in this process, which may be one of several; return the results.
 
-    ``datasets`` are the custom datasets that this process has yet to register. After a training,
+    ``datasets`` are those that this process has yet to register. After a training,
     there are results only with TEST.EXPECTED_RESULTS.
     """
     for dataset in datasets:

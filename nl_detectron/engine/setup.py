@@ -3,7 +3,9 @@
 import argparse
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,11 @@ examples:
 
 FILE is a path, or the name of a config that comes with nl_detectron.
 """
+
+CUT_TUPLE = (
+    ". Inside { }, YAML ends a value at the next comma, also inside ( ); write a list, such as "
+    "[224], or give the key a line of its own"
+)
 
 # Exceptions of yacs on a key or a value that does not fit.
 MERGE_ERRORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
@@ -91,9 +98,15 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no file {os.path.abspath(error.filename)} (_BASE_)") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        problem, mark = " ".join(str(error).split()), getattr(error, "problem_mark", None)
+        lines = Path(mark.name).read_text().splitlines()[mark.line :] if mark else []
+        if lines and re.search(r"\([^()]*,", lines[0]):
+            problem += CUT_TUPLE
+        raise UserError(f"{path}: not YAML: {problem}") from error
     except MERGE_ERRORS as error:
         problem = _find_problem(cfg, items) or f"not nested config keys with values ({error})"
+        if any(text.count("(") != text.count(")") for item in items for text in map(str, item)):
+            problem += CUT_TUPLE
         raise UserError(f"{path}: {problem}") from error
 
 

@@ -15,16 +15,13 @@ from detectron2.engine.defaults import DefaultTrainer, create_ddp_model
 from detectron2.engine.hooks import CallbackHook, EvalHook, HookBase
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import (
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
-    coco_evaluation,
 )
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
-from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -34,13 +31,9 @@ from ..data.train_loader import ImageLoader, TrainLoader
 from ..errors import UserError
 from ..files import write_atomically
 from ..modeling import build_model, build_optimizer
+from .coco_evaluator import FasterCOCOEvaluator
 from .hooks import NonLocalNorms, check_gradients, environment, log_max_memory
 from .signals import StopOnSignal
-
-try:
-    from faster_coco_eval import COCOeval_faster
-except ImportError:
-    COCOeval_faster = None
 
 EVALUATOR_TYPES = ("coco", "coco_panoptic_seg")  # in the metadata of a dataset
 
@@ -142,9 +135,22 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
     ) -> DatasetEvaluator:
+        """Build the evaluators of a dataset.
+
+        Their files are in OUTPUT_DIR/inference, or, if DATASETS.TEST has several datasets, in a
+        subfolder for each.
+        """
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-        evaluators = [FasterCOCOEvaluator(dataset_name, output_dir=folder, kpt_oks_sigmas=sigmas)]
+        if len(cfg.DATASETS.TEST) > 1:
+            folder = os.path.join(folder, dataset_name)
+        evaluators = [
+            FasterCOCOEvaluator(
+                dataset_name,
+                output_dir=folder,
+                max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+                kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+            )
+        ]
         if MetadataCatalog.get(dataset_name).evaluator_type == "coco_panoptic_seg":
             evaluators.insert(0, SemSegEvaluator(dataset_name, output_dir=folder))
             evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir=folder))
@@ -162,28 +168,6 @@ class Trainer(DefaultTrainer):
             augmented = super().test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
             results.update({f"{name}_TTA": value for name, value in augmented.items()})
         return results
-
-
-class FasterCOCOEvaluator(COCOEvaluator):
-    """``COCOEvaluator`` that uses faster-coco-eval, if installed, for boxes and masks.
-
-    The results are those of pycocotools.
-    """
-
-    def evaluate(self, img_ids: Optional[list] = None) -> Optional[dict]:
-        if COCOeval_faster is None:
-            return super().evaluate(img_ids)
-        self._use_fast_impl = False  # do not use detectron2's compiled COCOeval_opt
-        coco_evaluation.COCOeval = _coco_eval  # detectron2 has no argument for this class
-        try:
-            return super().evaluate(img_ids)
-        finally:
-            coco_evaluation.COCOeval = COCOeval
-
-
-def _coco_eval(annotations, detections, task: str) -> COCOeval:
-    # For keypoints, COCOeval_faster needs an index that only its own COCO class builds.
-    return (COCOeval if task == "keypoints" else COCOeval_faster)(annotations, detections, task)
 
 
 def truncate_metrics(path: Path, iteration: int) -> None:

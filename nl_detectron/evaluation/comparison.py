@@ -16,6 +16,8 @@ from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 from tqdm import tqdm
 
+from ..engine.coco_evaluator import COCO_MAX_DETS, counted_detections
+
 # metric: (range of object sizes, slice of the IoU thresholds 0.50, 0.55, ..., 0.95)
 METRICS = {
     "AP": ("all", slice(None)),
@@ -56,6 +58,7 @@ def compare(
     *,
     resamples: int = 1000,
     seed: int = 0,
+    **scoring,
 ) -> dict[str, Difference]:
     """Compare the detections of two runs.
 
@@ -63,6 +66,7 @@ def compare(
         annotations, a, b, task: from `read_results`.
         resamples: number of bootstrap resamples.
         seed: seed of the bootstrap, at least 0.
+        scoring: keyword arguments of `match`.
 
     Returns:
         Metric -> difference, with a percentile interval, for metrics with objects of their size.
@@ -73,7 +77,7 @@ def compare(
     batches = np.split(weights, range(BATCH, weights.shape[1], BATCH), axis=1)
     metrics = []  # of both runs
     for detections in (a, b):
-        matches = match(annotations, detections, task)
+        matches = match(annotations, detections, task, **scoring)
         parts = [average_precisions(matches, batch) for batch in tqdm(batches, desc="resampling")]
         metrics.append({metric: np.concatenate([p[metric] for p in parts]) for metric in parts[0]})
     result = {}
@@ -85,8 +89,19 @@ def compare(
     return result
 
 
-def match(annotations: COCO, detections: Sequence[dict], task: str) -> dict[str, list[Matches]]:
+def match(
+    annotations: COCO,
+    detections: Sequence[dict],
+    task: str,
+    *,
+    keypoint_sigmas: Sequence[float] = (),
+    max_dets_per_image: int = COCO_MAX_DETS,
+) -> dict[str, list[Matches]]:
     """Match detections with objects by pycocotools.
+
+    Args:
+        keypoint_sigmas: TEST.KEYPOINT_OKS_SIGMAS; by default those of COCO's 17 keypoints.
+        max_dets_per_image: TEST.DETECTIONS_PER_IMAGE; see `FasterCOCOEvaluator`.
 
     Returns:
         Range of sizes -> matches of each category that has objects or detections.
@@ -95,9 +110,14 @@ def match(annotations: COCO, detections: Sequence[dict], task: str) -> dict[str,
     unused = ("bbox",) if task == "segm" else ()
     detections = [{key: d[key] for key in d if key not in unused} for d in detections]
     with redirect_stdout(io.StringIO()):
-        evaluator = COCOeval(annotations, annotations.loadRes(detections), task)
+        found = annotations.loadRes(detections)
+        evaluator = COCOeval(annotations, found, task)
+        params = evaluator.params
+        if task != "keypoints":
+            params.maxDets = [counted_detections(found, max_dets_per_image)]
+        elif len(keypoint_sigmas) > 0:
+            params.kpt_oks_sigmas = np.array(keypoint_sigmas)
         evaluator.evaluate()
-    params = evaluator.params
     entries = np.array(evaluator.evalImgs, dtype=object)
     entries = entries.reshape(len(params.catIds), -1, len(params.imgIds))
     return {
@@ -175,16 +195,17 @@ def difference_table(differences: dict[str, dict[str, Difference]]) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
-def image_scores(annotations: COCO, detections: Sequence[dict], task: str) -> np.ndarray:
+def image_scores(annotations: COCO, detections: Sequence[dict], task: str, **scoring) -> np.ndarray:
     """Compute the F1 score of each image: 2 hits / (detections + objects).
 
     All detections count alike, so remove those with low scores first. The class has to be right.
-    The result is the mean over COCO's IoU thresholds 0.50, 0.55, ..., 0.95.
+    The result is the mean over COCO's IoU thresholds 0.50, 0.55, ..., 0.95. ``scoring`` are keyword
+    arguments of `match`.
 
     Returns:
         (images,) from 0 to 1, by image id. An image with no object and no detection has 1.
     """
-    categories = match(annotations, detections, task)["all"]
+    categories = match(annotations, detections, task, **scoring)["all"]
     hits = np.zeros((len(categories[0].hits), len(annotations.imgs)))
     found = np.zeros_like(hits)
     for category in categories:

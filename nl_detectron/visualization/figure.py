@@ -13,6 +13,7 @@ from matplotlib.patches import FancyArrowPatch
 from torch import Tensor
 
 from .attention import Attention, ImageGeometry
+from .fonts import use_fonts
 
 WIDTH = 7  # inches
 STACK_ASPECT = 1.6  # the map of a wider image is below the image, not beside it
@@ -108,6 +109,7 @@ def draw_objects(
         assigned_colors=colors,
         alpha=0.4,
     )
+    use_fonts(drawn.fig)
     return drawn.get_image()
 
 

@@ -1,7 +1,10 @@
 """Run a model on images, folders and videos, and draw its predictions."""
 
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -16,6 +19,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .figure import legible_scale
+from .fonts import use_fonts
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -56,19 +60,49 @@ def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return outputs
 
 
+def find_image_ids(images: Sequence[dict], inputs: Iterable[Path]) -> dict[Path, int]:
+    """Return the image id of each input that the annotations have.
+
+    Of images with the same name in several folders, it is the one whose ``file_name`` has the most
+    parts, from the end, in common with the path.
+    """
+    candidates = defaultdict(list)  # by the file name without folders
+    for image in images:
+        candidates[_parts(image["file_name"])[0]].append(image)
+    image_ids = {}
+    for path in inputs:
+        parts = _parts(str(path.absolute()))
+        found = candidates[parts[0]]
+        common = [len(os.path.commonprefix([parts, _parts(i["file_name"])])) for i in found]
+        if common.count(max(common, default=0)) > 1:
+            names = " or ".join(image["file_name"] for image in found)
+            raise UserError(f"--input {path}: --annotations has {names}; the path must tell which")
+        if found:
+            image_ids[path] = found[common.index(max(common))]["id"]
+    if len(set(image_ids.values())) < len(image_ids):
+        raise UserError("--input: two files are the same image of --annotations")
+    return image_ids
+
+
+def _parts(path: str) -> list[str]:
+    """Split a path from its end. The same name can have two forms in Unicode."""
+    return unicodedata.normalize("NFC", path).split("/")[::-1]
+
+
 def predict(
     outputs: Mapping[Path, Path],
     predictor: DefaultPredictor,
     metadata: Metadata,
-    image_ids: Mapping[str, int | str],
+    image_ids: Mapping[Path, int],
 ) -> tuple[list[dict], int]:
     """Draw the predictions for all inputs; report and skip those that cannot be read.
 
     Args:
         outputs: input file -> output file, from :func:`find_inputs`.
         metadata: class names, and ``thing_dataset_id_to_contiguous_id`` for category ids.
-        image_ids: file name -> image id. By default, the id is the file name, or its number as in
-            COCO, such as 42 for "000042.jpg". The id of a frame is "<file name>/<number>".
+        image_ids: input file -> image id, from :func:`find_image_ids`. By default, the id is the
+            file name, or its number as in COCO, such as 42 for "000042.jpg". The id of a frame is
+            "<file name>/<number>".
 
     Returns:
         The detections as COCO results, and the number of inputs that could not be read.
@@ -77,7 +111,7 @@ def predict(
     category_ids = {contiguous: category for category, contiguous in categories.items()}
     results, failures = [], 0
     for path, output in tqdm(outputs.items(), desc="predicting", unit="file"):
-        image_id = image_ids.get(path.name, int(path.stem) if path.stem.isdecimal() else path.name)
+        image_id = image_ids.get(path, int(path.stem) if path.stem.isdecimal() else path.name)
         try:
             for frame, predictions in enumerate(_predict_file(path, output, predictor, metadata)):
                 if path.suffix.lower() in VIDEOS:
@@ -128,4 +162,5 @@ def _draw(predictions: dict, visualizer: Visualizer | VideoVisualizer, *frame) -
         drawn = visualizer.draw_instance_predictions(*frame, predictions["instances"].to("cpu"))
     else:
         drawn = visualizer.draw_sem_seg(*frame, predictions["sem_seg"].argmax(dim=0).to("cpu"))
+    use_fonts(drawn.fig)
     return drawn.get_image()

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -13,6 +15,7 @@ from tqdm import tqdm
 
 from ..evaluation.comparison import image_scores
 from .figure import draw_objects, legible_scale
+from .fonts import use_fonts
 from .predictions import read_image
 
 NOTE = """The images with the largest difference come first. F1 is 2 hits / (detections + objects),
@@ -29,17 +32,19 @@ def write_results(
     task: str,
     metadata: Metadata,
     count: int,
+    scoring: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Write a PNG for each of the ``count`` images that differ most in F1, and index.html.
 
     Args:
         runs: name -> detections, of two runs.
         metadata: ``thing_colors`` and the keypoint names are used if they are set.
+        scoring: keyword arguments of `match`.
 
     Returns:
         A sentence with the number of images on which each run is better.
     """
-    scores = [image_scores(annotations, run, task) for run in runs.values()]
+    scores = [image_scores(annotations, run, task, **scoring) for run in runs.values()]
     gains, (a, b) = scores[1] - scores[0], runs
     summary = (
         f"Of {len(gains)} images, {b} is better on {(gains > 0).sum()}, {a} on "
@@ -67,6 +72,7 @@ def write_results(
             axes.set_title(title, loc="left")
             axes.axis("off")
         file = f"{number:0{len(str(count))}}_{Path(name).stem}.png"
+        use_fonts(figure)
         figure.savefig(folder / file)
         title = escape(f"{number}. {name}: F1 {gains[i]:+.2f}")
         page.append(f'<h2>{title}</h2><img src="{quote(file)}" alt="{title}">')

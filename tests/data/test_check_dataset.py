@@ -21,20 +21,44 @@ def test_errors_and_notes(tmp_path, monkeypatch, capsys):
     assert check_dataset.main(["--json", "train.json", "--images", "train"]) == 1
     lines = capsys.readouterr().out.splitlines()
     unused = [line for line in lines if Problem.CATEGORY_UNUSED.text in line]
+    total = len(data["annotations"])
     assert [line for line in lines if line not in unused] == [
-        f"error: 1 {Problem.NO_CATEGORY.text}: 1 (000001.jpg)",
-        f"error: 1 {Problem.FILE_MISSING.text}: 000002.jpg",
-        f"error: 1 {Problem.UNREADABLE.text}: 000003.jpg (UnidentifiedImageError)",
-        f"note: 1 {Problem.BOX_WITHOUT_AREA.text}: 1 (000001.jpg)",
-        f"train.json: 4 images, {len(data['annotations'])} annotations, 6 categories",
+        f"error: 1 of {total} {Problem.NO_CATEGORY.text}: 1 (000001.jpg)",
+        f"error: 1 of 4 {Problem.FILE_MISSING.text}: 000002.jpg",
+        f"error: 1 of 4 {Problem.UNREADABLE.text}: 000003.jpg (UnidentifiedImageError)",
+        f"note: 1 of {total} {Problem.BOX_WITHOUT_AREA.text}: 1 (000001.jpg)",
+        f"train.json: 4 images, {total} annotations, 6 categories",
         f"kinds of errors: 3, kinds of notes: {1 + len(unused)}",
+        "To repair what has one right repair: python tools/check_dataset.py --json train.json "
+        "--fix OUT.json",
     ]
-    del data["annotations"][0]["bbox"]
+
+
+def test_fix(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(generate(tmp_path / "data", {"train": 4}))
+    data = json.loads(Path("train.json").read_text())
+    for annotation in data["annotations"]:
+        annotation.update(iscrowd=None, area=0)
+    data["images"][0]["file_name"] = "000001.JPG"
     Path("train.json").write_text(json.dumps(data))
+    before, count = Path("train.json").read_bytes(), len(data["annotations"])
     assert check_dataset.main(["--json", "train.json", "--images", "train"]) == 1
-    assert capsys.readouterr().out.startswith(
-        f"error: 1 {Problem.INCOMPLETE.text}: annotations[0].bbox\ntrain.json: 4 images"
+    assert (
+        f"error: {count} of {count} annotations have a value of 'iscrowd'"
+        in capsys.readouterr().out
     )
+    fix = ["--json", "train.json", "--images", "train", "--fix"]
+    assert check_dataset.main([*fix, "fixed.json"]) == 0
+    assert capsys.readouterr().out.splitlines()[:4] == [
+        f"fixed: {count} values of iscrowd of a wrong type",
+        f"fixed: {count} areas computed from the mask or, without mask, the box",
+        "fixed: 1 file names changed to those in the folder",
+        "fixed.json written. Errors and notes that remain:",
+    ]
+    assert check_dataset.main(["--json", "fixed.json", "--images", "train"]) == 0
+    with pytest.raises(SystemExit):
+        check_dataset.main([*fix, "./train.json"])
+    assert Path("train.json").read_bytes() == before
 
 
 def test_registered_dataset_without_errors(datasets, capsys):
@@ -46,6 +70,7 @@ def test_registered_dataset_without_errors(datasets, capsys):
     "arguments, message",
     [
         ("", "give either a name, or both"),
+        ("tiny_train --no-crowd", "--no-crowd needs --fix"),
         ("--json nowhere.json --images train", "^error: no file /.*/nowhere.json$"),
         ("cityscapes_fine_sem_seg_val", "'cityscapes_.*' is not registered as one in COCO's"),
         ("coco_2017_val", "files of datasets are missing"),

@@ -5,12 +5,15 @@ import json
 import pickle
 import re
 import shutil
+import unicodedata
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools import mask as mask_util
 
 from nl_detectron.data import generate
 from nl_detectron.data.coco import (
@@ -116,35 +119,46 @@ def test_wrong_flags(arguments, message):
         read(*arguments)
 
 
-RLE = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH - 9, 9]}
 BOXES_ONLY = ["MODEL.MASK_ON", False]
 BITMASK = ["MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask"]
 MASKS = ["MODEL.MASK_ON", True]
+ALL = slice(None)
+
+
+def to_rle(annotation):
+    (rle,) = mask_util.frPyObjects(annotation["segmentation"], HEIGHT, WIDTH)
+    annotation["segmentation"] = {**rle, "counts": rle["counts"].decode()}
 
 
 @pytest.mark.parametrize(
-    "problem, changes, split, options, is_error",
+    "problem, change, which, split, options, is_error",
     [
-        (Problem.NO_CATEGORY, {"category_id": 5}, "train", [], True),
-        (Problem.NO_CATEGORY, {"category_id": 5}, "test", ["DATASETS.TEST", ()], False),
+        (Problem.NO_CATEGORY, {"category_id": 5}, 0, "train", [], True),
+        (Problem.NO_CATEGORY, {"category_id": 5}, 0, "test", ["DATASETS.TEST", ()], False),
         # Whether these are errors depends on the config.
-        (Problem.NO_MASK, {"segmentation": []}, "train", MASKS, True),
-        (Problem.NO_MASK, {"segmentation": []}, "train", BOXES_ONLY, False),
-        (Problem.RLE_MASK, {"segmentation": RLE}, "train", MASKS, True),
-        (Problem.RLE_MASK, {"segmentation": RLE}, "train", BITMASK, False),
-        (Problem.RLE_MASK, {"segmentation": RLE}, "test", MASKS, False),
-        (Problem.NOT_EVALUABLE, {"area": None}, "train", [], False),
-        (Problem.NOT_EVALUABLE, {"area": None}, "test", [], True),
-        (Problem.NOTHING_TO_LEARN, {"iscrowd": 1}, "train", [], True),
-        (Problem.NOTHING_TO_LEARN, {"iscrowd": 1}, "test", [], False),
+        (Problem.NO_MASK, {"segmentation": []}, ALL, "train", MASKS, True),
+        (Problem.NO_MASK, {"segmentation": []}, ALL, "train", BOXES_ONLY, False),
+        (Problem.MISSING_MASK, {"segmentation": []}, 0, "train", BOXES_ONLY, False),
+        (Problem.MISSING_MASK, {"segmentation": []}, 0, "train", MASKS, True),
+        (Problem.RLE_MASK, to_rle, 0, "train", MASKS, True),
+        (Problem.RLE_MASK, to_rle, 0, "train", BITMASK, False),
+        (Problem.RLE_MASK, to_rle, 0, "test", MASKS, False),
+        (Problem.NOT_EVALUABLE, lambda a: a.pop("area"), 0, "train", [], False),
+        (Problem.NOT_EVALUABLE, lambda a: a.pop("area"), 0, "test", [], True),
+        (Problem.NOTHING_TO_LEARN, {"iscrowd": 1}, ALL, "train", [], True),
+        (Problem.NOTHING_TO_LEARN, {"iscrowd": 1}, ALL, "test", [], True),
     ],
 )
-def test_problem_and_config(problem, changes, split, options, is_error):
+def test_problem_and_config(problem, change, which, split, options, is_error):
     with edited(f"{split}.json") as data:
-        for annotation in data["annotations"][: None if "iscrowd" in changes else 1]:
-            annotation.update(changes)
-            if "area" in changes:
-                del annotation["area"]
+        chosen = data["annotations"][which]
+        for annotation in chosen if which == ALL else [chosen]:
+            if isinstance(change, dict):
+                annotation.update(change)
+                if "segmentation" in change:
+                    annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+            else:
+                change(annotation)
     cfg, datasets = read(*TRAIN, *TEST)
     cfg.merge_from_list(options)
     assert problem in datasets[split].problems
@@ -153,44 +167,87 @@ def test_problem_and_config(problem, changes, split, options, is_error):
         return
     with pytest.raises(UserError) as error:
         check_custom_data(cfg, datasets[split])
-    first, line, last = str(error.value).splitlines()
+    first, line, check, fix = str(error.value).splitlines()
     assert first.startswith(f"{split}.json cannot be used") and problem.text in line
-    assert last.endswith(f"tools/check_dataset.py --json {split}.json --images {split}")
+    assert check.endswith(f"tools/check_dataset.py --json {split}.json --images {split}")
+    assert fix.endswith(f"tools/check_dataset.py --json {split}.json --fix OUT.json")
 
 
 def test_notes_are_printed(capsys):
+    with edited("train.json") as data:
+        data["annotations"][0]["iscrowd"] = 1
     cfg, datasets = read(*TRAIN)
+    cfg.TEST.DETECTIONS_PER_IMAGE = 2
     check_custom_data(cfg, datasets["train"])
-    assert re.fullmatch(
-        rf"warning: train.json: \d {Problem.CATEGORY_UNUSED.text}. See python "
-        "tools/check_dataset.py --json train.json --images train\n",
-        capsys.readouterr().err,
-    )
+    unused, crowd, dense = capsys.readouterr().err.splitlines()
+    assert re.match(rf"warning: train.json: \d of 7 {Problem.CATEGORY_UNUSED.text}: unseen", unused)
+    assert re.fullmatch(r"warning: train.json: 1 of \d+ annotations are crowds .* 1 \(.*\)", crowd)
+    assert "images have more objects, up to 3, than TEST.DETECTIONS_PER_IMAGE, 2: the rest" in dense
 
 
 def test_incomplete_annotations_and_missing_images(folder):
     (folder / "train" / "000001.jpg").unlink()
-    assert read(*TRAIN)[1]["train"].problems[Problem.FILE_MISSING] == ["000001.jpg"]
+    assert read(*TRAIN)[1]["train"].problems[Problem.FILE_MISSING].places == ["000001.jpg"]
     with edited("train.json") as data:
         del data["annotations"][0]["bbox"]
-    with pytest.raises(UserError, match=r"^train.json: 1 required .*: annotations\[0\].bbox$"):
+    with pytest.raises(UserError, match=r"^train.json: 1 of .* annotations\[0\], id 1: missing\. "):
         read(*TRAIN)
 
 
+NAMES = ["nose", "left_eye", "right_eye", "leftover"]
+
+
 def test_keypoints():
-    names = ["nose", "left_eye", "right_eye", "leftover"]
     with edited("train.json") as data:
         for category in data["categories"]:
-            category["keypoints"] = names
+            category["keypoints"] = NAMES
     cfg, datasets = read(*TRAIN)
     assert cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 4
     datasets["train"].register()
     metadata = MetadataCatalog.get("custom_train")
-    assert metadata.keypoint_names == names
+    assert metadata.keypoint_names == NAMES
     assert metadata.keypoint_flip_map == [("left_eye", "right_eye")]
+    _, datasets = read(*TRAIN, "--keypoint-flip-map", "nose:leftover,left_eye:right_eye")
+    assert datasets["train"].flip_map == [("nose", "leftover"), ("left_eye", "right_eye")]
     with edited("train.json") as data:
         del data["categories"][0]["keypoints"]
     assert read(*TRAIN)[1]["train"].keypoints == []
+
+
+def test_copy_for_detectron2(folder):
+    """Of a file that detectron2 cannot read, a copy is registered, and the file is kept."""
+    text = (folder / "train.json").read_text()
+    text = text.replace('"height": 64', '"height": 64.0').replace("000001.jpg", "A\\\\É.JPG")
+    (folder / "train.json").write_text(text, "utf-16")
+    before = (folder / "train.json").read_bytes()
+    (folder / "train" / "a").mkdir()
+    decomposed = unicodedata.normalize("NFD", "é.jpg")
+    (folder / "train" / "000001.jpg").rename(folder / "train" / "a" / decomposed)
+    cfg, datasets = read(*TRAIN)
+    assert datasets["train"].needs_copy and Problem.FILE_MISSING not in datasets["train"].problems
+    dataset = datasets["train"].with_copy("out")
+    dataset.register()
+    first = DatasetCatalog.get("custom_train")[0]
+    assert (first["file_name"], first["height"]) == (f"train/a/{decomposed}", 64)
+    assert type(first["height"]) is int and Path(first["file_name"]).exists()
+    assert MetadataCatalog.get("custom_train").json_file == "out/custom_train_annotations.json"
+    assert (folder / "train.json").read_bytes() == before
+    assert read(*TEST, "--eval-only")[1]["test"].with_copy("out").copy == ""
+
+
+def test_dataset_of_other_code_keeps_its_loader():
+    (dataset,) = read("--eval-only", *TEST)[1].values()
+    dataset = replace(dataset, name="by_other_code")
+    DatasetCatalog.register("by_other_code", list)
+    MetadataCatalog.get("by_other_code").set(thing_colors=[1], json_file="old.json")
+    try:
+        dataset.register()
+        metadata = MetadataCatalog.get("by_other_code")
+        assert (metadata.json_file, metadata.thing_colors) == ("test.json", [1])
+        assert DatasetCatalog.get("by_other_code") == []
+    finally:
+        DatasetCatalog.remove("by_other_code")
+        MetadataCatalog.remove("by_other_code")
 
 
 def test_registered_names(folder):

@@ -1,7 +1,6 @@
 """Each kind of problem, added to valid data, is found."""
 
 import copy
-import re
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +10,15 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from nl_detectron.data import generate
+from nl_detectron.data.annotations import read_annotations
 from nl_detectron.data.coco_check import (
+    MAX_OBJECTS,
+    Finding,
     Problem,
     check_annotations,
     check_images,
-    decode_runs,
     describe,
-    missing_images,
-    read_coco,
+    find_images,
 )
 from nl_detectron.data.synthetic import HEIGHT, WIDTH
 from nl_detectron.errors import UserError
@@ -28,16 +28,20 @@ IMAGES = 8
 
 @pytest.fixture
 def data(tmp_path):
-    return read_coco(generate(tmp_path / "data", {"train": IMAGES}) / "train.json")
+    return read_annotations(generate(tmp_path / "data", {"train": IMAGES}) / "train.json")
 
 
 def counts(problems):
-    return {problem: len(where) for problem, where in problems.items()}
+    return {problem: len(finding.places) for problem, finding in problems.items()}
+
+
+BOX = [30, 10, 40, 10]
+RECTANGLE = [30, 10, 70, 10, 70, 20, 30, 20]
 
 
 def rle(**changes):
     mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
-    mask[10:20, 30:70] = 1
+    mask[int(BOX[1]) : int(BOX[1] + BOX[3]), int(BOX[0]) : int(BOX[0] + BOX[2])] = 1
     encoded = mask_util.encode(mask)
     return {"size": [HEIGHT, WIDTH], "counts": encoded["counts"].decode(), **changes}
 
@@ -48,7 +52,8 @@ def add_image(data, **changes):
 
 
 def add_annotation(data, **changes):
-    new = {**copy.deepcopy(data["annotations"][0]), "id": 100, **changes}
+    new = {**copy.deepcopy(data["annotations"][0]), "id": 100}
+    new.update({"bbox": BOX, "segmentation": [RECTANGLE], "area": 400, **changes})
     data["annotations"].append({key: value for key, value in new.items() if value is not None})
 
 
@@ -59,14 +64,15 @@ def add_category(data, **changes):
 def add_keypoints(data, **changes):
     """Add an annotation of a category with two keypoints."""
     add_category(data, keypoints=["head", "tail"])
-    keypoints = [5, 5, 2, 0, 0, 0]
+    keypoints = [35, 15, 2, 0, 0, 0]
     new = {"category_id": 100, "keypoints": keypoints, "num_keypoints": 1, **changes}
     add_annotation(data, **new)
 
 
+OVER_EDGE = [-4, 9, 4, 9, 4, 20, -4, 20]
 TRIANGLE = [1, 1, 9, 1, 9, 9]
 UNLABELLED, UNUSED = {Problem.UNLABELLED: 1}, {Problem.CATEGORY_UNUSED: 1}
-NO_COUNT = [Problem.NOT_EVALUABLE, Problem.VISIBLE_COUNT]
+UNPAIRED, AREA = {Problem.UNPAIRED: 2}, {Problem.WRONG_AREA: 1}
 NAN = float("nan")
 
 
@@ -75,51 +81,62 @@ NAN = float("nan")
     [
         # No problem.
         (add_annotation, {}, {}),
-        (add_annotation, {"iscrowd": 1, "segmentation": rle()}, {}),
-        (add_annotation, {"bbox": [-0.5, 0, WIDTH + 1, HEIGHT + 1]}, {}),
-        (add_keypoints, {}, {}),
+        (add_annotation, {"iscrowd": 1, "segmentation": rle()}, {Problem.CROWD: 1}),
+        (add_annotation, {"bbox": [29.5, 9.5, 41, 11]}, {}),
+        (add_annotation, {"area": 250}, {}),
+        (add_keypoints, {}, UNPAIRED),
         # Images.
         (add_image, {}, UNLABELLED),
         (add_image, {"id": 1}, {Problem.IMAGE_ID_TWICE: 1}),
-        (add_image, {"id": "one"}, {Problem.MIXED_IDS: 1, **UNLABELLED}),
         (add_image, {"file_name": "000001.jpg"}, {Problem.FILE_TWICE: 1, **UNLABELLED}),
-        (add_image, {"width": NAN}, {Problem.BAD_SIZE: 1, **UNLABELLED}),
-        (add_image, {"height": "64"}, {Problem.INCOMPLETE: 1}),
-        (add_image, {"height": 10**400}, {Problem.TOO_NARROW: 1, **UNLABELLED}),
         (add_image, {"width": 1, "height": 2667}, {Problem.TOO_NARROW: 1, **UNLABELLED}),
         # Categories.
         (add_category, {}, UNUSED),
         (add_category, {"id": 1}, {Problem.CATEGORY_ID_TWICE: 1}),
         (add_category, {"name": "red key"}, {Problem.CATEGORY_NAME_TWICE: 1, **UNUSED}),
         # Annotations.
-        (add_annotation, {"bbox": None}, {Problem.INCOMPLETE: 1}),
         (add_annotation, {"id": 1}, {Problem.ANNOTATION_ID_TWICE: 1}),
-        (add_annotation, {"id": 0}, {Problem.ANNOTATION_ID_ZERO: 1}),
         (add_annotation, {"image_id": 99}, {Problem.NO_IMAGE: 1}),
         (add_annotation, {"category_id": 99}, {Problem.NO_CATEGORY: 1}),
         (add_annotation, {"ignore": 1}, {Problem.MARKED_IGNORE: 1}),
         (add_annotation, {"area": None}, {Problem.NOT_EVALUABLE: 1}),
-        # Boxes.
-        (add_annotation, {"bbox": [1, 2, 3]}, {Problem.BAD_BOX: 1}),
-        (add_annotation, {"bbox": [1, 2, 3, NAN]}, {Problem.BAD_BOX: 1}),
-        (add_annotation, {"bbox": [1, 2, 3, "4"]}, {Problem.BAD_BOX: 1}),
-        (add_annotation, {"bbox": [1, 2, 3, 10**400]}, {Problem.BAD_BOX: 1}),
-        (add_annotation, {"bbox": [1, 2, 0, 4]}, {Problem.BOX_WITHOUT_AREA: 1}),
-        (add_annotation, {"bbox": [2, -4, 3, 4]}, {Problem.BOX_OUTSIDE: 1}),
-        (add_annotation, {"bbox": [-2, 2, 9, 9]}, {Problem.BOX_OVER_EDGE: 1}),
-        # Polygons.
-        (add_annotation, {"segmentation": None}, {Problem.NO_MASK: 1}),
+        # Boxes, masks and areas.
+        (add_annotation, {"bbox": [30, 10, 0, 10]}, {Problem.BOX_WITHOUT_AREA: 1}),
+        (add_annotation, {"bbox": [50, 10, 40, 10]}, {Problem.BOX_NOT_OF_MASK: 1}),
+        (
+            add_annotation,
+            {"segmentation": [[-4, 9, 4, 9, 4, 20, -4, 20]]},
+            {Problem.MASK_OUTSIDE: 1},
+        ),
+        (add_annotation, {"area": 0}, AREA),
+        (add_annotation, {"area": 801}, AREA),
+        (add_annotation, {"area": 199}, AREA),
+        (add_annotation, {"segmentation": [RECTANGLE, RECTANGLE, RECTANGLE]}, {}),
+        (add_annotation, {"segmentation": None}, {Problem.MISSING_MASK: 1}),
+        (add_annotation, {"segmentation": None, "area": 0}, {Problem.MISSING_MASK: 1, **AREA}),
         (add_annotation, {"segmentation": "polygon"}, {Problem.BAD_MASK: 1}),
+        (add_annotation, {"segmentation": RECTANGLE}, {Problem.BAD_MASK: 1}),
         (add_annotation, {"segmentation": [TRIANGLE[:4]]}, {Problem.NO_VALID_POLYGON: 1}),
         (add_annotation, {"segmentation": [[*TRIANGLE, 1]]}, {Problem.NO_VALID_POLYGON: 1}),
-        (add_annotation, {"segmentation": [TRIANGLE, [1, 1]]}, {Problem.INVALID_POLYGON: 1}),
+        (add_annotation, {"segmentation": [RECTANGLE, [1, 1]]}, {Problem.INVALID_POLYGON: 1}),
         (add_annotation, {"segmentation": [[*TRIANGLE, NAN, 1]]}, {Problem.BAD_COORDINATE: 1}),
         (add_annotation, {"segmentation": [[*TRIANGLE, "1", 1]]}, {Problem.BAD_COORDINATE: 1}),
+        (add_annotation, {"segmentation": [[*TRIANGLE, 10**400, 1]]}, {Problem.BAD_COORDINATE: 1}),
         # Keypoints.
-        (add_keypoints, {"keypoints": None}, {Problem.KEYPOINT_COUNT: 1}),
-        (add_keypoints, {"keypoints": [5, 5, 2, 0, 0]}, {Problem.KEYPOINT_COUNT: 1}),
-        (add_keypoints, {"num_keypoints": 2}, {Problem.VISIBLE_COUNT: 1}),
-        (add_keypoints, {"num_keypoints": None}, dict.fromkeys(NO_COUNT, 1)),
+        (add_keypoints, {"keypoints": None}, {Problem.KEYPOINT_COUNT: 1, **UNPAIRED}),
+        (add_keypoints, {"keypoints": [5, 5, 2, 0, 0]}, {Problem.KEYPOINT_COUNT: 1, **UNPAIRED}),
+        (add_keypoints, {"num_keypoints": 2}, {Problem.VISIBLE_COUNT: 1, **UNPAIRED}),
+        (add_keypoints, {"num_keypoints": None}, {Problem.NOT_EVALUABLE: 1, **UNPAIRED}),
+        (
+            add_keypoints,
+            {"keypoints": [35, 15, 0, 0, 0, 0], "num_keypoints": 0},
+            {Problem.NOT_LABELLED: 1, **UNPAIRED},
+        ),
+        (
+            add_keypoints,
+            {"keypoints": [100, 15, 1] * 2, "num_keypoints": 2},
+            {Problem.KEYPOINT_OUTSIDE: 1, **UNPAIRED},
+        ),
     ],
 )
 def test_annotations(data, add, changes, expected):
@@ -127,6 +144,76 @@ def test_annotations(data, add, changes, expected):
     assert counts(check_annotations(data)) == expected
 
 
+def exchange(x, y, w, h):
+    return y, x, h, w
+
+
+@pytest.mark.parametrize(
+    "transform, problem, cause",
+    [
+        (lambda x, y, w, h: (x, y, x + w, y + h), Problem.BOX_NOT_OF_MASK, "x1, y1, x2, y2"),
+        (lambda x, y, w, h: (x + w / 2, y + h / 2, w, h), Problem.BOX_NOT_OF_MASK, "centre x"),
+        (exchange, Problem.BOX_NOT_OF_MASK, "boxes or masks are with x and y exchanged"),
+        (lambda *box: [2 * v for v in box], Problem.BOX_NOT_OF_MASK, "image size, 2 x 2 times"),
+        (lambda x, y, w, h: (x / 320, y / 64, w / 320, h / 64), Problem.NORMALISED, "shares of"),
+    ],
+)
+@pytest.mark.parametrize("masks", [True, False])
+def test_cause_of_wrong_boxes(data, transform, problem, cause, masks):
+    for annotation in data["annotations"]:
+        annotation["bbox"] = list(transform(*annotation["bbox"]))
+        if not masks:
+            del annotation["segmentation"]
+    problems = check_annotations(data)
+    if masks or problem is Problem.NORMALISED:
+        assert problems[problem].is_error(problem) and cause in problems[problem].cause
+    elif "2 x 2" in cause:
+        assert problems[Problem.BOX_OUTSIDE].cause == "the boxes are of another image size"
+    else:
+        assert cause.split(" are ")[-1] in problems[Problem.BOX_OUTSIDE].cause
+
+
+@pytest.mark.parametrize(
+    "transform, problem, cause",
+    [
+        (lambda x, y: (4 * x, 4 * y), Problem.MASK_OUTSIDE, "image size, 4 x 4 times"),
+        (lambda x, y: (-x, -y), Problem.MASK_OUTSIDE, "are negative"),
+        (lambda x, y: (y, x), Problem.MASK_OUTSIDE, "are with x and y exchanged"),
+        (lambda x, y: (x / 2, y / 2), Problem.BOX_NOT_OF_MASK, "image size, 2 x 2 times"),
+        (lambda x, y: (x / WIDTH, y / HEIGHT), Problem.NORMALISED, "shares of the image size"),
+    ],
+)
+def test_cause_of_wrong_masks(data, transform, problem, cause):
+    for annotation in data["annotations"]:
+        (polygon,) = annotation["segmentation"]
+        points = [transform(*point) for point in zip(polygon[::2], polygon[1::2])]
+        annotation["segmentation"] = [[value for point in points for value in point]]
+    found = check_annotations(data)[problem]
+    assert found.is_error(problem) and cause in found.cause
+
+
+def test_share_decides_between_note_and_error(data):
+    total = len(data["annotations"])
+    data["annotations"][0]["bbox"] = [300, 1, 9, 9]
+    finding = check_annotations(data)[Problem.BOX_NOT_OF_MASK]
+    assert (len(finding.places), finding.total) == (1, total)
+    assert finding.is_error(Problem.BOX_NOT_OF_MASK) == (1 / total > 0.1)
+    assert not Finding(["1"] * 5, 100).is_error(Problem.NO_IMAGE)
+    assert Finding(["1"] * 6, 100).is_error(Problem.NO_IMAGE)
+
+
+def test_many_objects_and_repeated_keypoints(data):
+    for i in range(MAX_OBJECTS):
+        add_annotation(data, id=1000 + i)
+    data["categories"][0]["keypoints"] = ["point", "point"]
+    problems = check_annotations(data)
+    count = MAX_OBJECTS + sum(a["image_id"] == 1 for a in data["annotations"][:-MAX_OBJECTS])
+    assert problems[Problem.MANY_OBJECTS].places == [f"000001.jpg ({count})"]
+    assert problems[Problem.KEYPOINT_TWICE].places == ["point"]
+
+
+RUNS = [HEIGHT * 30 + 10, *[10, HEIGHT - 10] * 39, 10]  # column by column
+RUNS.append(HEIGHT * WIDTH - sum(RUNS))
 BROKEN_COUNTS = [
     *["", "!!", rle()["counts"][:-1], rle()["counts"] + "5"],
     rle()["counts"] + "P",  # an incomplete number
@@ -138,7 +225,7 @@ BROKEN_COUNTS = [
     "mask, problems",
     [
         (rle(), []),
-        (rle(counts=[HEIGHT * WIDTH - 5, 5]), []),
+        (rle(counts=RUNS), []),
         (rle(size=[WIDTH, HEIGHT]), [Problem.RLE_SIZE]),
         ({"size": [HEIGHT, WIDTH]}, [Problem.BAD_MASK]),
         *[(rle(counts=counts), [Problem.BAD_RLE]) for counts in BROKEN_COUNTS],
@@ -153,24 +240,18 @@ def test_crowds_only(data):
     for annotation in data["annotations"]:
         annotation["iscrowd"] = 1
     expected = {Problem.NOTHING_TO_LEARN: IMAGES, Problem.CATEGORY_UNUSED: len(data["categories"])}
+    expected[Problem.CROWD] = len(data["annotations"])
     assert counts(check_annotations(data)) == expected
 
 
 def test_description_has_the_first_places(data):
     for id in range(200, 207):
         add_annotation(data, id=id, category_id=99)
-    ((problem, where),) = check_annotations(data).items()
+    ((problem, finding),) = check_annotations(data).items()
     places = [f"{id} (000001.jpg)" for id in range(200, 207)]
-    assert where == places
-    assert describe(problem, where) == f"7 {problem.text}: {', '.join(places[:5])}, ..."
-
-
-def test_decoded_runs_are_those_of_pycocotools():
-    rng = np.random.default_rng(0)
-    for digits in range(1, 9):
-        runs = rng.integers(1, 10**digits, size=20).tolist()
-        encoded = mask_util.frPyObjects({"size": [1, sum(runs)], "counts": runs}, 1, sum(runs))
-        assert decode_runs(encoded["counts"].decode()) == runs
+    assert finding == Finding(places, len(data["annotations"]))
+    line = f"7 of {finding.total} {problem.text}: {', '.join(places[:5])}, ..."
+    assert describe(problem, finding) == line
 
 
 def rotate(path, tag):
@@ -203,35 +284,35 @@ def cut(path):
 )
 def test_image(tmp_path, break_file, problem, detail):
     folder = generate(tmp_path / "set", {"train": 3})
-    data = read_coco(folder / "train.json")
+    data = read_annotations(folder / "train.json")
     break_file(folder / "train" / "000003.jpg")
-    expected = {problem: [f"000003.jpg{detail}"]} if problem else {}
+    expected = {problem: Finding([f"000003.jpg{detail}"], 3)} if problem else {}
     assert check_images(data, str(folder / "train")) == expected
     is_missing = problem is Problem.FILE_MISSING
-    assert missing_images(data, folder / "train") == ["000003.jpg"] * is_missing
-
-
-def test_missing_folder(data):
-    for check in (check_images, missing_images):
-        with pytest.raises(UserError, match="^no folder /.*/nowhere$"):
-            check(data, "nowhere")
+    assert find_images(data, folder / "train") == (["000003.jpg"] * is_missing, 0)
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    "file, name, found",
     [
-        ("{", "is not JSON: "),
-        ("\xff", "is not JSON: "),
-        ("[]", "is not in COCO's format: it has no list 'images'"),
-        ('{"images": [1]}', "is not in COCO's format: it has no list 'categories'"),
-        ('{"images": [], "categories": [1]}', "the list 'images' is empty"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg"),
+        ("cam1/A.JPG", "cam1/a.jpg", "cam1/A.JPG"),
+        ("cam1/a.jpg", "./cam1//a.jpg", "./cam1//a.jpg"),
+        ("cam1/a.jpg", "cam2/a.jpg", None),
+        ("cam1/a.jpg", "a.jpg", None),
     ],
 )
-def test_file_not_in_coco_format(tmp_path, text, message):
-    path = tmp_path / "a.json"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=f"^{re.escape(str(path))}:? {message}"):
-        read_coco(path)
-    path.unlink()
-    with pytest.raises(UserError, match="^no file /.*/a.json$"):
-        read_coco(path)
+def test_file_names(tmp_path, file, name, found):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    data = {"images": [{"file_name": name}]}
+    missing, renamed = find_images(data, str(tmp_path))
+    assert missing == ([] if found else [name])
+    assert data["images"][0]["file_name"] == (found or name)
+    assert renamed == (found not in (None, name))
+
+
+def test_missing_folder(data):
+    for check in (check_images, find_images):
+        with pytest.raises(UserError, match="^no folder /.*/nowhere$"):
+            check(data, "nowhere")

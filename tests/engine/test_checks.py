@@ -70,6 +70,14 @@ ONE_CLASS = "MODEL.ROI_HEADS.NUM_CLASSES 1 DATASETS.TRAIN ('keypoints_check',)"
         (f"{KEYPOINTS} {KEYPOINT_HEAD}", "OKS_SIGMAS has 0 values, but .* 3 keypoints"),
         (f"{KEYPOINTS} {KEYPOINT_HEAD} TEST.KEYPOINT_OKS_SIGMAS [1,1]", "OKS_SIGMAS has 2 values"),
         (f"{ONE_CLASS} DATASETS.TEST ('lvis_check',)", "'lvis'; valid are coco, .* nl_detectron"),
+        (
+            f"{KEYPOINTS} {KEYPOINT_HEAD} TEST.KEYPOINT_OKS_SIGMAS [1,1,1] TEST.AUG.ENABLED True",
+            "TEST.AUG.ENABLED does not work with MODEL.KEYPOINT_ON True",
+        ),
+        (
+            "MODEL.META_ARCHITECTURE RetinaNet MODEL.RETINANET.NUM_CLASSES 6 TEST.AUG.ENABLED True",
+            "TEST.AUG.ENABLED does not work with MODEL.META_ARCHITECTURE RetinaNet",
+        ),
         ("MODEL.WEIGHTS nowhere.pth", "MODEL.WEIGHTS: there is no file /.*nowhere.pth"),
         ("--eval-only -- ", "--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate"),
     ],
@@ -86,6 +94,7 @@ def test_problem(tiny_config, keypoint_data, monkeypatch, text, message):
         "",
         "SOLVER.IMS_PER_BATCH 3",
         "DATASETS.TEST ()",
+        "TEST.AUG.ENABLED True",
         "MODEL.WEIGHTS http://a/b.pkl",
         f"{KEYPOINTS} {KEYPOINT_HEAD} TEST.KEYPOINT_OKS_SIGMAS [1,1,1]",
         f"--eval-only -- MODEL.WEIGHTS {TINY} DATASETS.TRAIN () SOLVER.IMS_PER_BATCH 3",

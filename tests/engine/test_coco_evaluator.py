@@ -1,19 +1,20 @@
-"""FasterCOCOEvaluator against COCOEvaluator with pycocotools."""
+"""FasterCOCOEvaluator against COCOEvaluator with pycocotools, its limit and its files."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from nl_detectron.data import generate
-from nl_detectron.engine.trainer import COCOeval_faster, FasterCOCOEvaluator
+from nl_detectron.engine import Trainer, coco_evaluator
+from nl_detectron.engine.coco_evaluator import COCOeval_faster, FasterCOCOEvaluator
 
 NAME = "coco_evaluator_test"
 
@@ -76,3 +77,62 @@ def test_evaluator_is_equal_to_pycocotools(annotations):
         assert 1 < plain[task]["AP"] < 99
         for metric, value in plain[task].items():
             assert faster[task][metric] == pytest.approx(value, abs=1e-6, nan_ok=True)
+
+
+@pytest.fixture
+def grid():
+    """Register "grid_test", without a json_file: an image with 300 boxes, given as a function."""
+    boxes = [[x, y, x + 8, y + 8] for y in range(0, 200, 10) for x in range(0, 150, 10)]
+    content = {"image_id": 1, "boxes": boxes}
+
+    def load():
+        keys = {"category_id": 0, "bbox_mode": BoxMode.XYXY_ABS}
+        annotations = [{"bbox": box, **keys} for box in content["boxes"]]
+        image = {"file_name": "1.png", "height": 200, "width": 150, "annotations": annotations}
+        return [{"image_id": content["image_id"], **image}]
+
+    DatasetCatalog.register("grid_test", load)
+    MetadataCatalog.get("grid_test").set(thing_classes=["a"], evaluator_type="coco")
+    yield content
+    DatasetCatalog.remove("grid_test")
+    MetadataCatalog.remove("grid_test")
+
+
+def perfect_ap(cfg, content, faster, monkeypatch):
+    """Evaluate detections that are equal to the boxes, as training does."""
+    if not faster:
+        monkeypatch.setattr(coco_evaluator, "COCOeval_faster", None)
+    boxes = torch.tensor(content["boxes"], dtype=torch.float32)
+    output = Instances(
+        (200, 150), pred_boxes=Boxes(boxes), scores=torch.linspace(1, 0.5, len(boxes))
+    )
+    output.pred_classes = torch.zeros(len(boxes), dtype=torch.int64)
+    evaluator = Trainer.build_evaluator(cfg, "grid_test")
+    evaluator.reset()
+    evaluator.process([{"image_id": content["image_id"]}], [{"instances": output}])
+    return evaluator.evaluate()["bbox"]["AP"]
+
+
+@pytest.mark.parametrize("faster", [True, False])
+@pytest.mark.parametrize("limit, ap", [(50, 33.66), (100, 33.66), (300, 100), (-1, 100)])
+def test_limit_of_detections(tiny_config, grid, monkeypatch, faster, limit, ap):
+    cfg = tiny_config("TEST.DETECTIONS_PER_IMAGE", limit)
+    assert perfect_ap(cfg, grid, faster, monkeypatch) == pytest.approx(ap, abs=0.01)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_ids_that_are_texts(tiny_config, grid, monkeypatch, faster):
+    grid["image_id"] = "cam1/1"
+    cfg = tiny_config("TEST.DETECTIONS_PER_IMAGE", 300)
+    assert perfect_ap(cfg, grid, faster, monkeypatch) == pytest.approx(100)
+
+
+def test_files_of_the_evaluation(tiny_config, grid, monkeypatch, tmp_path):
+    """Data that has changed is converted again. Several datasets have a folder each."""
+    assert perfect_ap(tiny_config(), grid, True, monkeypatch) < 50
+    grid["boxes"] = grid["boxes"][:20]
+    assert perfect_ap(tiny_config(), grid, True, monkeypatch) == pytest.approx(100)
+    assert (tmp_path / "inference/coco_instances_results.json").is_file()
+    cfg = tiny_config("DATASETS.TEST", "('grid_test', 'tiny_val')")
+    perfect_ap(cfg, grid, True, monkeypatch)
+    assert (tmp_path / "inference/grid_test/coco_instances_results.json").is_file()

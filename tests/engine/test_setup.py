@@ -46,6 +46,12 @@ def test_bad_option(options, message):
         ),
         ("NONLOCAL: {NORM: GN}", "NONLOCAL.NORM is not .* did you mean MODEL.NONLOCAL.NORM"),
         ("SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER takes a value of type int, .* not 'many'"),
+        (
+            "INPUT: {MIN_SIZE_TRAIN: (224,)}",
+            r"MIN_SIZE_TRAIN takes .* tuple, .*, not '\(224'. Inside { }, YAML .* such as \[224\]",
+        ),
+        ("{SOLVER: {STEPS: (6, 8), GAMMA: 1}}", r"not '\(6'. Inside { }, YAML .*"),
+        ("DATASETS: {TRAIN: ('a', 'b')}", "not YAML: .* line 1, .* Inside { }, YAML"),
         ("1: 2", "1 is not a config key$"),
         ("_BASE_: nowhere.yaml", "no file /.*/nowhere.yaml"),
         ("- MODEL", "not nested config keys with values"),

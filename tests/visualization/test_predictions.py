@@ -16,7 +16,7 @@ from PIL import Image
 
 from nl_detectron.engine import load_config
 from nl_detectron.errors import UserError
-from nl_detectron.visualization.predictions import find_inputs, predict
+from nl_detectron.visualization.predictions import find_image_ids, find_inputs, predict
 
 TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 GREY = 90
@@ -95,7 +95,7 @@ def test_ids_and_unreadable_inputs(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     metadata = Metadata(thing_dataset_id_to_contiguous_id={7: 0, 9: 1})
     outputs = find_inputs([folder, folder / "b.PNG"], tmp_path / "out")
-    results, failures = predict(outputs, instances_of, metadata, {"c.jpg": 5})
+    results, failures = predict(outputs, instances_of, metadata, {folder / "c.jpg": 5})
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["000042.jpg", "b.jpg", "c.jpg", "clip.mp4"]
     assert [r["image_id"] for r in results] == [42, "b.PNG", 5, "clip.avi/0", "clip.avi/1"]
@@ -107,6 +107,18 @@ def test_ids_and_unreadable_inputs(tmp_path, capsys):
     assert [error.split(" (")[0] for error in errors] == [
         f"error: {folder / name} cannot be read" for name in ("bad.mp4", "cut.png")
     ]
+
+
+def test_image_ids():
+    """A path has to end like one file name of the annotations only."""
+    names = ["cam1/1.jpg", "cam2/1.jpg", "2.jpg", "cafe\u0301.jpg"]
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    inputs = [Path(p) for p in ("a/cam2/1.jpg", "cam2/2.jpg", "a/caf\u00e9.jpg", "3.jpg")]
+    assert find_image_ids(images, inputs) == dict(zip(inputs, (1, 2, 3)))
+    with pytest.raises(UserError, match="a/1.jpg: --annotations has cam1/1.jpg or cam2/1.jpg"):
+        find_image_ids(images, [Path("a/1.jpg")])
+    with pytest.raises(UserError, match="two files are the same image"):
+        find_image_ids(images, [Path("a/2.jpg"), Path("b/2.jpg")])
 
 
 @pytest.mark.parametrize(

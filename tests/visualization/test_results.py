@@ -114,12 +114,28 @@ def test_command(arguments, tmp_path, capsys):
     assert titles == ["1. 4.png: F1 +1.00", "2. 1.png: F1 +0.50", "3. 2.png: F1 +0.40"]
 
 
+def test_masks_and_the_same_detections(arguments, tmp_path, capsys):
+    """``--tasks`` selects what is scored; several test datasets have a folder each."""
+    folder = tmp_path / "several" / "inference" / "data"
+    folder.mkdir(parents=True)
+    (folder / tool.RESULTS).write_text(json.dumps(B))
+    assert tool.results_file(tmp_path / "several", "data") == folder / tool.RESULTS
+    assert tool.results_file(tmp_path / "baseline/seed1", "data").is_file()
+    shifted = [d | {"bbox": [0, 0, 9, 9]} for d in A]  # only the boxes are wrong
+    (tmp_path / "a.json").write_text(json.dumps(shifted))
+    tool.main([*arguments[:1], "a.json", *arguments[2:], "--count", "1", "--tasks", "segm"])
+    assert "on 5 they are equal" in capsys.readouterr().out
+    (tmp_path / "a.json").write_text(json.dumps(A))
+    tool.main([*arguments[:1], "a.json", *arguments[2:], "--count", "1"])
+    assert "have the same detections" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         (lambda arguments: [*arguments, "--confidence-threshold", "0.95"], "no score reaches"),
         (lambda arguments: [*arguments[:2], "--dataset", "nowhere"], "'nowhere'"),
-        (lambda arguments: [*arguments, "--images", "nowhere"], "nowhere/4.png cannot be read"),
+        (lambda arguments: [*arguments, "--images", "nowhere"], "no folder /"),
         (lambda arguments: arguments[:4], "--annotations and --images"),
         (lambda arguments: ["nl&.json", *arguments[1:]], "A and B are the same run"),
     ],

@@ -1,0 +1,121 @@
+"""Repairs of annotations: each fault of a valid file gives back the valid file."""
+
+import copy
+
+import pytest
+
+from nl_detectron.data import generate
+from nl_detectron.data.annotations import decode, describe_types
+from nl_detectron.data.coco_check import check_annotations
+from nl_detectron.data.coco_fix import fix_annotations
+
+POINTS = {"keypoints": ["head", "tail"]}
+
+
+@pytest.fixture
+def data(tmp_path):
+    data, _ = decode(generate(tmp_path / "data", {"train": 4}) / "train.json")
+    for category in data["categories"]:
+        category.update(POINTS)
+    for annotation in data["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation.update(keypoints=[x + w / 2, y + h / 2, 2, 0, 0, 0], num_keypoints=1)
+    return data
+
+
+def each(**changes):
+    """Return a function that changes every annotation, by a value or a function of the old one."""
+
+    def change(data):
+        for annotation in data["annotations"]:
+            for name, value in changes.items():
+                annotation[name] = value(annotation[name]) if callable(value) else value
+
+    return change
+
+
+def without(name):
+    return lambda data: [annotation.pop(name) for annotation in data["annotations"]]
+
+
+def corners(box):
+    return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[each(iscrowd=value) for value in (None, "0", "false", False, 0.0)],
+        *[each(area=value) for value in (str, None, float("nan"), 0, 5)],
+        *[each(bbox=change) for change in (corners, lambda b: [v / 320 for v in b], None, [])],
+        *[each(num_keypoints=value) for value in (None, "1", 0, 2)],
+        each(segmentation=lambda polygons: polygons[0]),
+        each(category_id=str),
+        each(id=str),
+        each(id=7),
+        each(id=lambda value: value + 2**60),
+        *[without(name) for name in ("area", "iscrowd", "num_keypoints", "bbox")],
+        lambda data: data["categories"].extend(copy.deepcopy(data["categories"])),
+        lambda data: [i.update(height=64.0, width="320") for i in data["images"]],
+    ],
+)
+def test_repair(data, change):
+    expected = copy.deepcopy(data)
+    change(data)
+    changes = fix_annotations(data)
+    assert changes and not list(describe_types(data))
+    assert fix_annotations(data) == {}
+    assert not [p for p, finding in check_annotations(data).items() if finding.is_error(p)]
+    for fixed, right in zip(data["annotations"], expected["annotations"], strict=True):
+        assert fixed.pop("area") == pytest.approx(right.pop("area"), rel=0.2)
+        assert fixed.pop("bbox") == pytest.approx(right.pop("bbox"), abs=1e-6)
+        fixed.pop("original_id", None)
+        assert fixed == right
+    assert [c["id"] for c in data["categories"]] == [c["id"] for c in expected["categories"]]
+
+
+@pytest.mark.parametrize("new", ["image {}", "{}", 10**30, 2**53])
+def test_image_ids(data, new):
+    expected = copy.deepcopy(data)
+    ids = {i: new.format(i) if isinstance(new, str) else new + i for i in range(1, 5)}
+    for image in data["images"]:
+        image["id"] = ids[image["id"]]
+    for annotation in data["annotations"]:
+        annotation["image_id"] = ids[annotation["image_id"]]
+    fix_annotations(data)
+    for image in data["images"]:
+        assert image.pop("original_id") == ids[image["id"]]
+    assert data == expected
+
+
+def test_annotations_point_at_ids_as_text(data):
+    expected = copy.deepcopy(data)
+    each(image_id=str)(data)
+    assert fix_annotations(data) == {
+        "values of image_id set to the new id": len(data["annotations"])
+    }
+    assert data == expected
+
+
+def test_coordinates_from_0_to_1(data):
+    expected = copy.deepcopy(data)
+    for annotation in data["annotations"]:
+        (polygon,) = annotation["segmentation"]
+        scaled = [value / (64 if i % 2 else 320) for i, value in enumerate(polygon)]
+        annotation.update(segmentation=[scaled], bbox=[0, 0, 0.1, 0.1])
+    fix_annotations(data)
+    for fixed, right in zip(data["annotations"], expected["annotations"]):
+        assert fixed["segmentation"][0] == pytest.approx(right["segmentation"][0])
+        assert fixed["bbox"] == pytest.approx(right["bbox"])
+
+
+def test_no_repair_that_is_not_certain(data):
+    """Masks of another image size, empty masks, repeated image ids and crowds stay."""
+    each(segmentation=lambda polygons: [[4 * value for value in polygons[0]]])(data)
+    data["annotations"][0].update(segmentation=[], iscrowd=1)
+    data["images"][1]["id"] = 1
+    expected = copy.deepcopy(data)
+    assert fix_annotations(data) == {}
+    assert data == expected
+    assert fix_annotations(data, no_crowd=True) == {"crowds made single objects (iscrowd 0)": 1}
+    assert data["annotations"][0]["iscrowd"] == 0

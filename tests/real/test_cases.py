@@ -1,0 +1,184 @@
+"""Files as exporters really write them: the check, the start of training, reading, the repair."""
+
+import json
+import os
+import re
+import unicodedata
+from pathlib import Path
+
+import check_dataset
+import pytest
+from PIL import Image
+
+from nl_detectron.data.annotations import decode, normalise, read_annotations, read_for_evaluation
+from nl_detectron.data.coco import NAMES, overrides, read_datasets
+from nl_detectron.engine import argument_parser, load_config, main
+from nl_detectron.engine.checks import check_input
+from nl_detectron.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
+SHARED = Path(os.getenv("NL_SHARED", REPOSITORY.parent / "shared"))
+CASES = SHARED / "cases"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CASES.is_dir(), reason=f"no folder {CASES}; set NL_SHARED"),
+]
+
+# What is said of each file with an error.
+ALL, AREA = "17 of 17", "17 of 17 areas differ by more than a factor of 2"
+ID = r"{} have a value of '{}id' that is not an integer below 2\^53; the first is {}\[0\], id"
+IMAGE_ID = "6 of 6 images have a value of 'id' that is not an integer below 2"
+VALUE = "17 of 17 annotations have a value of '{}' that is not .*annotations.0., id 1: {}"
+ERRORS = {
+    **dict.fromkeys(["text_ids", "ids_timestamp", "ids_60bit", "ids_128bit"], IMAGE_ID),
+    **dict.fromkeys(["ids_collide", "ids_collide2"], IMAGE_ID.replace("6", "4")),
+    "boxes_not_of_polygons": f"{ALL} boxes do not fit .*cause: the boxes were not computed from",
+    "xyxy": "12 of 17 boxes do not fit their mask.*likely cause: the boxes are x1, y1, x2, y2",
+    "normalised": f"{ALL} boxes or masks have all coordinates from 0 to 1",
+    "normalised_polygon": f"{ALL} boxes or masks have all coordinates from 0 to 1",
+    "polygon_of_larger_image": f"{ALL} masks are .* outside .*: .* another image size, 4 x 4 times",
+    "polygon_negative": f"{ALL} masks are .* outside of their image.*cause: the masks are negative",
+    "kp_dupnames": "2 of 3 keypoint names repeat an earlier name of the same category: point",
+    "kp_area0": AREA,
+    "kp_v0": f"{ALL} annotations, which is all, have only keypoints of visibility 0",
+    "kp_num_null": VALUE.format("num_keypoints", "null"),
+    "iscrowd_null": VALUE.format("iscrowd", "null"),
+    "iscrowd_null_half": "8 of 17 annotations .* 'iscrowd' .*annotations.1., id 2: null",
+    "iscrowd_text0": VALUE.format("iscrowd", '"0"'),
+    "iscrowd_false": VALUE.format("iscrowd", "false"),
+    "area_text": VALUE.format("area", '"1848"'),
+    "area_null": VALUE.format("area", "null"),
+    "area_nan": VALUE.format("area", "NaN"),
+    "area_zero": AREA,
+    "gbk": "neither UTF-8 nor UTF-16 with a byte order mark",
+    "via_text_image_id": '17 of 17 annotations .* .image_id. .*annotations.0., .*: "0"',
+    "via_one_good": '16 of 17 annotations .* .image_id. .*annotations.1., .*: "0"',
+    "via_flat": f"{ALL} segmentations are neither a list of polygons nor an RLE",
+    "via_categories_repeated": "12 of 18 categories repeat the id of an earlier category",
+    "crowd_missing_mask": "1 of 18 annotations have no segmentation .*: 900 .000001.jpg",
+    "one_empty_segmentation": "1 of 17 annotations have no segmentation .*: 1 .000001.jpg",
+}
+NOSE = "1 of 3 keypoint names have no left or right partner, .*: (?i:nose)"
+NOTES = {
+    **dict.fromkeys(["base", "bom", "float_size", "nfd", "backslash", "same_names", "chinese"], ""),
+    **dict.fromkeys(["kp_L_R", "kp_Left_Right", "kp_UPPER", "kp_suffix", "kp_camel"], NOSE),
+    "kp_left_right": NOSE,
+    "cvat_brush": "8 of 17 annotations are crowds .iscrowd 1.: not trained on and not scored",
+    "dense": "1 of 1 images have more .*TEST.DETECTIONS_PER_IMAGE.*: 000001.jpg .300.",
+}
+# Errors that have no single right repair.
+NOT_FIXED = {"polygon_of_larger_image", "polygon_negative", "kp_dupnames", "kp_v0", "gbk"}
+NOT_FIXED |= {"crowd_missing_mask", "one_empty_segmentation"}
+COPIED = {"bom", "float_size", "nfd", "backslash"}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Return the paths of a case and of a new folder with its images."""
+
+    def prepare(case):
+        path = CASES / f"{case}.json"
+        if case != "gbk":
+            data, _ = decode(path)
+            normalise(data)
+            for image in data["images"]:
+                # On disk, in the other Unicode form than in the annotations.
+                name = image["file_name"]
+                nfc = unicodedata.normalize("NFC", name)
+                file = tmp_path / (unicodedata.normalize("NFD", name) if name == nfc else nfc)
+                file.parent.mkdir(exist_ok=True)
+                Image.new("RGB", (image["width"], image["height"])).save(file)
+        return str(path), str(tmp_path)
+
+    return prepare
+
+
+def start(path, folder, *flags, keypoints=False):
+    """Do what train_net.py does before it builds the model; return config and datasets."""
+    flags = [*flags, "--num-gpus", "0", "--test-json", path, "--test-images", folder]
+    if "--eval-only" not in flags:
+        flags += ["--train-json", path, "--train-images", folder]
+    args = argument_parser().parse_args(flags)
+    datasets = read_datasets(args)
+    options = ["OUTPUT_DIR", f"{folder}/out", *overrides(datasets)]
+    if keypoints:
+        options += ["MODEL.KEYPOINT_ON", True, "TEST.KEYPOINT_OKS_SIGMAS", [0.1] * 3]
+    cfg = load_config(TINY, options)
+    for dataset in datasets.values():
+        dataset.register()
+    return cfg, check_input(cfg, args, list(datasets.values()))
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(files, capsys, case):
+    path, folder = files(case)
+    try:
+        status = check_dataset.main(["--json", path, "--images", folder])
+    except SystemExit as error:
+        status = error.code
+    assert status == (2 if case == "gbk" else 1)
+    output = "".join(capsys.readouterr())
+    assert re.search(f"(?m)^error: .*{ERRORS[case]}", output), output
+
+    keypoints = case.startswith("kp_")
+    for flags in ([], ["--eval-only"]):
+        with pytest.raises(UserError, match=ERRORS[case]) as error:
+            start(path, folder, *flags, keypoints=keypoints)
+        assert case == "gbk" or f"tools/check_dataset.py --json {path} --fix" in str(error.value)
+    with pytest.raises(UserError, match=ERRORS[case]):
+        read_for_evaluation(path, masks=True, keypoints=keypoints)
+
+
+@pytest.mark.parametrize("case", NOTES)
+def test_notes(files, capsys, case):
+    path, folder = files(case)
+    before = Path(path).read_bytes()
+    assert check_dataset.main(["--json", path, "--images", folder]) == 0
+    assert re.search(NOTES[case], capsys.readouterr().out)
+    keypoints = case.startswith("kp_")
+    _, datasets = start(path, folder, keypoints=keypoints)
+    said = capsys.readouterr().err
+    assert re.search(
+        "1 images have more objects, up to 300" if case == "dense" else NOTES[case], said
+    )
+    for dataset in datasets:
+        assert bool(dataset.copy) == (case in COPIED)
+        if keypoints:
+            ((left, right),) = dataset.flip_map
+            assert (left, right) == tuple(dataset.keypoints[:2])
+    data = read_for_evaluation(path, masks=True, keypoints=keypoints)
+    assert data == read_annotations(path)
+    assert Path(path).read_bytes() == before
+
+
+@pytest.mark.parametrize("case", {**ERRORS, **NOTES})
+def test_repair(files, capsys, case):
+    path, folder = files(case)
+    fixed = f"{folder}/fixed.json"
+    flags = ["--no-crowd"] if case == "cvat_brush" else []
+    try:
+        status = check_dataset.main(["--json", path, "--images", folder, "--fix", fixed, *flags])
+    except SystemExit as error:
+        status = error.code
+    assert (status != 0) == (case in NOT_FIXED), capsys.readouterr()
+    if status == 0:
+        data = read_for_evaluation(fixed, masks=True, keypoints=case.startswith("kp_"))
+        assert not any(annotation["iscrowd"] for annotation in data["annotations"])
+        if "id" in case and "iscrowd" not in case:
+            old = json.loads(Path(path).read_text())
+            for image, before in zip(data["images"], old["images"]):
+                assert image["id"] == before["id"] or image["original_id"] == before["id"]
+
+
+@pytest.mark.parametrize("case", [*sorted(COPIED), "same_names", "chinese"])
+def test_training_and_evaluation(files, case):
+    path, folder = files(case)
+    flags = ["--config-file", TINY, "--num-gpus", "0"]
+    for split in NAMES:
+        flags += [f"--{split}-json", path, f"--{split}-images", folder]
+    main(
+        argument_parser().parse_args([*flags, "OUTPUT_DIR", f"{folder}/o", "SOLVER.MAX_ITER", "1"])
+    )
+    metrics = json.loads(Path(f"{folder}/o/metrics.json").read_text().splitlines()[-1])
+    assert "bbox/AP" in metrics and "segm/AP" in metrics

@@ -1,0 +1,94 @@
+"""The metrics do not depend on the evaluator that is installed."""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask
+from pycocotools.coco import COCO
+
+from nl_detectron.engine import coco_evaluator
+from nl_detectron.errors import UserError
+from nl_detectron.evaluation.coco_results import read_annotations
+
+SHARED = Path(os.getenv("NL_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+COCOAPI = SHARED / "real" / "cocoapi"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SHARED.is_dir(), reason=f"no folder {SHARED}; set NL_SHARED"),
+    pytest.mark.skipif(coco_evaluator.COCOeval_faster is None, reason="no faster-coco-eval"),
+]
+
+
+def evaluate(annotations, detections, task, limit=100):
+    """Return the 12 metrics of both evaluators."""
+    metrics = []
+    for faster in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not faster:
+                patch.setattr(coco_evaluator, "COCOeval_faster", None)
+            found = annotations.loadRes(copy.deepcopy(detections))
+            evaluator = coco_evaluator.coco_eval(annotations, found, task, max_dets_per_image=limit)
+        assert (type(evaluator).__mro__[-2].__module__ != "pycocotools.cocoeval") == faster
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+        metrics.append(evaluator.stats)
+    return metrics
+
+
+@pytest.mark.parametrize("limit", [100, 300])
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_detections_of_cocoapi(task, limit):
+    """Both give the numbers that pycocotools gives for its fake detections."""
+    annotations = COCO(COCOAPI / "instances_val2014_overlap45_gt.json")
+    name = f"instances_val2014_overlap45_fake{task}_results.json"
+    metrics = evaluate(annotations, json.loads((COCOAPI / name).read_text()), task, limit)
+    recorded = json.loads((COCOAPI / f"overlap45_{task}_pycocotools_stats.json").read_text())
+    assert len(recorded) == 12
+    for found in metrics:
+        assert found == pytest.approx(recorded, rel=0, abs=1e-9)
+
+
+def near(annotations):
+    """Two detections near each object, some of another class, many with equal scores."""
+    random = np.random.default_rng(0)
+    detections = []
+    categories = sorted(annotations.cats)
+    for annotation in annotations.dataset["annotations"] * 2:
+        pixels = annotations.annToMask(annotation)
+        rle = mask.encode(np.asfortranarray(np.roll(pixels, random.integers(-2, 3), 1)))
+        box = np.array(annotation["bbox"]) + random.normal(0, 2, 4)
+        category = annotation["category_id"]
+        detections.append(
+            {
+                "image_id": annotation["image_id"],
+                "category_id": category
+                if random.random() < 0.8
+                else int(random.choice(categories)),
+                "bbox": [*box[:2].tolist(), *box[2:].clip(1).tolist()],
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                "score": round(random.random(), 1),
+            }
+        )
+    return detections
+
+
+def test_clean_cases(capsys):
+    clean = []
+    for path in sorted((SHARED / "cases").glob("*.json")):
+        try:
+            annotations = read_annotations(path, masks=True)
+        except UserError:
+            continue
+        clean.append(path.stem)
+        for task in ("bbox", "segm"):
+            detections = near(annotations)
+            if task == "segm":  # as detectron2 does
+                detections = [d | {"bbox": []} for d in detections]
+            faster, plain = evaluate(annotations, detections, task, limit=300)
+            assert 0 < plain[0] < 1 and faster == pytest.approx(plain, rel=0, abs=1e-9), path
+    assert {"base", "bom", "float_size", "dense", "kp_L_R", "cvat_brush"} <= set(clean)
