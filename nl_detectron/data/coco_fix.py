@@ -8,7 +8,7 @@ from typing import Any, Optional
 import numpy as np
 
 from .annotations import FIELDS, ID, NUMBERS, normalise, wrong_values
-from .geometry import BOX_ONLY, MIN_INSIDE, NOT_COMPUTED, Objects, find_cause, inside, iou
+from .geometry import MIN_INSIDE, NOT_COMPUTED, XYXY, Objects, find_cause, inside, iou
 
 SAME_BOX = 0.9  # IoU of a box and the box of its mask that differ by rounding
 
@@ -141,7 +141,7 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
     mismatch = np.flatnonzero(faults["BOX_NOT_OF_MASK"])
     cause = find_cause(objects, "BOX_NOT_OF_MASK", mismatch) if len(mismatch) else ""
     wrong = faults["BOX_WITHOUT_AREA"] | faults["NORMALISED"]
-    if cause.endswith((BOX_ONLY, NOT_COMPUTED)):
+    if cause in (XYXY, NOT_COMPUTED):
         # Some boxes fit their masks by accident, such as x1, y1, x2, y2 in a corner of the image.
         is_inside = inside(objects.masks.boxes, objects.sizes) >= MIN_INSIDE
         wrong |= is_inside & (iou(objects.boxes, objects.masks.boxes) < SAME_BOX)

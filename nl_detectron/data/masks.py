@@ -3,13 +3,14 @@
 import re
 from array import array
 from collections import defaultdict
-from itertools import chain, compress
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as mask_util
 
-RLE_TEXT = re.compile("([P-o]*[0-O])+")  # "P" is the first character with the sixth bit
+# A character from "P" on is followed by another one. pycocotools reads beyond the end otherwise.
+RLE_TEXT = re.compile("([P-o]*[0-O])+")
 
 
 class Masks(NamedTuple):
@@ -28,34 +29,36 @@ def measure_masks(segmentations: list, sizes: np.ndarray) -> Masks:
         sizes: (N, 2), width and height of the image of each.
     """
     boxes = np.full((len(segmentations), 4), np.nan)
-    areas = np.full(len(segmentations), np.nan)
-    masks = Masks(boxes, areas, defaultdict(list))
-    faults = masks.faults
+    masks = Masks(boxes, boxes[:, 0].copy(), defaultdict(list))
     owners, polygons, rles = [], [], []
     for i, segmentation in enumerate(segmentations):
-        if type(segmentation) is list:
-            if set(map(type, segmentation)) - {list}:
-                faults["BAD_MASK"].append(i)
-                continue
-            valid = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
+        if type(segmentation) is list and set(map(type, segmentation)) <= {list}:
+            valid = valid_polygons(segmentation)
             if len(valid) < len(segmentation):
-                faults["INVALID_POLYGON" if valid else "NO_VALID_POLYGON"].append(i)
+                masks.faults["INVALID_POLYGON" if valid else "BAD_POLYGON"].append(i)
             owners += [i] * len(valid)
             polygons += valid
         elif type(segmentation) is dict:
             rles.append(i)
         elif segmentation is not None:
-            faults["BAD_MASK"].append(i)
+            masks.faults["BAD_MASK"].append(i)
     numbers = _as_numbers(polygons)
     if numbers is None:
-        is_fine = [_as_numbers([polygon]) is not None for polygon in polygons]
-        faults["BAD_COORDINATE"] = sorted({i for i, fine in zip(owners, is_fine) if not fine})
-        owners, polygons = list(compress(owners, is_fine)), list(compress(polygons, is_fine))
+        bad = {i for i, polygon in zip(owners, polygons) if _as_numbers([polygon]) is None}
+        masks.faults["BAD_POLYGON"] += sorted(bad)
+        polygons = [polygon for i, polygon in zip(owners, polygons) if i not in bad]
+        owners = [i for i in owners if i not in bad]
         numbers = _as_numbers(polygons)
     if polygons:
         _measure_polygons(masks, np.array(owners), list(map(len, polygons)), numbers)
-    _measure_rles(masks, rles, segmentations, sizes)
+    if rles:
+        _measure_rles(masks, rles, segmentations, sizes)
     return masks
+
+
+def valid_polygons(segmentation: list[list]) -> list[list]:
+    """Return the polygons of at least 3 points, which are those that detectron2 uses."""
+    return [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
 def _as_numbers(lists: list[list]) -> np.ndarray | None:
@@ -82,57 +85,28 @@ def _measure_polygons(masks: Masks, owners: np.ndarray, lengths: list, flat: np.
 
 
 def _measure_rles(masks: Masks, indices: list[int], segmentations: list, sizes: np.ndarray) -> None:
-    texts, lists = [], []
+    rles = {}
     for i in indices:
-        size, counts = segmentations[i].get("size"), segmentations[i].get("counts")
-        if type(size) is not list or type(counts) not in (str, list):
-            masks.faults["BAD_MASK"].append(i)
-        elif size[::-1] != sizes[i].tolist():
+        rle, (width, height) = segmentations[i], sizes[i].tolist()
+        counts = rle.get("counts")
+        if rle.get("size") != [height, width]:
             masks.faults["RLE_SIZE"].append(i)
         elif type(counts) is str and RLE_TEXT.fullmatch(counts):
-            texts.append(i)
-        elif type(counts) is list and set(map(type, counts)) == {int}:
-            lists.append(i)
+            rles[i] = rle
+        elif _are_runs(counts, width * height):
+            rles[i] = mask_util.frPyObjects(rle, height, width)
         else:
             masks.faults["BAD_RLE"].append(i)
-    pixels = sizes.prod(axis=1)
-    sums, minima = sum_runs([segmentations[i]["counts"] for i in texts])
-    is_valid = (sums == pixels[texts]) & (minima >= 0)
-    valid = {i: segmentations[i] for i, is_ok in zip(texts, is_valid) if is_ok}
-    for i in lists:
-        counts = segmentations[i]["counts"]
-        if sum(counts) == pixels[i] and min(counts) >= 0:
-            valid[i] = mask_util.frPyObjects(segmentations[i], *segmentations[i]["size"])
-    masks.faults["BAD_RLE"] += [i for i in [*texts, *lists] if i not in valid]
-    if valid:
-        masks.boxes[list(valid)] = mask_util.toBbox(list(valid.values()))
+    if rles:
+        indices, boxes = np.array(list(rles)), mask_util.toBbox(list(rles.values()))
         # Of a list of more than 255 masks, pycocotools 2.0.11 cannot compute the areas.
-        masks.areas[list(valid)] = [mask_util.area(rle) for rle in valid.values()]
+        areas = np.array([mask_util.area(rle) for rle in rles.values()])
+        is_valid = (areas > 0) & (boxes[:, :2] + boxes[:, 2:] <= sizes[indices]).all(axis=1)
+        masks.faults["BAD_RLE"] += indices[~is_valid].tolist()
+        masks.boxes[indices[is_valid]] = boxes[is_valid]
+        masks.areas[indices[is_valid]] = areas[is_valid]
 
 
-def sum_runs(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sum and the minimum of the run lengths in each compressed RLE.
-
-    pycocotools reads beyond the end of a broken text. Each character holds five bits of a number
-    in two's complement, lowest first, and a sixth bit that is set if the number continues. From
-    the fourth number on, a number is the difference to the last but one.
-    """
-    if not texts:
-        return np.zeros(0), np.zeros(0)
-    digits = np.frombuffer("".join(texts).encode(), np.uint8).astype(np.int64) - ord("0")
-    ends = np.flatnonzero(digits & 32 == 0)
-    starts = np.append(0, ends[:-1] + 1)
-    shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, ends - starts + 1))
-    numbers = np.add.reduceat((digits & 31) << np.minimum(shifts, 55), starts)
-    numbers -= np.where(digits[ends] & 16, 1 << np.minimum(shifts[ends] + 5, 60), 0)
-    text = np.searchsorted(np.cumsum(list(map(len, texts))), ends, side="right")
-    first = np.searchsorted(text, np.arange(len(texts)))  # number of each text
-    index = np.arange(len(numbers)) - first[text]
-    chains = 3 * text + np.where(index == 0, 2, index % 2)  # of numbers that are added up
-    order = np.argsort(chains, kind="stable")
-    begins = np.flatnonzero(np.diff(chains[order], prepend=-1))
-    runs = np.cumsum(numbers[order])
-    bases = runs[begins] - numbers[order][begins]
-    runs -= np.repeat(bases, np.diff(np.append(begins, len(runs))))
-    runs[order] = runs.copy()
-    return np.add.reduceat(runs, first), np.minimum.reduceat(runs, first)
+def _are_runs(counts: Any, pixels: int) -> bool:
+    is_integers = type(counts) is list and set(map(type, counts)) == {int}
+    return is_integers and min(counts) >= 0 and sum(counts) == pixels

@@ -4,14 +4,11 @@ import codecs
 import json
 import re
 
-import numpy as np
 import pytest
-from pycocotools import mask as mask_util
 
 from nl_detectron.data.annotations import read_annotations, read_for_evaluation, read_form
 from nl_detectron.data.coco_check import Problem, check_annotations, find_errors
 from nl_detectron.data.keypoints import keypoint_flip_map, read_flip_map
-from nl_detectron.data.masks import sum_runs
 from nl_detectron.errors import UserError
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "height": 64, "width": 320}
@@ -161,12 +158,3 @@ def test_flip_map(left, right):
 def test_wrong_flip_map(pairs):
     with pytest.raises(UserError, match="^--keypoint-flip-map"):
         read_flip_map(["a", "b", "c"], pairs)
-
-
-def test_runs_are_those_of_pycocotools():
-    rng = np.random.default_rng(0)
-    all_runs = [rng.integers(1, 10**digits, size=20).tolist() for digits in range(1, 9)]
-    rles = [{"size": [1, sum(runs)], "counts": runs} for runs in all_runs]
-    encoded = [mask_util.frPyObjects(rle, *rle["size"])["counts"].decode() for rle in rles]
-    sums, minima = sum_runs(encoded)
-    assert (sums.tolist(), minima.tolist()) == (list(map(sum, all_runs)), list(map(min, all_runs)))
