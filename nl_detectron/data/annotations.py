@@ -16,11 +16,8 @@ from typing import NamedTuple, Optional, Union
 from ..errors import UserError
 
 MAX_ID = 2**53  # evaluators keep ids in doubles, which hold the integers below
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
+ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig"}  # byte order mark -> encoding
+ENCODINGS.update(dict.fromkeys([codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE], "utf-16"))
 
 
 class Field(NamedTuple):
@@ -44,10 +41,8 @@ class Field(NamedTuple):
             values = list(chain.from_iterable(values))
             if not set(map(type, values)) <= self.items:
                 return False
-        if str in (self.items or self.types):
+        if not values or str in (self.items or self.types):
             return all(values)
-        if not values:
-            return True
         # NaN and infinity propagate through a sum.
         return self.low <= min(values) and max(values) <= self.high and math.isfinite(sum(values))
 
@@ -82,10 +77,7 @@ def read_annotations(path: Union[str, Path]) -> dict:
     """Return the content of an annotation file, with the types of all keys checked.
 
     Integers that are written as floats, such as 64.0, become integers, and backslashes in file
-    names slashes. The lists "images" and "categories" are not empty.
-
-    Raises:
-        UserError: the file cannot be read, is not in COCO's format, or has a value of wrong type.
+    names slashes. Raise a UserError if the file is not in COCO's format.
     """
     return read_form(path)[0]
 
@@ -105,11 +97,8 @@ def read_for_evaluation(
 ) -> dict:
     """Return the content of an annotation file that detections can be scored against.
 
-    Args:
-        masks, keypoints: whether these are scored.
-
-    Raises:
-        UserError: as :func:`read_annotations`, or the annotations would give wrong scores.
+    ``masks`` and ``keypoints`` are whether these are scored. Raise a UserError as
+    :func:`read_annotations`, and for annotations that would give wrong scores.
     """
     from .coco_check import Problem, check_annotations, describe, find_errors
 
@@ -127,13 +116,11 @@ def read_for_evaluation(
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Pause the garbage collector, which doubles the time to create millions of objects."""
-    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()
 
 
 def fix_command(path: Union[str, Path]) -> str:
@@ -144,13 +131,12 @@ def fix_command(path: Union[str, Path]) -> str:
 def decode(path: Union[str, Path]) -> tuple[dict, bool]:
     """Return the content of a file and whether it begins with a byte order mark.
 
-    Raises:
-        UserError: the file cannot be read, or does not have COCO's three lists of objects.
+    Raise a UserError unless the file has COCO's three lists of objects.
     """
     if not os.path.isfile(path):
         raise UserError(f"no file {os.path.abspath(path)}")
     content = Path(path).read_bytes()
-    marks = [name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)]
+    marks = [name for mark, name in ENCODINGS.items() if content.startswith(mark)]
     try:
         if not marks and b"\0" in content[:4]:
             raise UnicodeDecodeError("utf-8", content, content.index(0), 1, "null byte")
@@ -191,12 +177,11 @@ def normalise(data: dict) -> int:
         if type(name) is str and "\\" in name:
             image["file_name"] = name.replace("\\", "/")
             count += 1
-    for annotation in data["annotations"]:
-        if annotation.get("id") == 0 and type(annotation["id"]) is int:
-            # pycocotools takes id 0 for "no match", and counts matches of it as misses.
-            ids = [a.get("id") for a in data["annotations"]]
-            annotation.update(id=max(i for i in ids if type(i) is int) + 1, original_id=0)
-            count += 1
+    ids = [annotation.get("id") for annotation in data["annotations"]]
+    if 0 in ids and set(map(type, ids)) == {int} and ids.count(0) == 1:
+        # pycocotools takes id 0 for "no match", and counts matches of it as misses.
+        data["annotations"][ids.index(0)].update(id=max(ids) + 1, original_id=0)
+        count += 1
     return count
 
 
@@ -204,14 +189,9 @@ def wrong_values(data: dict) -> Iterator[tuple[str, str, list[dict]]]:
     """Yield each list, key and the entries whose value of this key is not valid."""
     for key, fields in FIELDS.items():
         for name, field in fields.items():
-            if field.required:
-                present = data[key]
-                missing = [entry for entry in present if name not in entry]
-            else:
-                present, missing = [entry for entry in data[key] if name in entry], []
-            if missing or not field.fits([entry[name] for entry in present]):
-                wrong = [e for e in present if name not in e or not field.fits([e[name]])]
-                yield key, name, wrong
+            entries = data[key] if field.required else [e for e in data[key] if name in e]
+            if not field.fits([entry.get(name) for entry in entries]):
+                yield key, name, [e for e in entries if not field.fits([e.get(name)])]
 
 
 def describe_types(data: dict) -> Iterator[str]:

@@ -2,26 +2,22 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
-from .annotations import FIELDS, ID, NUMBERS, normalise, wrong_values
+from .annotations import FIELDS, ID, NUMBERS, Field, normalise, wrong_values
 from .geometry import MIN_INSIDE, NOT_COMPUTED, XYXY, Objects, find_cause, inside, iou
+from .masks import valid_polygons
 
+FLAGS = {"none": 0, "": 0, "false": 0, "true": 1}
 SAME_BOX = 0.9  # IoU of a box and the box of its mask that differ by rounding
 
 
 def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
-    """Repair the content of an annotation file, in place.
+    """Repair what ``decode`` returns, in place, and return how many of which repairs were made.
 
-    Args:
-        data: from ``decode``.
-        no_crowd: clear iscrowd of all annotations, for exporters that set it for single objects.
-
-    Returns:
-        How many of which repairs were made.
+    ``no_crowd`` clears iscrowd of all annotations, for exporters that set it for single objects.
     """
     changes = Counter({"values in a harmless form normalised": normalise(data)})
     _fix_types(data, changes)
@@ -44,14 +40,14 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
 
 
 def _fix_types(data: dict, changes: Counter) -> None:
-    """Convert texts, booleans and nulls to numbers; remove values that are computed later."""
+    """Convert texts, booleans and nulls; remove values that are computed later."""
     for key, name, entries in list(wrong_values(data)):
-        convert = _CONVERSIONS.get(name, _to_number)
+        field = FIELDS[key][name]
         for entry in entries:
-            if name not in entry or FIELDS[key][name] is ID:  # see _fix_ids()
+            if name not in entry or field is ID:  # see _fix_ids()
                 continue
-            value = convert(entry[name])
-            if value is not None and FIELDS[key][name].fits([value]):
+            value = _convert(entry[name], field)
+            if field.fits([value]):
                 entry[name] = value
             elif name in ("area", "num_keypoints"):
                 del entry[name]
@@ -60,26 +56,20 @@ def _fix_types(data: dict, changes: Counter) -> None:
             changes[f"values of {name} of a wrong type"] += 1
 
 
-def _to_number(value: Any) -> Optional[float]:
+def _convert(value: Any, field: Field) -> Any:
+    if list in field.types:
+        return list(map(_to_number, value or ())) if isinstance(value, list | None) else value
+    if str in field.types:
+        return value if value is None else str(value)
+    return _to_number(FLAGS.get(str(value).lower(), value))
+
+
+def _to_number(value: Any) -> Any:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        return None
+        return value
     return int(number) if number.is_integer() else number
-
-
-def _to_numbers(value: Any) -> Optional[list]:
-    return [_to_number(item) for item in value] if isinstance(value, list) else None
-
-
-_FLAGS = {"none": 0, "": 0, "false": 0, "true": 1}
-_CONVERSIONS: dict[str, Callable] = {
-    "iscrowd": lambda value: _FLAGS.get(str(value).lower(), _to_number(value)),
-    "bbox": _to_numbers,
-    "keypoints": lambda value: [] if value is None else _to_numbers(value),
-    "file_name": lambda value: None,
-    "name": lambda value: None if value is None else str(value),
-}
 
 
 def _fix_categories(data: dict, changes: Counter) -> None:
@@ -126,17 +116,13 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
     if not annotations or any(wrong for *_, wrong in wrong_values(data)):
         return
     objects = Objects.of(annotations, images)
-    normalised = np.flatnonzero(objects.faults()["NORMALISED"])
-    for i in normalised:
-        polygons = annotations[i].get("segmentation")
-        is_small = np.nan_to_num(objects.masks.boxes[i], nan=9).max() <= 1
-        if type(polygons) is list and is_small:
-            scale = objects.sizes[i]
-            scaled = [(np.reshape(p, (-1, 2)) * scale).ravel().tolist() for p in polygons]
-            annotations[i]["segmentation"] = scaled
+    for i in np.flatnonzero(objects.faults()["NORMALISED"]):
+        polygons, size = annotations[i].get("segmentation"), objects.sizes[i]
+        if type(polygons) is list and objects.masks.boxes[i].max() <= 1:
+            scaled = [np.reshape(polygon, (-1, 2)) * size for polygon in valid_polygons(polygons)]
+            annotations[i]["segmentation"] = [points.ravel().tolist() for points in scaled]
             changes["masks from 0 to 1 scaled to pixels"] += 1
-    if len(normalised):
-        objects = Objects.of(annotations, images)
+    objects = Objects.of(annotations, images)
     faults = objects.faults()
     mismatch = np.flatnonzero(faults["BOX_NOT_OF_MASK"])
     cause = find_cause(objects, "BOX_NOT_OF_MASK", mismatch) if len(mismatch) else ""

@@ -78,7 +78,7 @@ class Objects(NamedTuple):
     def exact_area(self, index: int) -> float:
         """Return the area as :meth:`true_areas`, in which overlapping polygons count once."""
         segmentation = self.annotations[index].get("segmentation")
-        if type(segmentation) is list and len(segmentation) > 1:
+        if type(segmentation) is list and not math.isnan(self.masks.areas[index]):
             width, height = self.sizes[index].tolist()
             rles = mask_util.frPyObjects(valid_polygons(segmentation), height, width)
             return float(mask_util.area(mask_util.merge(rles)))
