@@ -4,7 +4,6 @@ import argparse
 import difflib
 import json
 import os
-import shlex
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from ..errors import UserError
 from ..files import write_atomically
 from .annotations import fix_command, read_form, without_garbage_collection
 from .coco_check import (
-    USES,
+    LIMIT_KEY,
     Finding,
     Problem,
     Problems,
@@ -57,10 +56,7 @@ class CustomDataset:
     def read(
         cls, name: str, json_file: str, image_root: str, flip_map: str = ""
     ) -> "CustomDataset":
-        """Read and check the annotations. Raise a UserError if they are not in COCO's format.
-
-        ``flip_map`` has pairs "LEFT:RIGHT,..." of keypoints, instead of those that the names tell.
-        """
+        """Read and check the annotations; ``flip_map`` is from ``--keypoint-flip-map``."""
         data, needs_copy = read_form(json_file)
         missing, renamed = find_images(data, image_root) if image_root else ([], 0)
         problems = check_annotations(data)
@@ -72,6 +68,8 @@ class CustomDataset:
         if any(category.get("keypoints", []) != keypoints for category in categories):
             keypoints = []
         flips = read_flip_map(keypoints, flip_map) if flip_map else keypoint_flip_map(keypoints)
+        if flip_map:
+            problems.pop(Problem.UNPAIRED, None)
         return cls(
             *(name, str(json_file), str(image_root), classes, keypoints, problems, flips),
             object_counts=list(count_objects(data).values()),
@@ -135,10 +133,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
-    """Return the datasets that the flags name, by split: "train", "test".
-
-    ``args`` has the flags of :func:`add_data_arguments`, and ``eval_only``.
-    """
+    """Return the datasets of the flags of :func:`add_data_arguments`, by split."""
     files = {}
     for split in NAMES:
         paths = [getattr(args, f"{split}_{kind}") for kind in ("json", "images")]
@@ -153,9 +148,7 @@ def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
     if args.eval_only:
         files.pop("train", None)
     flips = args.keypoint_flip_map or ""
-    datasets = {}
-    for split, paths in files.items():
-        datasets[split] = CustomDataset.read(NAMES[split], *paths, flips)
+    datasets = {s: CustomDataset.read(NAMES[s], *paths, flips) for s, paths in files.items()}
     classes = [", ".join(dataset.classes) for dataset in datasets.values()]
     if len(set(classes)) > 1:
         raise UserError(f"--train-json and --test-json differ in categories: {'; '.join(classes)}")
@@ -186,27 +179,24 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
         "keypoints": cfg.MODEL.KEYPOINT_ON,
         "polygons": cfg.MODEL.MASK_ON and trains and cfg.INPUT.MASK_FORMAT == "polygon",
     }
-    errors = find_errors(dataset.problems, {use for use, applies in uses.items() if applies})
-    if errors:
+    uses = {use for use, applies in uses.items() if applies}
+    if errors := find_errors(dataset.problems, uses):
         lines = [f"\n    {describe(problem, finding)}" for problem, finding in errors.items()]
-        command = ["python", "tools/check_dataset.py", "--json", dataset.json_file]
         raise UserError(
             f"{dataset.json_file} cannot be used for training or evaluation:{''.join(lines)}\n"
-            f"To check everything: {shlex.join([*command, '--images', dataset.image_root])}\n"
             f"To repair what can be: {fix_command(dataset.json_file)}"
         )
-    silent = {*USES, Problem.MANY_OBJECTS, Problem.UNPAIRED} - {Problem.NOT_LABELLED}
-    notes = [describe(p, finding) for p, finding in dataset.problems.items() if p not in silent]
+    said = {Problem.NOT_LABELLED, *(problem for problem in Problem if not problem.uses)}
+    said -= {Problem.MANY_OBJECTS}
+    if not trains or not cfg.MODEL.KEYPOINT_ON:
+        said -= {Problem.UNPAIRED}
+    notes = [describe(p, finding) for p, finding in dataset.problems.items() if p in said]
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if dense := [count for count in dataset.object_counts if count > limit]:
         notes.append(
-            f"{len(dense)} images have more objects, up to {max(dense)}, than "
-            f"TEST.DETECTIONS_PER_IMAGE, {limit}: the rest cannot be found"
+            f"{len(dense)} images have more objects, up to {max(dense)}, than {LIMIT_KEY}, "
+            f"{limit}: the rest cannot be found"
         )
-    paired = {name for pair in dataset.flip_map for name in pair}
-    unpaired = [name for name in dataset.keypoints if name not in paired]
-    if unpaired and trains and cfg.MODEL.KEYPOINT_ON:
-        notes.append(describe(Problem.UNPAIRED, Finding(unpaired, len(dataset.keypoints))))
     for note in notes:
         print(f"warning: {dataset.json_file}: {note}", file=sys.stderr)
 

@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 
 from .annotations import FIELDS, ID, NUMBERS, Field, normalise, wrong_values
-from .geometry import MIN_INSIDE, NOT_COMPUTED, XYXY, Objects, find_cause, inside, iou
-from .masks import valid_polygons
+from .geometry import (
+    MIN_INSIDE,
+    NOT_COMPUTED,
+    XYXY,
+    Objects,
+    find_cause,
+    inside,
+    iou,
+    valid_polygons,
+)
 
 FLAGS = {"none": 0, "": 0, "false": 0, "true": 1}
 SAME_BOX = 0.9  # IoU of a box and the box of its mask that differ by rounding
@@ -115,26 +123,26 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
             annotation["bbox"] = [0, 0, 0, 0]  # is recomputed
     if not annotations or any(wrong for *_, wrong in wrong_values(data)):
         return
-    objects = Objects.of(annotations, images)
+    objects = Objects(annotations, images)
     for i in np.flatnonzero(objects.faults()["NORMALISED"]):
         polygons, size = annotations[i].get("segmentation"), objects.sizes[i]
-        if type(polygons) is list and objects.masks.boxes[i].max() <= 1:
+        if type(polygons) is list and objects.mask_boxes[i].max() <= 1:
             scaled = [np.reshape(polygon, (-1, 2)) * size for polygon in valid_polygons(polygons)]
             annotations[i]["segmentation"] = [points.ravel().tolist() for points in scaled]
             changes["masks from 0 to 1 scaled to pixels"] += 1
-    objects = Objects.of(annotations, images)
+    objects = Objects(annotations, images)
     faults = objects.faults()
     mismatch = np.flatnonzero(faults["BOX_NOT_OF_MASK"])
-    cause = find_cause(objects, "BOX_NOT_OF_MASK", mismatch) if len(mismatch) else ""
+    cause = find_cause(objects, "BOX_NOT_OF_MASK", mismatch)
     wrong = faults["BOX_WITHOUT_AREA"] | faults["NORMALISED"]
     if cause in (XYXY, NOT_COMPUTED):
         # Some boxes fit their masks by accident, such as x1, y1, x2, y2 in a corner of the image.
-        is_inside = inside(objects.masks.boxes, objects.sizes) >= MIN_INSIDE
-        wrong |= is_inside & (iou(objects.boxes, objects.masks.boxes) < SAME_BOX)
-    for i in np.flatnonzero(wrong & ~np.isnan(objects.masks.boxes[:, 0])):
-        annotations[i]["bbox"] = objects.masks.boxes[i].tolist()
+        is_inside = inside(objects.mask_boxes, objects.sizes) >= MIN_INSIDE
+        wrong |= is_inside & (iou(objects.boxes, objects.mask_boxes) < SAME_BOX)
+    for i in np.flatnonzero(wrong & ~np.isnan(objects.mask_boxes[:, 0])):
+        annotations[i]["bbox"] = objects.mask_boxes[i].tolist()
         changes["boxes computed from the mask"] += 1
-    objects = Objects.of(annotations, images)
+    objects = Objects(annotations, images)
     for i in {*objects.wrong_areas().tolist(), *np.flatnonzero(np.isnan(objects.areas)).tolist()}:
         area = objects.exact_area(i)
         if area > 0 and math.isfinite(area):

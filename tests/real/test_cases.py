@@ -41,7 +41,7 @@ ERRORS = {
     "polygon_negative": f"{ALL} masks are .* outside of their image.*cause: the masks are negative",
     "kp_dupnames": "2 of 3 keypoint names repeat an earlier name of the same category: point",
     "kp_area0": AREA,
-    "kp_v0": f"{ALL} annotations, which is all, have only keypoints of visibility 0",
+    "kp_v0": f"{ALL} annotations have only keypoints of visibility 0",
     "kp_num_null": VALUE.format("num_keypoints", "null"),
     "iscrowd_null": VALUE.format("iscrowd", "null"),
     "iscrowd_null_half": "8 of 17 annotations .* 'iscrowd' .*annotations.1., id 2: null",
