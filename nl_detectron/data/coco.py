@@ -27,8 +27,8 @@ from .coco_check import (
     describe,
     find_errors,
     find_images,
+    keypoint_flip_map,
 )
-from .keypoints import keypoint_flip_map, read_flip_map
 
 # Name under which the dataset of a flag is registered.
 NAMES = {"train": "custom_train", "test": "custom_test"}
@@ -67,7 +67,7 @@ class CustomDataset:
         keypoints = categories[0].get("keypoints", [])
         if any(category.get("keypoints", []) != keypoints for category in categories):
             keypoints = []
-        flips = read_flip_map(keypoints, flip_map) if flip_map else keypoint_flip_map(keypoints)
+        flips = _read_flip_map(keypoints, flip_map) if flip_map else keypoint_flip_map(keypoints)
         if flip_map:
             problems.pop(Problem.UNPAIRED, None)
         return cls(
@@ -91,10 +91,7 @@ class CustomDataset:
         return replace(self, copy=path)
 
     def register(self) -> None:
-        """Register the dataset in this process, in place of any custom one with the same name.
-
-        If the user's code has registered it, its metadata and its own loader are kept.
-        """
+        """Register the dataset; other code that has registered it keeps metadata and loader."""
         if self.name in NAMES.values():
             DatasetCatalog.pop(self.name, None)
             MetadataCatalog.pop(self.name, None)
@@ -120,11 +117,8 @@ def _load(*args: str) -> list[dict]:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags for custom data, which :func:`read_datasets` reads."""
-    group = parser.add_argument_group(
-        "custom data in COCO's format",
-        "These datasets replace DATASETS.TRAIN and DATASETS.TEST, and set the numbers of classes. "
-        "Without test data, nothing is evaluated. --eval-only needs test data only.",
-    )
+    text = "Custom data replace DATASETS.TRAIN and DATASETS.TEST, and set the numbers of classes."
+    group = parser.add_argument_group("custom data in COCO's format", text)
     for split in NAMES:
         group.add_argument(f"--{split}-json", metavar="FILE", help="annotations")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder with their images")
@@ -134,13 +128,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
     """Return the datasets of the flags of :func:`add_data_arguments`, by split."""
-    files = {}
-    for split in NAMES:
-        paths = [getattr(args, f"{split}_{kind}") for kind in ("json", "images")]
-        if paths.count(None) == 1:
+    files = {s: [getattr(args, f"{s}_json"), getattr(args, f"{s}_images")] for s in NAMES}
+    files = {split: paths for split, paths in files.items() if any(paths)}
+    for split, paths in files.items():
+        if None in paths:
             raise UserError(f"--{split}-json and --{split}-images must be given together")
-        if None not in paths:
-            files[split] = paths
     needed = "test" if args.eval_only else "train"
     if files and needed not in files:
         mode = "--eval-only" if args.eval_only else "training"
@@ -153,6 +145,17 @@ def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
     if len(set(classes)) > 1:
         raise UserError(f"--train-json and --test-json differ in categories: {'; '.join(classes)}")
     return datasets
+
+
+def _read_flip_map(names: list[str], text: str) -> list[tuple[str, str]]:
+    """Return the pairs of ``--keypoint-flip-map``, which are written as "LEFT:RIGHT,..."."""
+    result = [tuple(pair.split(":")) for pair in text.split(",")]
+    used = [name for pair in result for name in pair]
+    if any(len(pair) != 2 for pair in result) or len(set(used)) < len(used):
+        raise UserError(f"--keypoint-flip-map takes LEFT:RIGHT,..., each name once, not {text!r}")
+    if unknown := sorted(set(used) - set(names)):
+        raise UserError(f"--keypoint-flip-map: no keypoint {unknown[0]!r} in {', '.join(names)}")
+    return result
 
 
 def overrides(datasets: dict[str, CustomDataset]) -> list[Any]:
@@ -224,14 +227,14 @@ def check_registered(key: str, name: str) -> None:
 
 def check_files(names: list[str]) -> None:
     """Raise a UserError that lists the missing files of the datasets, if there are any."""
-    missing = []
-    for name in dict.fromkeys(names):
+    for name in names:
         if _missing_paths(name):
             # Some datasets generate their files when first loaded. detectron2 asserts that the
             # files of the others exist.
             with suppress(FileNotFoundError, AssertionError):
                 DatasetCatalog.get(name)
-        missing += [f"\n    {path} of {name}" for path in _missing_paths(name)]
+    lines = [f"\n    {path} of {name}" for name in names for path in _missing_paths(name)]
+    missing = dict.fromkeys(lines)
     if missing:
         raise UserError(
             f"files of datasets are missing:{''.join(missing)}\n"

@@ -1,6 +1,7 @@
 """Check annotations in COCO's format, and their images, for what detectron2 cannot use."""
 
 import os
+import re
 import unicodedata
 import warnings
 from collections import Counter
@@ -19,12 +20,12 @@ from tqdm import tqdm
 from ..errors import UserError
 from .annotations import without_garbage_collection
 from .geometry import Objects, find_cause, find_keypoint_problems
-from .keypoints import keypoint_flip_map
 
 MAX_EXAMPLES = 5  # places that describe() shows for each problem
-# INPUT.MAX_SIZE_TRAIN is 1333 by default, so the short side of a narrower image is resized to 0.
-MAX_ASPECT_RATIO = 2666
 LIMIT_KEY, MAX_OBJECTS = "TEST.DETECTIONS_PER_IMAGE", 100  # its default
+# Words of a name: LEFT, Left, left, L, 12. "LEye" has two, "L" and "Eye".
+WORDS = re.compile(r"[^\W\d_a-z]+(?![a-z])|[^\W\d_]?[^\W\d_A-Z]+|\d+")
+SIDES = {"left": "right", "l": "r"}
 # Share of the cases up to which a problem is a note, and above which it is an error.
 ERROR, LOST, FEW, NOTE = 0, 0.05, 0.1, 1
 
@@ -38,7 +39,6 @@ class Problem(Enum):
 
     IMAGE_ID_TWICE = ERROR, "images repeat the id of an earlier image"
     FILE_TWICE = NOTE, "images repeat the file name of an earlier image"
-    TOO_NARROW = ERROR, f"images have an aspect ratio above {MAX_ASPECT_RATIO}: one side becomes 0"
     NOTHING_TO_LEARN = ERROR, "images have only crowds: no annotation to use", "train", "evaluate"
     ABSENT = ERROR, "images have no annotations, since the file has no such list", "train", "score"
     UNLABELLED = NOTE, "images have only crowd annotations or none: not used in training"
@@ -112,9 +112,8 @@ def describe(problem: Problem, finding: Finding) -> str:
 def find_errors(problems: Problems, uses: Set[str]) -> Problems:
     """Return the problems that are errors for these uses of the annotations.
 
-    Args:
-        uses: of "train", "evaluate" (after a training), "score" (detections in a file), "masks",
-            "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
+    These are of "train", "evaluate" (after a training), "score" (detections in a file), "masks",
+    "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
     """
     return {
         problem: finding
@@ -134,7 +133,8 @@ def check_images(data: dict, folder: str) -> Problems:
     """Decode the images of the folder as detectron2 does, in one process per core."""
     images, problems = data["images"], {}
     find_images(data, folder)
-    with ProcessPoolExecutor() as pool:
+    # Pillow warns of harmless faults in EXIF data.
+    with ProcessPoolExecutor(initializer=warnings.simplefilter, initargs=["ignore"]) as pool:
         found = pool.map(_check_image, images, repeat(folder), chunksize=16)
         for problem, place in filter(None, tqdm(found, "images", len(images), unit="image")):
             problems.setdefault(problem, Finding([], len(images))).places.append(place)
@@ -189,9 +189,8 @@ def _find_problems(data: dict) -> Iterator[tuple]:
     images = {image["id"]: image for image in data["images"]}
     annotations = [a for a in data["annotations"] if a["image_id"] in images]
     total = len(data["annotations"])
-    if len(annotations) < total:
-        lost = [a for a in data["annotations"] if a["image_id"] not in images]
-        yield "NO_IMAGE", [f"{a['id']} (image_id {a['image_id']})" for a in lost], total
+    lost = [a for a in data["annotations"] if a["image_id"] not in images]
+    yield "NO_IMAGE", [f"{a['id']} (image_id {a['image_id']})" for a in lost], total
     categories = {category["id"]: category for category in data["categories"]}
     used = {a["category_id"] for a in annotations if not a.get("iscrowd")}
     unused = [category["name"] for i, category in categories.items() if i not in used]
@@ -209,9 +208,6 @@ def _repeated(values: Iterable) -> list[str]:
 
 def _image_problems(data: dict) -> Iterator[tuple]:
     images, counts = data["images"], count_objects(data)
-    sides = [sorted((image["height"], image["width"])) for image in images]
-    narrow = [i for i, (low, high) in zip(images, sides) if high > MAX_ASPECT_RATIO * low]
-    yield "TOO_NARROW", [image["file_name"] for image in narrow], len(images)
     unlabelled = [image["file_name"] for image in images if image["id"] not in counts]
     nothing = "ABSENT" if data["annotations"] == () else "NOTHING_TO_LEARN"
     name = nothing if len(unlabelled) == len(images) else "UNLABELLED"
@@ -263,11 +259,9 @@ def _check_image(image: dict, folder: str) -> Optional[tuple[Problem, str]]:
     if not os.path.exists(path):
         return Problem.FILE_MISSING, name
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of harmless faults in EXIF data
-            height, width = read_image(path, format="BGR").shape[:2]
-            with Image.open(path) as file:
-                mode = file.mode
+        height, width = read_image(path, format="BGR").shape[:2]
+        with Image.open(path) as file:
+            mode = file.mode
     except Exception as error:  # decoders raise anything on broken files
         return Problem.UNREADABLE, f"{name} ({type(error).__name__})"
     if mode.startswith(("I", "F")):  # integers of 16 and 32 bits, and floats
@@ -276,3 +270,30 @@ def _check_image(image: dict, folder: str) -> Optional[tuple[Problem, str]]:
         stated = f"{image['width']} x {image['height']}"
         return Problem.SIZE_DIFFERS, f"{name} ({width} x {height}, stated {stated})"
     return None
+
+
+def keypoint_flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of left and right keypoints.
+
+    A name has "left" or "l" as a word, in any case and with any separator, or begins or ends with
+    it. The partner has "right" or "r" in its place.
+    """
+    words = {name: [word.lower() for word in WORDS.findall(name)] for name in names}
+    by_words, pairs = {"".join(w): name for name, w in words.items()}, {}
+    for name in words:
+        partners = [by_words[m] for m in _mirrored(words[name]) if m in by_words]
+        if partners and not {name, partners[0]} & {*pairs, *pairs.values()}:
+            pairs[name] = partners[0]
+    return list(pairs.items())
+
+
+def _mirrored(words: list[str]) -> Iterator[str]:
+    """Yield possible names of the right keypoint, if this may be the left one."""
+    joined = "".join(words)
+    for left, right in SIDES.items():
+        if left in words:
+            yield "".join(right if word == left else word for word in words)
+        if joined.startswith(left):
+            yield right + joined.removeprefix(left)
+        if joined.endswith(left):
+            yield joined.removesuffix(left) + right

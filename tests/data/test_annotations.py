@@ -7,8 +7,12 @@ import re
 import pytest
 
 from nl_detectron.data.annotations import read_annotations, read_for_evaluation, read_form
-from nl_detectron.data.coco_check import Problem, check_annotations, find_errors
-from nl_detectron.data.keypoints import keypoint_flip_map, read_flip_map
+from nl_detectron.data.coco_check import (
+    Problem,
+    check_annotations,
+    find_errors,
+    keypoint_flip_map,
+)
 from nl_detectron.errors import UserError
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "height": 64, "width": 320}
@@ -152,9 +156,3 @@ def test_evaluation_needs_more_than_reading(path):
 )
 def test_flip_map(left, right):
     assert keypoint_flip_map([right, "nose", left, "leftover"]) == [(left, right)]
-
-
-@pytest.mark.parametrize("pairs", ["a", "a:b:c", "a:b,b:c", "a:d"])
-def test_wrong_flip_map(pairs):
-    with pytest.raises(UserError, match="^--keypoint-flip-map"):
-        read_flip_map(["a", "b", "c"], pairs)

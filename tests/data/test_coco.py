@@ -208,6 +208,9 @@ def test_keypoints():
     assert metadata.keypoint_flip_map == [("left_eye", "right_eye")]
     _, datasets = read(*TRAIN, "--keypoint-flip-map", "nose:leftover,left_eye:right_eye")
     assert datasets["train"].flip_map == [("nose", "leftover"), ("left_eye", "right_eye")]
+    for pairs in ("nose", "nose:leftover:left_eye", "nose:leftover,leftover:left_eye", "nose:ear"):
+        with pytest.raises(UserError, match="^--keypoint-flip-map"):
+            read(*TRAIN, "--keypoint-flip-map", pairs)
     with edited("train.json") as data:
         del data["categories"][0]["keypoints"]
     assert read(*TRAIN)[1]["train"].keypoints == []

@@ -89,7 +89,6 @@ NAN = float("nan")
         (add_image, {}, UNLABELLED),
         (add_image, {"id": 1}, {Problem.IMAGE_ID_TWICE: 1}),
         (add_image, {"file_name": "000001.jpg"}, {Problem.FILE_TWICE: 1, **UNLABELLED}),
-        (add_image, {"width": 1, "height": 2667}, {Problem.TOO_NARROW: 1, **UNLABELLED}),
         # Categories.
         (add_category, {}, UNUSED),
         (add_category, {"id": 1}, {Problem.CATEGORY_ID_TWICE: 1}),
