@@ -5,17 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .annotations import FIELDS, ID, NUMBERS, Field, normalise, wrong_values
-from .geometry import (
-    MIN_INSIDE,
-    NOT_COMPUTED,
-    XYXY,
-    Objects,
-    find_cause,
-    inside,
-    iou,
-    valid_polygons,
-)
+from .annotations import BOX, FIELDS, ID, NUMBERS, Field, normalise, wrong_values
+from .geometry import MIN_INSIDE, RECOMPUTED, Objects, find_cause, inside, iou, valid_polygons
 
 FLAGS = {"none": 0, "": 0, "false": 0, "true": 1}
 SAME_BOX = 0.9  # IoU of a box and the box of its mask that differ by rounding
@@ -40,7 +31,7 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
         _fix_ids(data, key, pointer, changes)
     for annotation in data["annotations"]:
         polygon, keypoints = annotation.get("segmentation"), annotation.get("keypoints")
-        if type(polygon) is list and polygon and set(map(type, polygon)) <= NUMBERS:
+        if polygon and NUMBERS.fits([polygon]):
             annotation["segmentation"] = [polygon]
             changes["flat segmentations put into a list of polygons"] += 1
         if no_crowd and annotation.get("iscrowd") == 1:
@@ -49,12 +40,12 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
         if "iscrowd" not in annotation:
             annotation["iscrowd"] = 0
             changes["missing iscrowd set to 0"] += 1
-        if keypoints and FIELDS["annotations"]["keypoints"].fits([keypoints]):
+        if keypoints and NUMBERS.fits([keypoints]):
             count = sum(v > 0 for v in keypoints[2::3])
             if annotation.get("num_keypoints") != count:
                 annotation["num_keypoints"] = count
                 changes["values of num_keypoints counted"] += 1
-        if not FIELDS["annotations"]["bbox"].fits([annotation.get("bbox")]):
+        if not BOX.fits([annotation.get("bbox")]):
             annotation["bbox"] = [0, 0, 0, 0]  # is computed from the mask
     if not any(wrong for *_, wrong in wrong_values(data)):
         _fix_shapes(data, changes)
@@ -130,7 +121,7 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
     faults, right = objects.faults(), objects.mask_boxes
     cause = find_cause(objects, "BOX_NOT_OF_MASK", np.flatnonzero(faults["BOX_NOT_OF_MASK"]))
     wrong = faults["BOX_WITHOUT_AREA"] | faults["NORMALISED"]
-    if cause in (XYXY, NOT_COMPUTED):
+    if cause in RECOMPUTED:
         # Some boxes fit their masks by accident, such as x1, y1, x2, y2 in a corner of the image.
         is_inside = inside(right, objects.sizes) >= MIN_INSIDE
         wrong |= is_inside & (iou(objects.boxes, right) < SAME_BOX)

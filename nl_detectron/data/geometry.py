@@ -10,7 +10,7 @@ from itertools import chain
 import numpy as np
 from pycocotools import mask as mask_util
 
-from .annotations import NUMBERS
+from .annotations import NUMBER
 
 MIN_IOU = 0.5  # of a box and the box of its mask
 MIN_INSIDE = 0.9  # share of a box or mask that is inside of the image
@@ -19,6 +19,7 @@ AREA_TOLERANCE = 10  # pixels
 MIN_SHARE = 0.8  # of the wrong annotations that a cause has to explain
 XYXY = "the boxes are x1, y1, x2, y2 instead of x, y, width, height"
 NOT_COMPUTED = "the boxes were not computed from the masks"
+RECOMPUTED = (XYXY, NOT_COMPUTED)  # causes that the boxes of the masks repair
 # A character from "P" on is followed by another one. pycocotools reads beyond the end otherwise.
 RLE_TEXT = re.compile("([P-o]*[0-O])+")
 
@@ -251,8 +252,7 @@ def _floats(lists: list[list]) -> np.ndarray:
         flat = np.array(array("d", chain.from_iterable(lists)))
     except (TypeError, OverflowError):  # a text, or an integer too large for a float
         items = chain.from_iterable(lists)
-        flat = [v if type(v) in NUMBERS and abs(v) < 1e30 else math.nan for v in items]
-        flat = np.array(flat, float)
+        flat = np.array([v if NUMBER.fits([v]) else math.nan for v in items], float)
     return np.where(np.isfinite(flat), flat, math.nan)
 
 

@@ -51,7 +51,7 @@ ERRORS = {
     "area_null": VALUE.format("area", "null"),
     "area_nan": VALUE.format("area", "NaN"),
     "area_zero": AREA,
-    "gbk": "neither UTF-8 nor UTF-16 with a byte order mark",
+    "gbk": "neither UTF-8 nor UTF-16",
     "via_text_image_id": '17 of 17 annotations .* .image_id. .*annotations.0., .*: "0"',
     "via_one_good": '16 of 17 annotations .* .image_id. .*annotations.1., .*: "0"',
     "via_flat": f"{ALL} segmentations are neither a list of polygons nor an RLE",
