@@ -64,9 +64,8 @@ class CustomDataset:
             problems[Problem.FILE_MISSING] = Finding(missing, len(data["images"]))
         categories = sorted(data["categories"], key=lambda category: category["id"])
         classes = [category["name"] for category in categories]
-        keypoints = categories[0].get("keypoints", [])
-        if any(category.get("keypoints", []) != keypoints for category in categories):
-            keypoints = []
+        groups = [category.get("keypoints", []) for category in categories]
+        keypoints = groups[0] if all(group == groups[0] for group in groups) else []
         flips = _read_flip_map(keypoints, flip_map) if flip_map else keypoint_flip_map(keypoints)
         if flip_map:
             problems.pop(Problem.UNPAIRED, None)

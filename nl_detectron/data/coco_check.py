@@ -25,7 +25,6 @@ MAX_EXAMPLES = 5  # places that describe() shows for each problem
 LIMIT_KEY, MAX_OBJECTS = "TEST.DETECTIONS_PER_IMAGE", 100  # its default
 # Words of a name: LEFT, Left, left, L, 12. "LEye" has two, "L" and "Eye".
 WORDS = re.compile(r"[^\W\d_a-z]+(?![a-z])|[^\W\d_]?[^\W\d_A-Z]+|\d+")
-SIDES = {"left": "right", "l": "r"}
 # Share of the cases up to which a problem is a note, and above which it is an error.
 ERROR, LOST, FEW, NOTE = 0, 0.05, 0.1, 1
 
@@ -125,8 +124,11 @@ def find_errors(problems: Problems, uses: Set[str]) -> Problems:
 def check_annotations(data: dict) -> Problems:
     """Find the problems of what ``read_annotations`` returns that show without an image."""
     with without_garbage_collection():
-        found = {name: Finding(*rest) for name, *rest in _find_problems(data)}
-    return {p: found[p.name] for p in Problem if p.name in found and found[p.name].places}
+        found = {}
+        for name, *rest in _find_problems(data):
+            if rest[0]:
+                found.setdefault(Problem[name], Finding(*rest))
+    return {problem: found[problem] for problem in Problem if problem in found}
 
 
 def check_images(data: dict, folder: str) -> Problems:
@@ -183,8 +185,20 @@ def _find_problems(data: dict) -> Iterator[tuple]:
         ("ANNOTATION_ID_TWICE", "annotations", "id"),
     ):
         yield name, _repeated(entry[field] for entry in data[key]), len(data[key])
-    yield from _image_problems(data)
-    yield from _category_problems(data["categories"])
+    names = [image["file_name"] for image in data["images"]]
+    counts = count_objects(data)
+    counts = [counts[image["id"]] for image in data["images"]]
+    nothing = "ABSENT" if data["annotations"] == () else "NOTHING_TO_LEARN"
+    unlabelled = [name for name, count in zip(names, counts) if not count]
+    yield "UNLABELLED" if any(counts) else nothing, unlabelled, len(names)
+    dense = [f"{name} ({count})" for name, count in zip(names, counts) if count > MAX_OBJECTS]
+    yield "MANY_OBJECTS", dense, len(names)
+    groups = dict.fromkeys(tuple(c.get("keypoints", ())) for c in data["categories"])
+    for keypoints in groups:
+        yield "KEYPOINT_TWICE", _repeated(keypoints), len(keypoints)
+        paired = {name for pair in keypoint_flip_map(keypoints) for name in pair}
+        unpaired = [name for name in dict.fromkeys(keypoints) if name not in paired]
+        yield "UNPAIRED", unpaired, len(keypoints)
 
     images = {image["id"]: image for image in data["images"]}
     annotations = [a for a in data["annotations"] if a["image_id"] in images]
@@ -206,28 +220,6 @@ def _repeated(values: Iterable) -> list[str]:
     return list(map(str, (counts - Counter(dict.fromkeys(counts, 1))).elements()))
 
 
-def _image_problems(data: dict) -> Iterator[tuple]:
-    images, counts = data["images"], count_objects(data)
-    unlabelled = [image["file_name"] for image in images if image["id"] not in counts]
-    nothing = "ABSENT" if data["annotations"] == () else "NOTHING_TO_LEARN"
-    name = nothing if len(unlabelled) == len(images) else "UNLABELLED"
-    yield name, unlabelled, len(images)
-    dense = [i for i in images if counts[i["id"]] > MAX_OBJECTS]
-    yield "MANY_OBJECTS", [f"{i['file_name']} ({counts[i['id']]})" for i in dense], len(images)
-
-
-def _category_problems(categories: Sequence[dict]) -> Iterator[tuple]:
-    groups = list(dict.fromkeys(tuple(c.get("keypoints", ())) for c in categories))
-    total = sum(map(len, groups))
-    yield "KEYPOINT_TWICE", [name for group in groups for name in _repeated(group)], total
-    paired = {name for group in groups for pair in keypoint_flip_map(group) for name in pair}
-    yield (
-        "UNPAIRED",
-        [name for g in groups for name in dict.fromkeys(g) if name not in paired],
-        total,
-    )
-
-
 def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
     """Yield the name of a problem, indices of annotations, and perhaps a total and a cause."""
     numbered = list(enumerate(objects.annotations))
@@ -235,11 +227,9 @@ def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
     yield "MARKED_IGNORE", [i for i, a in numbered if a.get("ignore")]
     yield "CROWD", [i for i, a in numbered if a.get("iscrowd")]
     counts = {i: len(category.get("keypoints", ())) for i, category in categories.items()}
-    lacking = {i for i, a in numbered if "area" not in a or "iscrowd" not in a}
-    if any(counts.values()):
-        keyed = [(i, a) for i, a in numbered if counts.get(a["category_id"])]
-        lacking.update(i for i, a in keyed if "num_keypoints" not in a)
-    yield "NOT_EVALUABLE", sorted(lacking)
+    needed = {i: {"area", "iscrowd", *["num_keypoints"] * (n > 0)} for i, n in counts.items()}
+    is_complete = [needed.get(a["category_id"], set()) <= a.keys() for _, a in numbered]
+    yield "NOT_EVALUABLE", [i for i, _ in numbered if not is_complete[i]]
     empty = [i for i, a in numbered if not a.get("segmentation")]
     yield "NO_MASK" if len(empty) == len(numbered) else "MISSING_MASK", empty
     rle = [i for i, a in numbered if type(a.get("segmentation")) is dict and not a.get("iscrowd")]
@@ -267,33 +257,25 @@ def _check_image(image: dict, folder: str) -> Optional[tuple[Problem, str]]:
     if mode.startswith(("I", "F")):  # integers of 16 and 32 bits, and floats
         return Problem.NOT_8_BIT, f"{name} (Pillow's mode {mode})"
     if (height, width) != (image["height"], image["width"]):
-        stated = f"{image['width']} x {image['height']}"
-        return Problem.SIZE_DIFFERS, f"{name} ({width} x {height}, stated {stated})"
+        place = f"{name} ({width} x {height}, stated {image['width']} x {image['height']})"
+        return Problem.SIZE_DIFFERS, place
     return None
 
 
 def keypoint_flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
     """Return the pairs of left and right keypoints.
 
-    A name has "left" or "l" as a word, in any case and with any separator, or begins or ends with
-    it. The partner has "right" or "r" in its place.
+    A name has "left", or "l" as a word or at its begin or end, in any case and with any separator.
+    The partner has "right" or "r" in its place.
     """
     words = {name: [word.lower() for word in WORDS.findall(name)] for name in names}
     by_words, pairs = {"".join(w): name for name, w in words.items()}, {}
     for name in words:
-        partners = [by_words[m] for m in _mirrored(words[name]) if m in by_words]
+        joined = "".join(words[name])
+        mirrored = ["".join("r" if word == "l" else word for word in words[name])]
+        mirrored += [joined.replace("left", "right")]
+        mirrored += [re.sub("^l", "r", joined), re.sub("l$", "r", joined)]
+        partners = [by_words[m] for m in mirrored if m in by_words and m != joined]
         if partners and not {name, partners[0]} & {*pairs, *pairs.values()}:
             pairs[name] = partners[0]
     return list(pairs.items())
-
-
-def _mirrored(words: list[str]) -> Iterator[str]:
-    """Yield possible names of the right keypoint, if this may be the left one."""
-    joined = "".join(words)
-    for left, right in SIDES.items():
-        if left in words:
-            yield "".join(right if word == left else word for word in words)
-        if joined.startswith(left):
-            yield right + joined.removeprefix(left)
-        if joined.endswith(left):
-            yield joined.removesuffix(left) + right
