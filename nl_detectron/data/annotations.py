@@ -1,6 +1,5 @@
 """Read annotations in COCO's format: every reader of an annotation file uses this module."""
 
-import codecs
 import gc
 import json
 import math
@@ -16,64 +15,47 @@ from typing import NamedTuple, Optional, Union
 from ..errors import UserError
 
 MAX_ID = 2**53  # evaluators keep ids in doubles, which hold the integers below
-BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
 class Field(NamedTuple):
     """The valid values of a key."""
 
-    types: frozenset[type]
+    types: tuple
     text: str  # the valid values in words
     low: float = -1e30
-    high: float = 1e30  # bounds of the value or, for a list of numbers, of its items
-    items: Optional[frozenset[type]] = None  # of a list
+    high: float = 1e30
+    items: Optional["Field"] = None  # of a list
     length: int = 0  # a list has this many items; 0 allows any number
     required: bool = False
 
     def fits(self, values: list) -> bool:
         """Return whether all values are valid; of a whole column, this takes little time."""
-        if not set(map(type, values)) <= self.types:
+        if not set(map(type, values)) <= {*self.types}:
             return False
         if self.items:
-            if self.length and not set(map(len, values)) <= {self.length}:
-                return False
-            values = list(chain.from_iterable(values))
-            if not set(map(type, values)) <= self.items:
-                return False
-        if str in (self.items or self.types):
+            has_length = not self.length or set(map(len, values)) <= {self.length}
+            return has_length and self.items.fits(list(chain.from_iterable(values)))
+        if not values or str in self.types:
             return all(values)
-        if not values:
-            return True
         # NaN and infinity propagate through a sum.
         return self.low <= min(values) and max(values) <= self.high and math.isfinite(sum(values))
 
 
-NUMBERS, INTEGER = frozenset([int, float]), frozenset([int])
-_LIST, _TEXT = frozenset([list]), frozenset([str])
-ID = Field(INTEGER, "an integer below 2^53", 1 - MAX_ID, MAX_ID - 1, required=True)
-_NAME = Field(_TEXT, "a text that is not empty", required=True)
-_SIZE = Field(INTEGER, "a positive integer", 1, 2**31, required=True)
-_BOX = Field(_LIST, "a list of four finite numbers", items=NUMBERS, length=4, required=True)
+ID = Field((int,), "an integer below 2^53", 1 - MAX_ID, MAX_ID - 1, required=True)
+NUMBER = Field((int, float), "a finite number")
+NAME = Field((str,), "a text that is not empty", required=True)
+SIZE = Field((int,), "a positive integer", 1, 2**31, required=True)
+NAMES = Field((list,), "a list of names", items=NAME)
+NUMBERS = Field((list,), "a list of finite numbers", items=NUMBER)
+BOX = Field((list,), "a list of four finite numbers", items=NUMBER, length=4, required=True)
 FIELDS = {
-    "images": {"id": ID, "file_name": _NAME, "height": _SIZE, "width": _SIZE},
-    "categories": {
-        "id": ID,
-        "name": _NAME,
-        "keypoints": Field(_LIST, "a list of names", items=_TEXT),
-    },
+    "images": {"id": ID, "file_name": NAME, "height": SIZE, "width": SIZE},
+    "categories": {"id": ID, "name": NAME, "keypoints": NAMES},
     "annotations": {
-        "id": ID,
-        "image_id": ID,
-        "category_id": ID,
-        "bbox": _BOX,
-        "iscrowd": Field(INTEGER, "0 or 1", 0, 1),
-        "area": Field(NUMBERS, "a finite number"),
-        "num_keypoints": Field(INTEGER, "an integer of at least 0", 0),
-        "keypoints": Field(_LIST, "a list of finite numbers", items=NUMBERS),
+        **{"id": ID, "image_id": ID, "category_id": ID, "bbox": BOX, "area": NUMBER},
+        "iscrowd": Field((int,), "0 or 1", 0, 1),
+        "num_keypoints": Field((int,), "an integer of at least 0", 0),
+        "keypoints": NUMBERS,
     },
 }
 
@@ -82,10 +64,7 @@ def read_annotations(path: Union[str, Path]) -> dict:
     """Return the content of an annotation file, with the types of all keys checked.
 
     Integers that are written as floats, such as 64.0, become integers, and backslashes in file
-    names slashes. The lists "images" and "categories" are not empty.
-
-    Raises:
-        UserError: the file cannot be read, is not in COCO's format, or has a value of wrong type.
+    names slashes. Raise a UserError if the file is not in COCO's format.
     """
     return read_form(path)[0]
 
@@ -93,11 +72,11 @@ def read_annotations(path: Union[str, Path]) -> dict:
 def read_form(path: Union[str, Path]) -> tuple[dict, bool]:
     """Return :func:`read_annotations` and whether detectron2 would read the file otherwise."""
     with without_garbage_collection():
-        data, has_mark = decode(path)
+        data, is_encoded = decode(path)
         changes = normalise(data)
         if lines := list(describe_types(data)):
             raise UserError(f"{path}: {'; '.join(lines)}. To repair it: {fix_command(path)}")
-    return data, has_mark or changes > 0
+    return data, is_encoded or changes > 0
 
 
 def read_for_evaluation(
@@ -105,11 +84,8 @@ def read_for_evaluation(
 ) -> dict:
     """Return the content of an annotation file that detections can be scored against.
 
-    Args:
-        masks, keypoints: whether these are scored.
-
-    Raises:
-        UserError: as :func:`read_annotations`, or the annotations would give wrong scores.
+    ``masks`` and ``keypoints`` are whether these are scored. Raise a UserError as
+    :func:`read_annotations`, and for annotations that would give wrong scores.
     """
     from .coco_check import Problem, check_annotations, describe, find_errors
 
@@ -127,13 +103,11 @@ def read_for_evaluation(
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Pause the garbage collector, which doubles the time to create millions of objects."""
-    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()
 
 
 def fix_command(path: Union[str, Path]) -> str:
@@ -142,22 +116,16 @@ def fix_command(path: Union[str, Path]) -> str:
 
 
 def decode(path: Union[str, Path]) -> tuple[dict, bool]:
-    """Return the content of a file and whether it begins with a byte order mark.
-
-    Raises:
-        UserError: the file cannot be read, or does not have COCO's three lists of objects.
-    """
+    """Return the content of a file with COCO's lists, and whether it is not in plain UTF-8."""
     if not os.path.isfile(path):
         raise UserError(f"no file {os.path.abspath(path)}")
     content = Path(path).read_bytes()
-    marks = [name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)]
+    encoding = json.detect_encoding(content)
     try:
-        if not marks and b"\0" in content[:4]:
-            raise UnicodeDecodeError("utf-8", content, content.index(0), 1, "null byte")
-        data = json.loads(content.decode(*marks))
+        data = json.loads(content.decode(encoding))
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is neither UTF-8 nor UTF-16 with a byte order mark ({error.reason} at byte "
+            f"{path} is neither UTF-8 nor UTF-16 ({error.reason} at byte "
             f"{error.start}); save it as UTF-8, for example with iconv -f ENCODING -t UTF-8"
         ) from error
     except (ValueError, RecursionError) as error:
@@ -173,14 +141,14 @@ def decode(path: Union[str, Path]) -> tuple[dict, bool]:
         if not set(map(type, entries)) <= {dict}:
             index = next(i for i, entry in enumerate(entries) if type(entry) is not dict)
             raise UserError(f"{path} is not in COCO's format: {key}[{index}] is not an object")
-    return data, bool(marks)
+    return data, encoding != "utf-8"
 
 
 def normalise(data: dict) -> int:
     """Replace harmless forms of values, in place, and return how many there were."""
     count = 0
     for key, fields in FIELDS.items():
-        for name in (name for name, field in fields.items() if field.types == INTEGER):
+        for name in (name for name, field in fields.items() if field.types == (int,)):
             for entry in data[key]:
                 value = entry.get(name)
                 if type(value) is float and value.is_integer():
@@ -191,12 +159,11 @@ def normalise(data: dict) -> int:
         if type(name) is str and "\\" in name:
             image["file_name"] = name.replace("\\", "/")
             count += 1
-    for annotation in data["annotations"]:
-        if annotation.get("id") == 0 and type(annotation["id"]) is int:
-            # pycocotools takes id 0 for "no match", and counts matches of it as misses.
-            ids = [a.get("id") for a in data["annotations"]]
-            annotation.update(id=max(i for i in ids if type(i) is int) + 1, original_id=0)
-            count += 1
+    ids = [annotation.get("id") for annotation in data["annotations"]]
+    if 0 in ids and set(map(type, ids)) == {int} and ids.count(0) == 1:
+        # pycocotools takes id 0 for "no match", and counts matches of it as misses.
+        data["annotations"][ids.index(0)].update(id=max(ids) + 1, original_id=0)
+        count += 1
     return count
 
 
@@ -204,14 +171,9 @@ def wrong_values(data: dict) -> Iterator[tuple[str, str, list[dict]]]:
     """Yield each list, key and the entries whose value of this key is not valid."""
     for key, fields in FIELDS.items():
         for name, field in fields.items():
-            if field.required:
-                present = data[key]
-                missing = [entry for entry in present if name not in entry]
-            else:
-                present, missing = [entry for entry in data[key] if name in entry], []
-            if missing or not field.fits([entry[name] for entry in present]):
-                wrong = [e for e in present if name not in e or not field.fits([e[name]])]
-                yield key, name, wrong
+            entries = data[key] if field.required else [e for e in data[key] if name in e]
+            if not field.fits([entry.get(name) for entry in entries]):
+                yield key, name, [e for e in entries if not field.fits([e.get(name)])]
 
 
 def describe_types(data: dict) -> Iterator[str]:

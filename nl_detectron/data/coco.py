@@ -4,7 +4,6 @@ import argparse
 import difflib
 import json
 import os
-import shlex
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from ..errors import UserError
 from ..files import write_atomically
 from .annotations import fix_command, read_form, without_garbage_collection
 from .coco_check import (
-    USES,
+    LIMIT_KEY,
     Finding,
     Problem,
     Problems,
@@ -28,8 +27,8 @@ from .coco_check import (
     describe,
     find_errors,
     find_images,
+    keypoint_flip_map,
 )
-from .keypoints import keypoint_flip_map, read_flip_map
 
 # Name under which the dataset of a flag is registered.
 NAMES = {"train": "custom_train", "test": "custom_test"}
@@ -57,10 +56,7 @@ class CustomDataset:
     def read(
         cls, name: str, json_file: str, image_root: str, flip_map: str = ""
     ) -> "CustomDataset":
-        """Read and check the annotations. Raise a UserError if they are not in COCO's format.
-
-        ``flip_map`` has pairs "LEFT:RIGHT,..." of keypoints, instead of those that the names tell.
-        """
+        """Read and check the annotations; ``flip_map`` is from ``--keypoint-flip-map``."""
         data, needs_copy = read_form(json_file)
         missing, renamed = find_images(data, image_root) if image_root else ([], 0)
         problems = check_annotations(data)
@@ -68,10 +64,11 @@ class CustomDataset:
             problems[Problem.FILE_MISSING] = Finding(missing, len(data["images"]))
         categories = sorted(data["categories"], key=lambda category: category["id"])
         classes = [category["name"] for category in categories]
-        keypoints = categories[0].get("keypoints", [])
-        if any(category.get("keypoints", []) != keypoints for category in categories):
-            keypoints = []
-        flips = read_flip_map(keypoints, flip_map) if flip_map else keypoint_flip_map(keypoints)
+        groups = [category.get("keypoints", []) for category in categories]
+        keypoints = groups[0] if all(group == groups[0] for group in groups) else []
+        flips = _read_flip_map(keypoints, flip_map) if flip_map else keypoint_flip_map(keypoints)
+        if flip_map:
+            problems.pop(Problem.UNPAIRED, None)
         return cls(
             *(name, str(json_file), str(image_root), classes, keypoints, problems, flips),
             object_counts=list(count_objects(data).values()),
@@ -93,10 +90,7 @@ class CustomDataset:
         return replace(self, copy=path)
 
     def register(self) -> None:
-        """Register the dataset in this process, in place of any custom one with the same name.
-
-        If the user's code has registered it, its metadata and its own loader are kept.
-        """
+        """Register the dataset; other code that has registered it keeps metadata and loader."""
         if self.name in NAMES.values():
             DatasetCatalog.pop(self.name, None)
             MetadataCatalog.pop(self.name, None)
@@ -122,11 +116,8 @@ def _load(*args: str) -> list[dict]:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags for custom data, which :func:`read_datasets` reads."""
-    group = parser.add_argument_group(
-        "custom data in COCO's format",
-        "These datasets replace DATASETS.TRAIN and DATASETS.TEST, and set the numbers of classes. "
-        "Without test data, nothing is evaluated. --eval-only needs test data only.",
-    )
+    text = "Custom data replace DATASETS.TRAIN and DATASETS.TEST, and set the numbers of classes."
+    group = parser.add_argument_group("custom data in COCO's format", text)
     for split in NAMES:
         group.add_argument(f"--{split}-json", metavar="FILE", help="annotations")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder with their images")
@@ -135,17 +126,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
-    """Return the datasets that the flags name, by split: "train", "test".
-
-    ``args`` has the flags of :func:`add_data_arguments`, and ``eval_only``.
-    """
-    files = {}
-    for split in NAMES:
-        paths = [getattr(args, f"{split}_{kind}") for kind in ("json", "images")]
-        if paths.count(None) == 1:
+    """Return the datasets of the flags of :func:`add_data_arguments`, by split."""
+    files = {s: [getattr(args, f"{s}_json"), getattr(args, f"{s}_images")] for s in NAMES}
+    files = {split: paths for split, paths in files.items() if any(paths)}
+    for split, paths in files.items():
+        if None in paths:
             raise UserError(f"--{split}-json and --{split}-images must be given together")
-        if None not in paths:
-            files[split] = paths
     needed = "test" if args.eval_only else "train"
     if files and needed not in files:
         mode = "--eval-only" if args.eval_only else "training"
@@ -153,13 +139,22 @@ def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
     if args.eval_only:
         files.pop("train", None)
     flips = args.keypoint_flip_map or ""
-    datasets = {}
-    for split, paths in files.items():
-        datasets[split] = CustomDataset.read(NAMES[split], *paths, flips)
+    datasets = {s: CustomDataset.read(NAMES[s], *paths, flips) for s, paths in files.items()}
     classes = [", ".join(dataset.classes) for dataset in datasets.values()]
     if len(set(classes)) > 1:
         raise UserError(f"--train-json and --test-json differ in categories: {'; '.join(classes)}")
     return datasets
+
+
+def _read_flip_map(names: list[str], text: str) -> list[tuple[str, str]]:
+    """Return the pairs of ``--keypoint-flip-map``, which are written as "LEFT:RIGHT,..."."""
+    result = [tuple(pair.split(":")) for pair in text.split(",")]
+    used = [name for pair in result for name in pair]
+    if any(len(pair) != 2 for pair in result) or len(set(used)) < len(used):
+        raise UserError(f"--keypoint-flip-map takes LEFT:RIGHT,..., each name once, not {text!r}")
+    if unknown := sorted(set(used) - set(names)):
+        raise UserError(f"--keypoint-flip-map: no keypoint {unknown[0]!r} in {', '.join(names)}")
+    return result
 
 
 def overrides(datasets: dict[str, CustomDataset]) -> list[Any]:
@@ -186,27 +181,24 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
         "keypoints": cfg.MODEL.KEYPOINT_ON,
         "polygons": cfg.MODEL.MASK_ON and trains and cfg.INPUT.MASK_FORMAT == "polygon",
     }
-    errors = find_errors(dataset.problems, {use for use, applies in uses.items() if applies})
-    if errors:
+    uses = {use for use, applies in uses.items() if applies}
+    if errors := find_errors(dataset.problems, uses):
         lines = [f"\n    {describe(problem, finding)}" for problem, finding in errors.items()]
-        command = ["python", "tools/check_dataset.py", "--json", dataset.json_file]
         raise UserError(
             f"{dataset.json_file} cannot be used for training or evaluation:{''.join(lines)}\n"
-            f"To check everything: {shlex.join([*command, '--images', dataset.image_root])}\n"
             f"To repair what can be: {fix_command(dataset.json_file)}"
         )
-    silent = {*USES, Problem.MANY_OBJECTS, Problem.UNPAIRED} - {Problem.NOT_LABELLED}
-    notes = [describe(p, finding) for p, finding in dataset.problems.items() if p not in silent]
+    said = {Problem.NOT_LABELLED, *(problem for problem in Problem if not problem.uses)}
+    said -= {Problem.MANY_OBJECTS}
+    if not trains or not cfg.MODEL.KEYPOINT_ON:
+        said -= {Problem.UNPAIRED}
+    notes = [describe(p, finding) for p, finding in dataset.problems.items() if p in said]
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if dense := [count for count in dataset.object_counts if count > limit]:
         notes.append(
-            f"{len(dense)} images have more objects, up to {max(dense)}, than "
-            f"TEST.DETECTIONS_PER_IMAGE, {limit}: the rest cannot be found"
+            f"{len(dense)} images have more objects, up to {max(dense)}, than {LIMIT_KEY}, "
+            f"{limit}: the rest cannot be found"
         )
-    paired = {name for pair in dataset.flip_map for name in pair}
-    unpaired = [name for name in dataset.keypoints if name not in paired]
-    if unpaired and trains and cfg.MODEL.KEYPOINT_ON:
-        notes.append(describe(Problem.UNPAIRED, Finding(unpaired, len(dataset.keypoints))))
     for note in notes:
         print(f"warning: {dataset.json_file}: {note}", file=sys.stderr)
 
@@ -234,14 +226,14 @@ def check_registered(key: str, name: str) -> None:
 
 def check_files(names: list[str]) -> None:
     """Raise a UserError that lists the missing files of the datasets, if there are any."""
-    missing = []
-    for name in dict.fromkeys(names):
+    for name in names:
         if _missing_paths(name):
             # Some datasets generate their files when first loaded. detectron2 asserts that the
             # files of the others exist.
             with suppress(FileNotFoundError, AssertionError):
                 DatasetCatalog.get(name)
-        missing += [f"\n    {path} of {name}" for path in _missing_paths(name)]
+    lines = [f"\n    {path} of {name}" for name in names for path in _missing_paths(name)]
+    missing = dict.fromkeys(lines)
     if missing:
         raise UserError(
             f"files of datasets are missing:{''.join(missing)}\n"

@@ -1,47 +1,47 @@
 """Check annotations in COCO's format, and their images, for what detectron2 cannot use."""
 
 import os
+import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from itertools import repeat
 from typing import Optional
 
+import numpy as np
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
 from .annotations import without_garbage_collection
-from .geometry import Objects, find_geometry_problems
-from .keypoints import keypoint_flip_map
+from .geometry import Objects, find_cause, find_keypoint_problems
 
 MAX_EXAMPLES = 5  # places that describe() shows for each problem
-# INPUT.MAX_SIZE_TRAIN is 1333 by default, so the short side of a narrower image is resized to 0.
-MAX_ASPECT_RATIO = 2666
-MAX_OBJECTS = 100  # the default of TEST.DETECTIONS_PER_IMAGE
+LIMIT_KEY, MAX_OBJECTS = "TEST.DETECTIONS_PER_IMAGE", 100  # its default
+# Words of a name: LEFT, Left, left, L, 12. "LEye" has two, "L" and "Eye".
+WORDS = re.compile(r"[^\W\d_a-z]+(?![a-z])|[^\W\d_]?[^\W\d_A-Z]+|\d+")
 # Share of the cases up to which a problem is a note, and above which it is an error.
 ERROR, LOST, FEW, NOTE = 0, 0.05, 0.1, 1
 
 
 class Problem(Enum):
-    """A kind of problem: from which share of cases on it is an error, and a text.
+    """A kind of problem: the share of cases above which it is an error, and a text.
 
     An error makes training or evaluation fail, or their results wrong. The text follows the number
-    of cases. Of some problems, the use of the annotations decides: see :func:`find_errors`.
+    of cases. Further strings are the only uses for which it is an error: see :func:`find_errors`.
     """
 
     IMAGE_ID_TWICE = ERROR, "images repeat the id of an earlier image"
     FILE_TWICE = NOTE, "images repeat the file name of an earlier image"
-    TOO_NARROW = ERROR, f"images have an aspect ratio above {MAX_ASPECT_RATIO}: one side becomes 0"
-    NOTHING_TO_LEARN = ERROR, "images have no annotation to train on or to score, only crowds"
-    ABSENT = ERROR, "images have no annotations, since the file has no such list: only predicted on"
+    NOTHING_TO_LEARN = ERROR, "images have only crowds: no annotation to use", "train", "evaluate"
+    ABSENT = ERROR, "images have no annotations, since the file has no such list", "train", "score"
     UNLABELLED = NOTE, "images have only crowd annotations or none: not used in training"
-    MANY_OBJECTS = NOTE, f"images have more than {MAX_OBJECTS} objects, the default of {{limit}}"
+    MANY_OBJECTS = NOTE, f"images have more than {MAX_OBJECTS} objects: set {LIMIT_KEY}"
     CATEGORY_ID_TWICE = ERROR, "categories repeat the id of an earlier category"
     CATEGORY_NAME_TWICE = NOTE, "categories repeat the name of an earlier category"
     CATEGORY_UNUSED = NOTE, "categories have only crowd annotations or none"
@@ -52,16 +52,15 @@ class Problem(Enum):
     NO_CATEGORY = ERROR, "annotations have the category_id of no category"
     MARKED_IGNORE = ERROR, "annotations are marked 'ignore', which detectron2 does not support"
     CROWD = NOTE, "annotations are crowds (iscrowd 1): not trained on and not scored"
-    NOT_EVALUABLE = ERROR, "annotations lack area, iscrowd or num_keypoints: evaluation fails"
-    NO_MASK = NOTE, "annotations, which is all, have no segmentation: MODEL.MASK_ON must be False"
-    MISSING_MASK = ERROR, "annotations have no segmentation or an empty one, while others have one"
-    RLE_MASK = NOTE, "masks are in RLE: INPUT.MASK_FORMAT must be 'bitmask'"
+    NOT_EVALUABLE = ERROR, "annotations lack area, iscrowd or num_keypoints", "evaluate"
+    NO_MASK = NOTE, "annotations have no segmentation: MODEL.MASK_ON must be False", "masks"
+    MISSING_MASK = ERROR, "annotations have no segmentation or an empty one", "masks", "score"
+    RLE_MASK = NOTE, "masks are in RLE: INPUT.MASK_FORMAT must be 'bitmask'", "polygons"
     BAD_MASK = ERROR, "segmentations are neither a list of polygons nor an RLE with size and counts"
-    BAD_COORDINATE = ERROR, "segmentations have a coordinate that is not a finite number"
-    NO_VALID_POLYGON = ERROR, "segmentations have no polygon with 3 points and x, y for each"
+    BAD_POLYGON = ERROR, "segmentations have no polygon of 3 or more points with finite x and y"
     INVALID_POLYGON = NOTE, "segmentations have a polygon of < 3 points or half points: not used"
     RLE_SIZE = ERROR, "RLE masks have a size other than that of their image"
-    BAD_RLE = ERROR, "RLE masks have counts that do not decode to their size"
+    BAD_RLE = ERROR, "RLE masks are empty, or have counts that do not fit their size"
     BOX_WITHOUT_AREA = FEW, "boxes have no area: not used in training"
     NORMALISED = FEW, "boxes or masks have all coordinates from 0 to 1"
     MASK_OUTSIDE = FEW, "masks are by more than 10% outside of their image"
@@ -69,7 +68,11 @@ class Problem(Enum):
     BOX_OUTSIDE = FEW, "boxes are by more than 10% outside of their image"
     WRONG_AREA = ERROR, "areas differ by more than a factor of 2 from their mask or, without, box"
     KEYPOINT_COUNT = ERROR, "annotations do not have x, y, v for each keypoint of their category"
-    NOT_LABELLED = ERROR, "annotations, which is all, have only keypoints of visibility 0: unused"
+    NOT_LABELLED = (
+        ERROR,
+        "annotations have only keypoints of visibility 0: unused",
+        "keypoints",
+    )
     VISIBLE_COUNT = FEW, "annotations have a num_keypoints other than their labelled keypoints"
     KEYPOINT_OUTSIDE = FEW, "annotations have most keypoints outside of their box, enlarged by half"
     # The following are found by check_images().
@@ -78,21 +81,8 @@ class Problem(Enum):
     NOT_8_BIT = ERROR, "images have more than 8 bits per channel: clipped at 255, not scaled"
     SIZE_DIFFERS = ERROR, "images have, after EXIF rotation, a size other than stated"
 
-    def __init__(self, tolerance: float, text: str):
-        self.tolerance = tolerance
-        self.text = text.format(limit="TEST.DETECTIONS_PER_IMAGE: set it")
-
-
-# Problem -> the uses of the annotations for which it is an error.
-USES = {
-    Problem.NOTHING_TO_LEARN: {"train", "evaluate"},
-    Problem.ABSENT: {"train", "score"},
-    Problem.NOT_EVALUABLE: {"evaluate"},
-    Problem.NO_MASK: {"masks"},
-    Problem.MISSING_MASK: {"masks", "score"},
-    Problem.RLE_MASK: {"polygons"},
-    Problem.NOT_LABELLED: {"keypoints"},
-}
+    def __init__(self, tolerance: float, text: str, *uses: str):
+        self.tolerance, self.text, self.uses = tolerance, text, set(uses)
 
 
 @dataclass(frozen=True)
@@ -112,44 +102,41 @@ Problems = dict[Problem, Finding]
 
 def describe(problem: Problem, finding: Finding) -> str:
     """Return a line with the number of cases, the text of the problem and the first places."""
-    places = finding.places
-    more = ", ..." if len(places) > MAX_EXAMPLES else ""
+    where = ", ".join(finding.places[:MAX_EXAMPLES])
+    more = ", ..." if len(finding.places) > MAX_EXAMPLES else ""
     cause = f"; likely cause: {finding.cause}" if finding.cause else ""
-    where = ", ".join(places[:MAX_EXAMPLES])
-    return f"{len(places)} of {finding.total} {problem.text}: {where}{more}{cause}"
+    return f"{len(finding.places)} of {finding.total} {problem.text}: {where}{more}{cause}"
 
 
 def find_errors(problems: Problems, uses: Set[str]) -> Problems:
     """Return the problems that are errors for these uses of the annotations.
 
-    Args:
-        uses: of "train", "evaluate" (after a training), "score" (detections in a file), "masks",
-            "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
+    These are of "train", "evaluate" (after a training), "score" (detections in a file), "masks",
+    "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
     """
     return {
         problem: finding
         for problem, finding in problems.items()
-        if (USES[problem] & uses if problem in USES else finding.is_error(problem))
+        if (problem.uses & uses if problem.uses else finding.is_error(problem))
     }
 
 
 def check_annotations(data: dict) -> Problems:
     """Find the problems of what ``read_annotations`` returns that show without an image."""
     with without_garbage_collection():
-        found = {name: Finding(*rest) for name, *rest in _find_problems(data)}
-    return {p: found[p.name] for p in Problem if p.name in found and found[p.name].places}
+        found = {}
+        for name, *rest in _find_problems(data):
+            if rest[0]:
+                found.setdefault(Problem[name], Finding(*rest))
+    return {problem: found[problem] for problem in Problem if problem in found}
 
 
 def check_images(data: dict, folder: str) -> Problems:
-    """Decode every image as detectron2 does, in one process per core.
-
-    Args:
-        data: from ``read_annotations``.
-        folder: folder that the file names are relative to.
-    """
+    """Decode the images of the folder as detectron2 does, in one process per core."""
     images, problems = data["images"], {}
     find_images(data, folder)
-    with ProcessPoolExecutor() as pool:
+    # Pillow warns of harmless faults in EXIF data.
+    with ProcessPoolExecutor(initializer=warnings.simplefilter, initargs=["ignore"]) as pool:
         found = pool.map(_check_image, images, repeat(folder), chunksize=16)
         for problem, place in filter(None, tqdm(found, "images", len(images), unit="image")):
             problems.setdefault(problem, Finding([], len(images))).places.append(place)
@@ -159,28 +146,24 @@ def check_images(data: dict, folder: str) -> Problems:
 def find_images(data: dict, folder: str) -> tuple[list[str], int]:
     """Replace the file names of images, in place, by those in the folder.
 
-    They may differ in their Unicode form and in case, unless several files differ only so.
-
-    Returns:
-        The names of images that do not exist, and the number of names that were replaced.
+    They may differ in their Unicode form and in case, unless several files differ only so. Return
+    the names of images that do not exist, and the number of names that were replaced.
     """
     if not os.path.isdir(folder):
         raise UserError(f"no folder {os.path.abspath(folder)}")
-    images = data["images"]
-    missing = [i for i in images if not os.path.exists(os.path.join(folder, i["file_name"]))]
-    if not missing:
-        return [], 0
-    files = [os.path.join(path, name) for path, _, names in os.walk(folder) for name in names]
-    by_form = {}
-    for name in (os.path.relpath(file, folder) for file in files):
-        by_form.setdefault(_fold(name), []).append(name)
-    count = len(missing)
-    for image in list(missing):
+    images = [i for i in data["images"] if not os.path.exists(os.path.join(folder, i["file_name"]))]
+    missing, by_form = [], {}
+    for path, _, names in os.walk(folder) if images else ():
+        for name in names:
+            name = os.path.relpath(os.path.join(path, name), folder)
+            by_form.setdefault(_fold(name), []).append(name)
+    for image in images:
         found = by_form.get(_fold(os.path.normpath(image["file_name"])), [])
         if len(found) == 1:
             image["file_name"] = found[0]
-            missing.remove(image)
-    return [image["file_name"] for image in missing], count - len(missing)
+        else:
+            missing.append(image["file_name"])
+    return missing, len(images) - len(missing)
 
 
 def _fold(name: str) -> str:
@@ -201,52 +184,40 @@ def _find_problems(data: dict) -> Iterator[tuple]:
         ("CATEGORY_NAME_TWICE", "categories", "name"),
         ("ANNOTATION_ID_TWICE", "annotations", "id"),
     ):
-        repeated = Counter(e[field] for e in data[key]) - Counter({e[field] for e in data[key]})
-        yield name, list(map(str, repeated.elements())), len(data[key])
-    yield from _image_problems(data)
-    yield from _category_problems(data["categories"])
+        yield name, _repeated(entry[field] for entry in data[key]), len(data[key])
+    names = [image["file_name"] for image in data["images"]]
+    counts = count_objects(data)
+    counts = [counts[image["id"]] for image in data["images"]]
+    nothing = "ABSENT" if data["annotations"] == () else "NOTHING_TO_LEARN"
+    unlabelled = [name for name, count in zip(names, counts) if not count]
+    yield "UNLABELLED" if any(counts) else nothing, unlabelled, len(names)
+    dense = [f"{name} ({count})" for name, count in zip(names, counts) if count > MAX_OBJECTS]
+    yield "MANY_OBJECTS", dense, len(names)
+    groups = dict.fromkeys(tuple(c.get("keypoints", ())) for c in data["categories"])
+    for keypoints in groups:
+        yield "KEYPOINT_TWICE", _repeated(keypoints), len(keypoints)
+        paired = {name for pair in keypoint_flip_map(keypoints) for name in pair}
+        unpaired = [name for name in dict.fromkeys(keypoints) if name not in paired]
+        yield "UNPAIRED", unpaired, len(keypoints)
 
     images = {image["id"]: image for image in data["images"]}
     annotations = [a for a in data["annotations"] if a["image_id"] in images]
     total = len(data["annotations"])
-    if len(annotations) < total:
-        lost = [a for a in data["annotations"] if a["image_id"] not in images]
-        yield "NO_IMAGE", [f"{a['id']} (image_id {a['image_id']})" for a in lost], total
+    lost = [a for a in data["annotations"] if a["image_id"] not in images]
+    yield "NO_IMAGE", [f"{a['id']} (image_id {a['image_id']})" for a in lost], total
     categories = {category["id"]: category for category in data["categories"]}
     used = {a["category_id"] for a in annotations if not a.get("iscrowd")}
     unused = [category["name"] for i, category in categories.items() if i not in used]
     yield "CATEGORY_UNUSED", unused, len(categories)
     if annotations:
-        objects = Objects.of(annotations, images)
+        objects = Objects(annotations, images)
         for name, indices, *rest in _annotation_problems(objects, categories):
             yield name, objects.places(indices), *(rest or [total])
 
 
-def _image_problems(data: dict) -> Iterator[tuple]:
-    images, counts = data["images"], count_objects(data)
-    narrow = [
-        image["file_name"]
-        for image in images
-        if max(image["height"], image["width"])
-        > MAX_ASPECT_RATIO * min(image["height"], image["width"])
-    ]
-    yield "TOO_NARROW", narrow, len(images)
-    unlabelled = [image["file_name"] for image in images if image["id"] not in counts]
-    nothing = "ABSENT" if data["annotations"] == () else "NOTHING_TO_LEARN"
-    name = nothing if len(unlabelled) == len(images) else "UNLABELLED"
-    yield name, unlabelled, len(images)
-    dense = [i for i in images if counts[i["id"]] > MAX_OBJECTS]
-    places = [f"{image['file_name']} ({counts[image['id']]})" for image in dense]
-    yield "MANY_OBJECTS", places, len(images)
-
-
-def _category_problems(categories: Sequence[dict]) -> Iterator[tuple]:
-    names = list(dict.fromkeys(tuple(c["keypoints"]) for c in categories if c.get("keypoints")))
-    repeated = [name for group in names for name in (Counter(group) - Counter({*group})).elements()]
-    yield "KEYPOINT_TWICE", repeated, sum(map(len, names))
-    paired = {name for group in names for pair in keypoint_flip_map(group) for name in pair}
-    unpaired = [name for group in names for name in dict.fromkeys(group) if name not in paired]
-    yield "UNPAIRED", unpaired, sum(map(len, names))
+def _repeated(values: Iterable) -> list[str]:
+    counts = Counter(values)
+    return list(map(str, (counts - Counter(dict.fromkeys(counts, 1))).elements()))
 
 
 def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
@@ -256,17 +227,20 @@ def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
     yield "MARKED_IGNORE", [i for i, a in numbered if a.get("ignore")]
     yield "CROWD", [i for i, a in numbered if a.get("iscrowd")]
     counts = {i: len(category.get("keypoints", ())) for i, category in categories.items()}
-    lacking = [i for i, a in numbered if "area" not in a or "iscrowd" not in a]
-    if any(counts.values()):
-        keyed = [(i, a) for i, a in numbered if counts.get(a["category_id"])]
-        lacking = sorted({*lacking, *(i for i, a in keyed if "num_keypoints" not in a)})
-    yield "NOT_EVALUABLE", lacking
+    needed = {i: {"area", "iscrowd", *["num_keypoints"] * (n > 0)} for i, n in counts.items()}
+    is_complete = [needed.get(a["category_id"], set()) <= a.keys() for _, a in numbered]
+    yield "NOT_EVALUABLE", [i for i, _ in numbered if not is_complete[i]]
     empty = [i for i, a in numbered if not a.get("segmentation")]
     yield "NO_MASK" if len(empty) == len(numbered) else "MISSING_MASK", empty
     rle = [i for i, a in numbered if type(a.get("segmentation")) is dict and not a.get("iscrowd")]
     yield "RLE_MASK", rle
-    yield from objects.masks.faults.items()
-    yield from find_geometry_problems(objects, counts)
+    yield from objects.mask_faults.items()
+    for name, is_wrong in objects.faults().items():
+        indices = np.flatnonzero(is_wrong)
+        yield name, indices, len(numbered), find_cause(objects, name, indices)
+    yield "WRONG_AREA", objects.wrong_areas()
+    if any(counts.values()):
+        yield from find_keypoint_problems(objects, counts)
 
 
 def _check_image(image: dict, folder: str) -> Optional[tuple[Problem, str]]:
@@ -275,16 +249,33 @@ def _check_image(image: dict, folder: str) -> Optional[tuple[Problem, str]]:
     if not os.path.exists(path):
         return Problem.FILE_MISSING, name
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of harmless faults in EXIF data
-            height, width = read_image(path, format="BGR").shape[:2]
-            with Image.open(path) as file:
-                mode = file.mode
+        height, width = read_image(path, format="BGR").shape[:2]
+        with Image.open(path) as file:
+            mode = file.mode
     except Exception as error:  # decoders raise anything on broken files
         return Problem.UNREADABLE, f"{name} ({type(error).__name__})"
     if mode.startswith(("I", "F")):  # integers of 16 and 32 bits, and floats
         return Problem.NOT_8_BIT, f"{name} (Pillow's mode {mode})"
     if (height, width) != (image["height"], image["width"]):
-        stated = f"{image['width']} x {image['height']}"
-        return Problem.SIZE_DIFFERS, f"{name} ({width} x {height}, stated {stated})"
+        place = f"{name} ({width} x {height}, stated {image['width']} x {image['height']})"
+        return Problem.SIZE_DIFFERS, place
     return None
+
+
+def keypoint_flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of left and right keypoints.
+
+    A name has "left", or "l" as a word or at its begin or end, in any case and with any separator.
+    The partner has "right" or "r" in its place.
+    """
+    words = {name: [word.lower() for word in WORDS.findall(name)] for name in names}
+    by_words, pairs = {"".join(w): name for name, w in words.items()}, {}
+    for name in words:
+        joined = "".join(words[name])
+        mirrored = ["".join("r" if word == "l" else word for word in words[name])]
+        mirrored += [joined.replace("left", "right")]
+        mirrored += [re.sub("^l", "r", joined), re.sub("l$", "r", joined)]
+        partners = [by_words[m] for m in mirrored if m in by_words and m != joined]
+        if partners and not {name, partners[0]} & {*pairs, *pairs.values()}:
+            pairs[name] = partners[0]
+    return list(pairs.items())

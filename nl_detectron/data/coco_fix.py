@@ -1,35 +1,37 @@
 """Repair annotations in COCO's format, where there is one right repair."""
 
-import math
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
-from .annotations import FIELDS, ID, NUMBERS, normalise, wrong_values
-from .geometry import BOX_ONLY, MIN_INSIDE, NOT_COMPUTED, Objects, find_cause, inside, iou
+from .annotations import BOX, FIELDS, ID, NUMBERS, Field, normalise, wrong_values
+from .geometry import MIN_INSIDE, RECOMPUTED, Objects, find_cause, inside, iou, valid_polygons
 
+FLAGS = {"none": 0, "": 0, "false": 0, "true": 1}
 SAME_BOX = 0.9  # IoU of a box and the box of its mask that differ by rounding
 
 
 def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
-    """Repair the content of an annotation file, in place.
+    """Repair what ``decode`` returns, in place, and return how many of which repairs were made.
 
-    Args:
-        data: from ``decode``.
-        no_crowd: clear iscrowd of all annotations, for exporters that set it for single objects.
-
-    Returns:
-        How many of which repairs were made.
+    ``no_crowd`` clears iscrowd of all annotations, for exporters that set it for single objects.
     """
     changes = Counter({"values in a harmless form normalised": normalise(data)})
     _fix_types(data, changes)
-    _fix_categories(data, changes)
-    _fix_ids(data, changes)
+    categories = data["categories"]
+    kept = [c for i, c in enumerate(categories) if c not in categories[:i]]
+    changes["repeated categories removed"] = len(categories) - len(kept)
+    categories[:] = kept
+    for key, pointer in (
+        ("images", "image_id"),
+        ("categories", "category_id"),
+        ("annotations", ""),
+    ):
+        _fix_ids(data, key, pointer, changes)
     for annotation in data["annotations"]:
-        polygon = annotation.get("segmentation")
-        if type(polygon) is list and polygon and set(map(type, polygon)) <= NUMBERS:
+        polygon, keypoints = annotation.get("segmentation"), annotation.get("keypoints")
+        if polygon and NUMBERS.fits([polygon]):
             annotation["segmentation"] = [polygon]
             changes["flat segmentations put into a list of polygons"] += 1
         if no_crowd and annotation.get("iscrowd") == 1:
@@ -38,20 +40,27 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
         if "iscrowd" not in annotation:
             annotation["iscrowd"] = 0
             changes["missing iscrowd set to 0"] += 1
-    _fix_shapes(data, changes)
-    _fix_keypoints(data, changes)
+        if keypoints and NUMBERS.fits([keypoints]):
+            count = sum(v > 0 for v in keypoints[2::3])
+            if annotation.get("num_keypoints") != count:
+                annotation["num_keypoints"] = count
+                changes["values of num_keypoints counted"] += 1
+        if not BOX.fits([annotation.get("bbox")]):
+            annotation["bbox"] = [0, 0, 0, 0]  # is computed from the mask
+    if not any(wrong for *_, wrong in wrong_values(data)):
+        _fix_shapes(data, changes)
     return +changes
 
 
 def _fix_types(data: dict, changes: Counter) -> None:
-    """Convert texts, booleans and nulls to numbers; remove values that are computed later."""
+    """Convert texts, booleans and nulls; remove values that are computed later."""
     for key, name, entries in list(wrong_values(data)):
-        convert = _CONVERSIONS.get(name, _to_number)
+        field = FIELDS[key][name]
         for entry in entries:
-            if name not in entry or FIELDS[key][name] is ID:  # see _fix_ids()
+            if name not in entry or field is ID:  # see _fix_ids()
                 continue
-            value = convert(entry[name])
-            if value is not None and FIELDS[key][name].fits([value]):
+            value = _convert(entry[name], field)
+            if field.fits([value]):
                 entry[name] = value
             elif name in ("area", "num_keypoints"):
                 del entry[name]
@@ -60,107 +69,67 @@ def _fix_types(data: dict, changes: Counter) -> None:
             changes[f"values of {name} of a wrong type"] += 1
 
 
-def _to_number(value: Any) -> Optional[float]:
+def _convert(value: Any, field: Field) -> Any:
+    if list in field.types:
+        return list(map(_to_number, value or ())) if isinstance(value, list | None) else value
+    if str in field.types:
+        return value if value is None else str(value)
+    return _to_number(FLAGS.get(str(value).lower(), value))
+
+
+def _to_number(value: Any) -> Any:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        return None
+        return value
     return int(number) if number.is_integer() else number
 
 
-def _to_numbers(value: Any) -> Optional[list]:
-    return [_to_number(item) for item in value] if isinstance(value, list) else None
-
-
-_FLAGS = {"none": 0, "": 0, "false": 0, "true": 1}
-_CONVERSIONS: dict[str, Callable] = {
-    "iscrowd": lambda value: _FLAGS.get(str(value).lower(), _to_number(value)),
-    "bbox": _to_numbers,
-    "keypoints": lambda value: [] if value is None else _to_numbers(value),
-    "file_name": lambda value: None,
-    "name": lambda value: None if value is None else str(value),
-}
-
-
-def _fix_categories(data: dict, changes: Counter) -> None:
-    kept = [c for i, c in enumerate(data["categories"]) if c not in data["categories"][:i]]
-    changes["repeated categories removed"] += len(data["categories"]) - len(kept)
-    data["categories"][:] = kept
-
-
-def _fix_ids(data: dict, changes: Counter) -> None:
+def _fix_ids(data: dict, key: str, pointer: str, changes: Counter) -> None:
     """Renumber ids if one is wrong, and let annotations point at the new ones."""
-    for key, pointer in (("images", "image_id"), ("categories", "category_id")):
-        ids = [entry.get("id") for entry in data[key]]
-        if len(set(map(repr, ids))) < len(ids):
-            continue  # which of the entries with an id is meant is not known
-        if not ID.fits(ids):
-            _renumber(data, key, changes)
-        new = {repr(old): entry["id"] for old, entry in zip(ids, data[key])}
-        # "7" and 7 are the same id, unless both are in use.
-        by_text = {str(old): entry["id"] for old, entry in zip(ids, data[key])}
-        for annotation in data["annotations"]:
-            old = annotation.get(pointer)
-            found = new.get(repr(old), by_text.get(str(old)) if len(by_text) == len(new) else None)
-            if found is not None and (found != old or type(old) is not int):
-                annotation[pointer] = found
-                changes[f"values of {pointer} set to the new id"] += 1
-    ids = [annotation.get("id") for annotation in data["annotations"]]
-    if not ID.fits(ids) or len(set(ids)) < len(ids):
-        _renumber(data, "annotations", changes)
-
-
-def _renumber(data: dict, key: str, changes: Counter) -> None:
-    for number, entry in enumerate(data[key], start=1):
-        entry.update(id=number, original_id=entry.get("id"))
-    changes[f"ids of {key} renumbered"] += len(data[key])
+    ids = [entry.get("id") for entry in data[key]]
+    are_unique = len(set(map(str, ids))) == len(ids)
+    if pointer and not are_unique:
+        return  # which of the entries with an id is meant is not known
+    if not are_unique or not ID.fits(ids):
+        for number, entry in enumerate(data[key], start=1):
+            entry.update(id=number, original_id=entry.get("id"))
+        changes[f"ids of {key} renumbered"] += len(ids)
+    new_ids = {str(old): entry["id"] for old, entry in zip(ids, data[key])}
+    for annotation in data["annotations"] if pointer else ():
+        old = annotation.get(pointer)
+        new = new_ids.get(str(old), old)
+        if new != old or type(new) is not type(old):
+            annotation[pointer] = new
+            changes[f"values of {pointer} set to the new id"] += 1
 
 
 def _fix_shapes(data: dict, changes: Counter) -> None:
-    """Recompute boxes and areas that contradict the masks, or are missing."""
-    images = {image.get("id"): image for image in data["images"]}
-    annotations = [a for a in data["annotations"] if a.get("image_id") in images]
-    for annotation in annotations:
-        if not FIELDS["annotations"]["bbox"].fits([annotation.get("bbox")]):
-            annotation["bbox"] = [0, 0, 0, 0]  # is recomputed
-    if not annotations or any(wrong for *_, wrong in wrong_values(data)):
+    """Compute boxes and areas that contradict the masks, or are missing."""
+    images = {image["id"]: image for image in data["images"]}
+    annotations = [a for a in data["annotations"] if a["image_id"] in images]
+    if not annotations:
         return
-    objects = Objects.of(annotations, images)
-    normalised = np.flatnonzero(objects.faults()["NORMALISED"])
-    for i in normalised:
-        polygons = annotations[i].get("segmentation")
-        is_small = np.nan_to_num(objects.masks.boxes[i], nan=9).max() <= 1
-        if type(polygons) is list and is_small:
-            scale = objects.sizes[i]
-            scaled = [(np.reshape(p, (-1, 2)) * scale).ravel().tolist() for p in polygons]
-            annotations[i]["segmentation"] = scaled
+    objects = Objects(annotations, images)
+    for i in np.flatnonzero(objects.faults()["NORMALISED"]):
+        polygons, size = annotations[i].get("segmentation"), objects.sizes[i]
+        if type(polygons) is list and objects.mask_boxes[i].max() <= 1:
+            scaled = [np.reshape(polygon, (-1, 2)) * size for polygon in valid_polygons(polygons)]
+            annotations[i]["segmentation"] = [points.ravel().tolist() for points in scaled]
             changes["masks from 0 to 1 scaled to pixels"] += 1
-    if len(normalised):
-        objects = Objects.of(annotations, images)
-    faults = objects.faults()
-    mismatch = np.flatnonzero(faults["BOX_NOT_OF_MASK"])
-    cause = find_cause(objects, "BOX_NOT_OF_MASK", mismatch) if len(mismatch) else ""
+    objects = Objects(annotations, images)
+    faults, right = objects.faults(), objects.mask_boxes
+    cause = find_cause(objects, "BOX_NOT_OF_MASK", np.flatnonzero(faults["BOX_NOT_OF_MASK"]))
     wrong = faults["BOX_WITHOUT_AREA"] | faults["NORMALISED"]
-    if cause.endswith((BOX_ONLY, NOT_COMPUTED)):
+    if cause in RECOMPUTED:
         # Some boxes fit their masks by accident, such as x1, y1, x2, y2 in a corner of the image.
-        is_inside = inside(objects.masks.boxes, objects.sizes) >= MIN_INSIDE
-        wrong |= is_inside & (iou(objects.boxes, objects.masks.boxes) < SAME_BOX)
-    for i in np.flatnonzero(wrong & ~np.isnan(objects.masks.boxes[:, 0])):
-        annotations[i]["bbox"] = objects.masks.boxes[i].tolist()
+        is_inside = inside(right, objects.sizes) >= MIN_INSIDE
+        wrong |= is_inside & (iou(objects.boxes, right) < SAME_BOX)
+    for i in np.flatnonzero(wrong & ~np.isnan(right[:, 0])):
+        annotations[i]["bbox"] = right[i].tolist()
         changes["boxes computed from the mask"] += 1
-    objects = Objects.of(annotations, images)
+    objects = Objects(annotations, images)
     for i in {*objects.wrong_areas().tolist(), *np.flatnonzero(np.isnan(objects.areas)).tolist()}:
-        area = objects.exact_area(i)
-        if area > 0 and math.isfinite(area):
+        if (area := objects.exact_area(i)) > 0:
             annotations[i]["area"] = area
             changes["areas computed from the mask or, without mask, the box"] += 1
-
-
-def _fix_keypoints(data: dict, changes: Counter) -> None:
-    for annotation in data["annotations"]:
-        keypoints = annotation.get("keypoints")
-        if type(keypoints) is list and set(map(type, keypoints)) <= NUMBERS:
-            count = sum(v > 0 for v in keypoints[2::3])
-            if keypoints and annotation.get("num_keypoints") != count:
-                annotation["num_keypoints"] = count
-                changes["values of num_keypoints counted"] += 1

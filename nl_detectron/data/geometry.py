@@ -1,42 +1,109 @@
 """Compare the boxes, masks, areas and keypoints of annotations with each other and the image."""
 
 import math
+import re
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from itertools import chain
 
 import numpy as np
 from pycocotools import mask as mask_util
 
-from .masks import Masks, measure_masks
+from .annotations import NUMBER
 
 MIN_IOU = 0.5  # of a box and the box of its mask
 MIN_INSIDE = 0.9  # share of a box or mask that is inside of the image
 EDGE_TOLERANCE = 1  # pixels, for rounding
 AREA_TOLERANCE = 10  # pixels
 MIN_SHARE = 0.8  # of the wrong annotations that a cause has to explain
-BOX_ONLY = "instead of x, y, width, height"  # end of the forms that only boxes can have
+XYXY = "the boxes are x1, y1, x2, y2 instead of x, y, width, height"
 NOT_COMPUTED = "the boxes were not computed from the masks"
+RECOMPUTED = (XYXY, NOT_COMPUTED)  # causes that the boxes of the masks repair
+# A character from "P" on is followed by another one. pycocotools reads beyond the end otherwise.
+RLE_TEXT = re.compile("([P-o]*[0-O])+")
 
 
-class Objects(NamedTuple):
-    """Annotations as arrays."""
+class Objects:
+    """N annotations as arrays, without a loop over coordinates.
 
-    annotations: Sequence[dict]
-    images: list[dict]  # of each annotation
-    sizes: np.ndarray  # (N, 2), width and height of the image
-    boxes: np.ndarray  # (N, 4), x, y, width, height
-    masks: Masks
-    areas: np.ndarray  # (N,), nan if absent
+    Attributes:
+        images: the image of each.
+        sizes: (N, 2), width and height of the image.
+        boxes: (N, 4), x, y, width, height.
+        areas: (N,), nan if absent.
+        mask_boxes: (N, 4), nan if there is no valid mask.
+        mask_areas: (N,), in which overlapping polygons count twice.
+        mask_faults: name of a Problem -> indices of annotations.
+    """
 
-    @classmethod
-    def of(cls, annotations: Sequence[dict], images: dict) -> "Objects":
-        of = [images[a["image_id"]] for a in annotations]
-        sizes = np.array([(image["width"], image["height"]) for image in of])
-        boxes = np.array([a["bbox"] for a in annotations], float)
-        masks = measure_masks([a.get("segmentation") for a in annotations], sizes)
-        areas = np.array([a.get("area", math.nan) for a in annotations], float)
-        return cls(annotations, of, sizes, boxes, masks, areas)
+    def __init__(self, annotations: Sequence[dict], images: dict):
+        self.annotations = annotations
+        self.images = [images[a["image_id"]] for a in annotations]
+        self.sizes = np.array([(image["width"], image["height"]) for image in self.images])
+        self.boxes = np.array([a["bbox"] for a in annotations], float)
+        self.areas = np.array([a.get("area", math.nan) for a in annotations], float)
+        self.mask_boxes = np.full(self.boxes.shape, math.nan)
+        self.mask_areas = np.full(self.areas.shape, math.nan)
+        self.mask_faults = defaultdict(list)
+        self._measure_polygons()
+        self._measure_rles()
+
+    def _measure_polygons(self) -> None:
+        owners, polygons = [], []
+        for i, annotation in enumerate(self.annotations):
+            segmentation = annotation.get("segmentation")
+            if type(segmentation) is list and set(map(type, segmentation)) <= {list}:
+                valid = valid_polygons(segmentation)
+                if len(valid) < len(segmentation):
+                    self.mask_faults["INVALID_POLYGON" if valid else "BAD_POLYGON"].append(i)
+                owners += [i] * len(valid)
+                polygons += valid
+            elif segmentation is not None and type(segmentation) is not dict:
+                self.mask_faults["BAD_MASK"].append(i)
+        if not polygons:
+            return
+        flat = _floats(polygons)
+        x, y = flat[::2], flat[1::2]
+        ends = np.cumsum(list(map(len, polygons))) // 2
+        starts = np.append(0, ends[:-1])  # of each polygon, among all points
+        following = np.arange(1, len(x) + 1)
+        following[ends - 1] = starts
+        doubled = np.add.reduceat(x * y[following] - x[following] * y, starts)
+        present, first = np.unique(owners, return_index=True)
+        self.mask_areas[present] = np.add.reduceat(abs(doubled) / 2, first)
+        low = [np.minimum.reduceat(values, starts[first]) for values in (x, y)]
+        high = [np.maximum.reduceat(values, starts[first]) for values in (x, y)]
+        self.mask_boxes[present] = np.stack([*low, *np.subtract(high, low)], axis=1)
+        bad = present[np.isnan(self.mask_areas[present])]
+        self.mask_boxes[bad] = math.nan
+        self.mask_faults["BAD_POLYGON"] += bad.tolist()
+
+    def _measure_rles(self) -> None:
+        rles = {}
+        for i, annotation in enumerate(self.annotations):
+            rle = annotation.get("segmentation")
+            if type(rle) is not dict:
+                continue
+            counts, (width, height) = rle.get("counts"), self.sizes[i].tolist()
+            if rle.get("size") != [height, width]:
+                self.mask_faults["RLE_SIZE"].append(i)
+            elif type(counts) is str and RLE_TEXT.fullmatch(counts):
+                rles[i] = rle
+            elif _are_runs(counts, width * height):
+                rles[i] = mask_util.frPyObjects(rle, height, width)
+            else:
+                self.mask_faults["BAD_RLE"].append(i)
+        if rles:
+            indices, boxes = np.array(list(rles)), mask_util.toBbox(list(rles.values()))
+            # Of a list of more than 255 masks, pycocotools 2.0.11 cannot compute the areas.
+            areas = np.array([mask_util.area(rle) for rle in rles.values()])
+            is_valid = (areas > 0) & (boxes[:, :2] + boxes[:, 2:] <= self.sizes[indices]).all(
+                axis=1
+            )
+            self.mask_faults["BAD_RLE"] += indices[~is_valid].tolist()
+            self.mask_boxes[indices[is_valid]] = boxes[is_valid]
+            self.mask_areas[indices[is_valid]] = areas[is_valid]
 
     def places(self, indices: Sequence[int]) -> list[str]:
         return [f"{self.annotations[i]['id']} ({self.images[i]['file_name']})" for i in indices]
@@ -46,7 +113,7 @@ class Objects(NamedTuple):
 
         An annotation has at most one, except for "NORMALISED".
         """
-        boxes, masks = self.boxes, self.masks.boxes
+        boxes, masks = self.boxes, self.mask_boxes
         has_box, has_mask = (boxes[:, 2:] > 0).all(axis=1), ~np.isnan(masks[:, 0])
         is_large = (self.sizes > 4).all(axis=1)
         normalised = is_large & (has_box & _in_unit(boxes) | has_mask & _in_unit(masks))
@@ -61,97 +128,102 @@ class Objects(NamedTuple):
             "BOX_OUTSIDE": fine & (inside(boxes, self.sizes) < MIN_INSIDE),
         }
 
-    def true_areas(self) -> np.ndarray:
-        """Return (N,) areas of the masks or, without mask, the boxes."""
-        boxes = self.boxes[:, 2:].prod(axis=1)
-        return np.where(np.isnan(self.masks.areas), boxes, self.masks.areas)
-
     def wrong_areas(self) -> np.ndarray:
         """Return the indices of areas that contradict the mask or, without mask, the box."""
-        faults = self.faults()
-        no_mask = np.isnan(self.masks.areas)
-        comparable = ~faults["NORMALISED"] & ~faults["MASK_OUTSIDE"]
-        comparable &= ~(no_mask & (faults["BOX_OUTSIDE"] | faults["BOX_WITHOUT_AREA"]))
-        wrong = np.flatnonzero(comparable & _differ(self.areas, self.true_areas()))
+        faults, no_mask = self.faults(), np.isnan(self.mask_areas)
+        unknown = faults["NORMALISED"] | faults["MASK_OUTSIDE"]
+        unknown |= no_mask & (faults["BOX_OUTSIDE"] | faults["BOX_WITHOUT_AREA"])
+        right = np.where(no_mask, self.boxes[:, 2:].prod(axis=1), self.mask_areas)
+        wrong = np.flatnonzero(~unknown & _differ(self.areas, right))
         return np.array([i for i in wrong if _differ(self.areas[i], self.exact_area(i))], int)
 
     def exact_area(self, index: int) -> float:
-        """Return the area as :meth:`true_areas`, in which overlapping polygons count once."""
-        segmentation = self.annotations[index].get("segmentation")
-        area = float(self.true_areas()[index])
+        """Return the area of a mask, in which overlaps count once, or, without mask, of its box."""
+        segmentation, area = self.annotations[index].get("segmentation"), self.mask_areas[index]
+        if np.isnan(area):
+            return float(self.boxes[index, 2:].prod())
         if type(segmentation) is list and len(segmentation) > 1:
-            polygons = [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0]
             width, height = self.sizes[index].tolist()
-            union = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
-            return float(mask_util.area(union))
-        return area
+            rles = mask_util.frPyObjects(valid_polygons(segmentation), height, width)
+            return float(mask_util.area(mask_util.merge(rles)))
+        return float(area)
 
 
-def find_geometry_problems(objects: Objects, keypoint_counts: dict) -> Iterator[tuple]:
-    """Yield the name of a problem, indices of annotations, their total and the likely cause.
-
-    ``keypoint_counts`` is the number of keypoints of each category id.
-    """
-    faults, total = objects.faults(), len(objects.boxes)
-    for name, is_wrong in faults.items():
-        if is_wrong.any():
-            indices = np.flatnonzero(is_wrong)
-            yield name, indices, total, find_cause(objects, name, indices)
-    yield "WRONG_AREA", objects.wrong_areas(), total
-    yield from _keypoint_problems(objects, faults, keypoint_counts)
+def valid_polygons(segmentation: list[list]) -> list[list]:
+    """Return the polygons of at least 3 points, which are those that detectron2 uses."""
+    return [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
 def find_cause(objects: Objects, name: str, indices: np.ndarray) -> str:
-    """Return what is probably wrong with boxes or masks, found by trying it."""
-    boxes, masks, sizes = objects.boxes[indices], objects.masks.boxes[indices], objects.sizes
+    """Return what is probably wrong with boxes or masks, found by trying other forms of them."""
     if name == "NORMALISED":
         return "they are shares of the image size, and have to be in pixels"
-    if name == "MASK_OUTSIDE":
-        what, wrong, right = "masks", masks, boxes
-        if np.mean(inside(boxes, sizes[indices]) >= MIN_INSIDE) < MIN_SHARE:
-            right = None  # boxes and masks have the same cause
-    elif name in ("BOX_NOT_OF_MASK", "BOX_OUTSIDE"):
-        what, wrong = "boxes", boxes
-        right = masks if name == "BOX_NOT_OF_MASK" else None
-    else:
+    if name == "BOX_WITHOUT_AREA" or not len(indices):
         return ""
-    forms = transformed(wrong, right)
-    if right is None:
-        shares = {text: _fit_image(form, sizes[indices]) for text, form in forms.items()}
-    else:
-        shares = {text: np.mean(iou(form, right) >= MIN_IOU) for text, form in forms.items()}
+    sizes = objects.sizes[indices]
+    wrong, right = objects.boxes[indices], objects.mask_boxes[indices]
+    if name == "MASK_OUTSIDE":
+        wrong, right = right, wrong
+    is_known = np.mean(inside(right, sizes) >= MIN_INSIDE) >= MIN_SHARE  # what is right
+    what = {"MASK_OUTSIDE": "masks", "BOX_NOT_OF_MASK": "boxes or masks"}.get(name, "boxes")
+    x, y, w, h = wrong.T
+    forms = {
+        XYXY: (x, y, w - x, h - y),
+        f"the {what} are with x and y exchanged": (y, x, h, w),
+        f"the {what} are negative": (-x - w, -y - h, w, h),
+    }
+    other_size = f"the {what} are of another image size"
+    if is_known:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sx, sy = np.median(right[:, 2:] / wrong[:, 2:], axis=0)
+            text = f"{other_size}, {1 / sx:.3g} x {1 / sy:.3g} times this one"
+        forms[text] = (x * sx, y * sy, w * sx, h * sy)
+    shares = {}
+    for text, form in forms.items():
+        form = np.stack(form, axis=1)
+        fits_image = (form[:, 2:] > 0).all(axis=1) & (inside(form, sizes) >= MIN_INSIDE)
+        shares[text] = np.mean(iou(form, right) >= MIN_IOU if is_known else fits_image)
     best = max(shares, key=shares.get)
     if shares[best] >= MIN_SHARE:
-        is_symmetric = name == "BOX_NOT_OF_MASK" and not best.endswith(BOX_ONLY)
-        return f"the {what}{' or masks' if is_symmetric else ''} are {best}"
-    if right is None:
-        return f"the {what} are of another image size"
-    return NOT_COMPUTED if name == "BOX_NOT_OF_MASK" else ""
+        return best
+    return NOT_COMPUTED if name == "BOX_NOT_OF_MASK" else "" if is_known else other_size
 
 
-def transformed(boxes: np.ndarray, right: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Return the boxes (N, 4) for each form in which they may have been written."""
-    x, y, w, h = boxes.T
-    forms = {
-        f"x1, y1, x2, y2 {BOX_ONLY}": (x, y, w - x, h - y),
-        f"centre x, centre y, width, height {BOX_ONLY}": (x - w / 2, y - h / 2, w, h),
-        "with x and y exchanged": (y, x, h, w),
-        "negative": (-x - w, -y - h, w, h),
-    }
-    if right is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scale = np.median(right[:, 2:] / boxes[:, 2:], axis=0)
-            text = f"of another image size, {1 / scale[0]:.3g} x {1 / scale[1]:.3g} times this one"
-        forms[text] = (boxes * np.tile(scale, 2)).T
-    return {text: np.stack(form, axis=1) for text, form in forms.items()}
+def find_keypoint_problems(objects: Objects, counts: dict) -> Iterator[tuple]:
+    """Yield the name of a problem, indices of annotations and their total.
+
+    ``counts`` is the number of keypoints of each category id.
+    """
+    annotations = objects.annotations
+    wanted = np.array([3 * counts.get(a["category_id"], 0) for a in annotations])
+    lengths = np.array([len(a.get("keypoints", ())) for a in annotations])
+    complete, total = np.flatnonzero((wanted > 0) & (lengths == wanted)), np.count_nonzero(wanted)
+    yield "KEYPOINT_COUNT", np.flatnonzero((wanted > 0) & (lengths != wanted)), total
+    flat = chain.from_iterable(annotations[i]["keypoints"] for i in complete)
+    points = np.array(list(flat), float).reshape(-1, 3)
+    owners = np.repeat(complete, wanted[complete] // 3)  # annotation of each keypoint
+    owners, points = owners[points[:, 2] > 0], points[points[:, 2] > 0, :2]
+    labelled = np.bincount(owners, minlength=len(annotations))
+    if not labelled.any():
+        yield "NOT_LABELLED", complete, total
+    stated = np.array([a.get("num_keypoints", -1) for a in annotations])[complete]
+    is_wrong = (stated >= 0) & (stated != labelled[complete])
+    yield "VISIBLE_COUNT", complete[is_wrong], total
+    corners, sides = objects.boxes[owners, :2], objects.boxes[owners, 2:]
+    margins = sides / 2 + EDGE_TOLERANCE
+    is_outside = (points < corners - margins) | (points > corners + sides + margins)
+    outside = np.bincount(owners[is_outside.any(axis=1)], minlength=len(annotations))
+    faults = objects.faults()
+    box_is_wrong = np.any([faults[name] for name in faults if name != "MASK_OUTSIDE"], axis=0)
+    indices = np.flatnonzero((2 * outside > labelled) & ~box_is_wrong)
+    yield "KEYPOINT_OUTSIDE", indices, np.count_nonzero(labelled)
 
 
 def inside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Return (N,) shares of the boxes that are inside of their images; 1 for tiny excesses."""
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     kept = np.minimum(high, sizes + EDGE_TOLERANCE) - np.maximum(low, -EDGE_TOLERANCE)
-    sides = np.maximum(boxes[:, 2:], 1e-9)
-    return np.clip(kept / sides, 0, 1).prod(axis=1)
+    return np.clip(kept / np.maximum(boxes[:, 2:], 1e-9), 0, 1).prod(axis=1)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -161,11 +233,6 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     areas = [(box[:, 2:] + 1).prod(axis=1) for box in (a, b)]
     is_valid = (a[:, 2:] >= 0).all(axis=1) & (b[:, 2:] >= 0).all(axis=1)
     return np.where(is_valid, overlap / np.maximum(sum(areas) - overlap, 1e-9), 0)
-
-
-def _fit_image(boxes: np.ndarray, sizes: np.ndarray) -> float:
-    is_valid = (boxes[:, 2:] > 0).all(axis=1)
-    return np.mean(is_valid & (inside(boxes, sizes) >= MIN_INSIDE))
 
 
 def _in_unit(boxes: np.ndarray) -> np.ndarray:
@@ -179,51 +246,16 @@ def _differ(areas: np.ndarray, right: np.ndarray) -> np.ndarray:
     return by_factor & (abs(areas - right) > AREA_TOLERANCE) | (areas <= 0) & (right >= 1)
 
 
-def _keypoint_problems(
-    objects: Objects, faults: dict[str, np.ndarray], counts: dict
-) -> Iterator[tuple]:
-    total, wrong, complete = 0, [], defaultdict(list)
-    for i, annotation in enumerate(objects.annotations):
-        if count := counts.get(annotation["category_id"]):
-            total += 1
-            is_complete = len(annotation.get("keypoints", ())) == 3 * count
-            (complete[count] if is_complete else wrong).append(i)
-    yield "KEYPOINT_COUNT", wrong, total
-    labelled_count, contradicting, outside = 0, [], []
-    box_is_wrong = np.any([faults[name] for name in faults if name != "MASK_OUTSIDE"], axis=0)
-    for count, indices in complete.items():
-        indices = np.array(indices)
-        annotations = [objects.annotations[i] for i in indices]
-        points = np.array([a["keypoints"] for a in annotations], float).reshape(-1, count, 3)
-        labelled = points[..., 2] > 0
-        labelled_count += int(labelled.any(axis=1).sum())
-        stated = np.array([a.get("num_keypoints", -1) for a in annotations])
-        is_wrong = (stated >= 0) & (stated != labelled.sum(axis=1))
-        contradicting += indices[is_wrong].tolist()
-        is_outside = _outside(points[..., :2], labelled, objects.boxes[indices])
-        outside += indices[is_outside & ~box_is_wrong[indices]].tolist()
-    if complete and not labelled_count:
-        yield "NOT_LABELLED", sum(complete.values(), []), total
-    yield "VISIBLE_COUNT", contradicting, total
-    if outside:
-        yield "KEYPOINT_OUTSIDE", outside, labelled_count, _keypoint_cause(objects, outside)
+def _floats(lists: list[list]) -> np.ndarray:
+    """Return the items of all lists; nan for what is not a finite number."""
+    try:
+        flat = np.array(array("d", chain.from_iterable(lists)))
+    except (TypeError, OverflowError):  # a text, or an integer too large for a float
+        items = chain.from_iterable(lists)
+        flat = np.array([v if NUMBER.fits([v]) else math.nan for v in items], float)
+    return np.where(np.isfinite(flat), flat, math.nan)
 
 
-def _outside(points: np.ndarray, labelled: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: most of the labelled keypoints are not in the box, enlarged by half."""
-    margins = boxes[:, None, 2:] / 2 + EDGE_TOLERANCE
-    low, high = boxes[:, None, :2] - margins, boxes[:, None, :2] + boxes[:, None, 2:] + margins
-    is_outside = ((points < low) | (points > high)).any(axis=-1) & labelled
-    return 2 * is_outside.sum(axis=1) > labelled.sum(axis=1)
-
-
-def _keypoint_cause(objects: Objects, indices: list[int]) -> str:
-    tried = {"with x and y exchanged": 0, "from 0 to 1 instead of in pixels": 0}
-    for i in indices:
-        points = np.array(objects.annotations[i]["keypoints"], float).reshape(1, -1, 3)
-        xy, labelled, box = points[..., :2], points[..., 2] > 0, objects.boxes[i : i + 1]
-        for text, form in zip(tried, (xy[..., ::-1], xy * objects.sizes[i])):
-            tried[text] += not _outside(form, labelled, box)[0]
-    best = max(tried, key=tried.get)
-    is_likely = tried[best] >= MIN_SHARE * len(indices)
-    return f"they are {best if is_likely else 'of another image size'}"
+def _are_runs(counts: object, pixels: int) -> bool:
+    is_integers = type(counts) is list and set(map(type, counts)) == {int}
+    return is_integers and min(counts) >= 0 and sum(counts) == pixels

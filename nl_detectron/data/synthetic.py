@@ -100,7 +100,6 @@ def generate(
         split_sizes: number of images of each split.
         seed: the same seed gives the same bytes with the same versions of Pillow and NumPy.
         draw: as :func:`draw`; an object may have a dict of further fields of its annotation.
-        categories: categories of the objects, in COCO's format.
     """
     root = Path(root)
     if root.is_dir():
@@ -148,12 +147,9 @@ def _shape_fields(polygon: Polygon, height: int, width: int) -> dict:
     xs, ys = zip(*polygon)
     flat = [coordinate for point in polygon for coordinate in point]
     (rle,) = mask_util.frPyObjects([flat], height, width)
-    return {
-        "segmentation": [flat],
-        "area": int(mask_util.area(rle)),
-        "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],
-        "iscrowd": 0,
-    }
+    box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+    area = int(mask_util.area(rle))
+    return {"segmentation": [flat], "area": area, "bbox": box, "iscrowd": 0}
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:

@@ -26,9 +26,7 @@ class ImageError(UserError):
 class ImageLoader(DataLoader):
     """A ``DataLoader`` of lists of images, which raises ImageError in the main process.
 
-    Args:
-        mapper: maps a dataset dict to the input of the model, as ``DatasetMapper`` does.
-        batches: yields lists of pairs, a dataset dict and a seed for its augmentation or None.
+    ``batches`` yields lists of pairs: a dataset dict, and a seed for its augmentation or None.
     """
 
     def __init__(self, mapper: Callable[[dict], dict], batches: Iterable[list], **kwargs):
@@ -48,10 +46,7 @@ class _Images(Dataset):
         self._mapper = mapper
 
     def __getitem__(self, item: tuple[dict, Optional[int]]) -> Union[dict, ImageError]:
-        """Return the error if the mapper fails; the exceptions of decoders do not name the file.
-
-        A worker cannot raise it, because DataLoader adds a traceback to the message.
-        """
+        # DataLoader would add a traceback to the message of an error that a worker raises.
         dataset_dict, seed = item
         if seed is not None:
             seed_all_rng(seed)
