@@ -61,7 +61,7 @@ def test_resumed_training_is_the_uninterrupted_one(videos, tmp_path):
         (["MODEL.WEIGHTS", "missing.pth"], "there is no file"),
         (["DATASETS.TRAIN", ("missing",)], "missing"),
         (["MODEL.VIDEO.NUM_CLASSES", 3], "has label 3"),
-        (["MODEL.NONLOCAL.LOCATION", ("res6.0",)], "names no stage"),
+        (["MODEL.NONLOCAL.LOCATION", ("res6.0",)], "must name one of the stages"),
         (["MODEL.BACKBONE.NAME", "build_nl_video_resnet_backbone"], "inserts no block"),
     ],
 )
