@@ -58,7 +58,6 @@ class Problem(Enum):
     RLE_MASK = NOTE, "masks are in RLE: INPUT.MASK_FORMAT must be 'bitmask'", "polygons"
     BAD_MASK = ERROR, "segmentations are neither a list of polygons nor an RLE with size and counts"
     BAD_POLYGON = ERROR, "segmentations have no polygon of 3 or more points with finite x and y"
-    INVALID_POLYGON = NOTE, "segmentations have a polygon of < 3 points or half points: not used"
     RLE_SIZE = ERROR, "RLE masks have a size other than that of their image"
     BAD_RLE = ERROR, "RLE masks are empty, or have counts that do not fit their size"
     BOX_WITHOUT_AREA = FEW, "boxes have no area: not used in training"
@@ -140,7 +139,7 @@ def check_images(data: dict, folder: str) -> Problems:
         found = pool.map(_check_image, images, repeat(folder), chunksize=16)
         for problem, place in filter(None, tqdm(found, "images", len(images), unit="image")):
             problems.setdefault(problem, Finding([], len(images))).places.append(place)
-    return {problem: problems[problem] for problem in Problem if problem in problems}
+    return problems
 
 
 def find_images(data: dict, folder: str) -> tuple[list[str], int]:

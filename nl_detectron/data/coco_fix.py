@@ -112,10 +112,10 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
         return
     objects = Objects(annotations, images)
     for i in np.flatnonzero(objects.faults()["NORMALISED"]):
-        polygons, size = annotations[i].get("segmentation"), objects.sizes[i]
+        polygons = annotations[i].get("segmentation")
         if type(polygons) is list and objects.mask_boxes[i].max() <= 1:
-            scaled = [np.reshape(polygon, (-1, 2)) * size for polygon in valid_polygons(polygons)]
-            annotations[i]["segmentation"] = [points.ravel().tolist() for points in scaled]
+            points = [np.reshape(p, (-1, 2)) * objects.sizes[i] for p in valid_polygons(polygons)]
+            annotations[i]["segmentation"] = [p.ravel().tolist() for p in points]
             changes["masks from 0 to 1 scaled to pixels"] += 1
     objects = Objects(annotations, images)
     faults, right = objects.faults(), objects.mask_boxes

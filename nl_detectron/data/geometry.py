@@ -55,8 +55,8 @@ class Objects:
             segmentation = annotation.get("segmentation")
             if type(segmentation) is list and set(map(type, segmentation)) <= {list}:
                 valid = valid_polygons(segmentation)
-                if len(valid) < len(segmentation):
-                    self.mask_faults["INVALID_POLYGON" if valid else "BAD_POLYGON"].append(i)
+                if segmentation and not valid:
+                    self.mask_faults["BAD_POLYGON"].append(i)
                 owners += [i] * len(valid)
                 polygons += valid
             elif segmentation is not None and type(segmentation) is not dict:

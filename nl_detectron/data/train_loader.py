@@ -63,10 +63,9 @@ class _Images(Dataset):
 class TrainLoader:
     """The batches of ``build_detection_train_loader(cfg)``, starting at any iteration.
 
-    detectron2's loader, with its sampler and its grouping by aspect ratio, selects the images of
-    each batch without reading them, so skipping iterations is fast. Each image is then read and
-    augmented with its own seed of the global generators, whatever the number of workers. The
-    process is seeded again before each batch, so that the step does not depend on the loading.
+    detectron2's loader selects the images of each batch without reading them, so skipping
+    iterations is fast. Each image is then read and augmented with its own seed, whatever the
+    number of workers. The process is seeded again before each batch, for the step.
     """
 
     def __init__(self, cfg: CfgNode, mapper: Callable[[dict], dict]):
