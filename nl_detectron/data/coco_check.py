@@ -237,7 +237,8 @@ def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
     for name, is_wrong in objects.faults().items():
         indices = np.flatnonzero(is_wrong)
         yield name, indices, len(numbered), find_cause(objects, name, indices)
-    yield "WRONG_AREA", objects.wrong_areas()
+    areas = objects.wrong_areas()
+    yield "WRONG_AREA", [i for i in areas if "area" in objects.annotations[i]]
     if any(counts.values()):
         yield from find_keypoint_problems(objects, counts)
 

@@ -128,25 +128,25 @@ class Objects:
             "BOX_OUTSIDE": fine & (inside(boxes, self.sizes) < MIN_INSIDE),
         }
 
-    def wrong_areas(self) -> np.ndarray:
-        """Return the indices of areas that contradict the mask or, without mask, the box."""
+    def wrong_areas(self) -> dict[int, float]:
+        """Return index -> right area, of the mask or, without mask, the box.
+
+        Only of areas that are missing or contradict it. Overlapping polygons count once.
+        """
         faults, no_mask = self.faults(), np.isnan(self.mask_areas)
         unknown = faults["NORMALISED"] | faults["MASK_OUTSIDE"]
         unknown |= no_mask & (faults["BOX_OUTSIDE"] | faults["BOX_WITHOUT_AREA"])
-        right = np.where(no_mask, self.boxes[:, 2:].prod(axis=1), self.mask_areas)
-        wrong = np.flatnonzero(~unknown & _differ(self.areas, right))
-        return np.array([i for i in wrong if _differ(self.areas[i], self.exact_area(i))], int)
-
-    def exact_area(self, index: int) -> float:
-        """Return the area of a mask, in which overlaps count once, or, without mask, of its box."""
-        segmentation, area = self.annotations[index].get("segmentation"), self.mask_areas[index]
-        if np.isnan(area):
-            return float(self.boxes[index, 2:].prod())
-        if type(segmentation) is list and len(segmentation) > 1:
-            width, height = self.sizes[index].tolist()
-            rles = mask_util.frPyObjects(valid_polygons(segmentation), height, width)
-            return float(mask_util.area(mask_util.merge(rles)))
-        return float(area)
+        areas = np.where(no_mask, self.boxes[:, 2:].prod(axis=1), self.mask_areas)
+        wrong = {}
+        for i in np.flatnonzero(~unknown & _differ(self.areas, areas)).tolist():
+            area, segmentation = areas[i], self.annotations[i].get("segmentation")
+            if not no_mask[i] and type(segmentation) is list and len(segmentation) > 1:
+                width, height = self.sizes[i].tolist()
+                rles = mask_util.frPyObjects(valid_polygons(segmentation), height, width)
+                area = mask_util.area(mask_util.merge(rles))
+            if _differ(self.areas[i], area):
+                wrong[i] = float(area)
+        return wrong
 
 
 def valid_polygons(segmentation: list[list]) -> list[list]:
@@ -241,9 +241,10 @@ def _in_unit(boxes: np.ndarray) -> np.ndarray:
 
 
 def _differ(areas: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return whether areas differ by more than a factor of 2."""
+    """Return whether areas are missing or differ by more than a factor of 2."""
     by_factor = (areas > 2 * right) | (2 * areas < right)
-    return by_factor & (abs(areas - right) > AREA_TOLERANCE) | (areas <= 0) & (right >= 1)
+    is_missing = np.isnan(areas) | (areas <= 0) & (right >= 1)
+    return by_factor & (abs(areas - right) > AREA_TOLERANCE) | is_missing
 
 
 def _floats(lists: list[list]) -> np.ndarray:
