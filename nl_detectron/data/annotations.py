@@ -133,10 +133,13 @@ def decode(path: PathLike) -> tuple[dict, bool]:
         data.setdefault("annotations", ())  # absent from files that are only to predict on
     for key in FIELDS:
         entries = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(entries, list | tuple) or not set(map(type, entries)) <= {dict}:
-            raise UserError(f"{path} is not in COCO's format: it has no list {key!r} of objects")
+        if not isinstance(entries, list | tuple):
+            raise UserError(f"{path} is not in COCO's format: it has no list {key!r}")
         if not entries and key != "annotations":
             raise UserError(f"{path}: the list {key!r} is empty")
+        for index, entry in enumerate(entries):
+            if type(entry) is not dict:
+                raise UserError(f"{path} is not in COCO's format: {key}[{index}] is not an object")
     return data, encoding != "utf-8"
 
 

@@ -67,11 +67,7 @@ class Problem(Enum):
     BOX_OUTSIDE = FEW, "boxes are by more than 10% outside of their image"
     WRONG_AREA = ERROR, "areas differ by more than a factor of 2 from their mask or, without, box"
     KEYPOINT_COUNT = ERROR, "annotations do not have x, y, v for each keypoint of their category"
-    NOT_LABELLED = (
-        ERROR,
-        "annotations have only keypoints of visibility 0: unused",
-        "keypoints",
-    )
+    NOT_LABELLED = (ERROR, "annotations have only keypoints of visibility 0: unused", "keypoints")
     VISIBLE_COUNT = FEW, "annotations have a num_keypoints other than their labelled keypoints"
     KEYPOINT_OUTSIDE = FEW, "annotations have most keypoints outside of their box, enlarged by half"
     # The following are found by check_images().

@@ -104,19 +104,16 @@ def test_both_splits_have_the_same_categories():
         read(*TRAIN, *TEST)
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
+def test_wrong_flags():
+    for arguments, message in [
         (TRAIN[:2], "--train-json and --train-images must be given together"),
         (TEST, "training needs --train-json and --train-images"),
         (["--eval-only", *TRAIN], "--eval-only needs --test-json and --test-images"),
         (["--train-json", "nowhere", "--train-images", "train"], "no file /.*/nowhere$"),
         (["--train-json", "train.json", "--train-images", "a"], "no folder /.*/a$"),
-    ],
-)
-def test_wrong_flags(arguments, message):
-    with pytest.raises(UserError, match=message):
-        read(*arguments)
+    ]:
+        with pytest.raises(UserError, match=message):
+            read(*arguments)
 
 
 BOXES_ONLY = ["MODEL.MASK_ON", False]

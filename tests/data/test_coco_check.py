@@ -21,7 +21,6 @@ from nl_detectron.data.coco_check import (
     find_images,
 )
 from nl_detectron.data.synthetic import HEIGHT, WIDTH
-from nl_detectron.errors import UserError
 
 IMAGES = 8
 
@@ -197,11 +196,8 @@ def test_many_objects_and_repeated_keypoints(data):
 
 RUNS = [HEIGHT * 30 + 10, *[10, HEIGHT - 10] * 39, 10]  # column by column
 RUNS.append(HEIGHT * WIDTH - sum(RUNS))
-BROKEN_COUNTS = [
-    *["", "!!", rle()["counts"][:-1], rle()["counts"] + "5"],
-    rle()["counts"] + "P",  # an incomplete number
-    *[[], [5, 5], [HEIGHT * WIDTH + 5, -5], [HEIGHT * WIDTH - 0.5, 0.5]],
-]
+BROKEN_COUNTS = ["", "!!", rle()["counts"][:-1], rle()["counts"] + "5", rle()["counts"] + "P"]
+BROKEN_COUNTS += [[], [5, 5], [HEIGHT * WIDTH + 5, -5], [HEIGHT * WIDTH - 0.5, 0.5]]
 
 
 @pytest.mark.parametrize(
@@ -285,9 +281,3 @@ def test_file_names(tmp_path, file, name, found):
     assert missing == ([] if found else [name])
     assert data["images"][0]["file_name"] == (found or name)
     assert renamed == (found not in (None, name))
-
-
-def test_missing_folder(data):
-    for check in (check_images, find_images):
-        with pytest.raises(UserError, match="^no folder /.*/nowhere$"):
-            check(data, "nowhere")
