@@ -91,8 +91,7 @@ def read_for_evaluation(path: PathLike, *, masks: bool = False, keypoints: bool 
     data = read_annotations(path)
     problems = check_annotations(data)
     uses = {"evaluate", "score", *["masks"] * masks, *["keypoints"] * keypoints}
-    errors = find_errors(problems, uses)
-    if lines := [describe(problem, finding) for problem, finding in errors.items()]:
+    if lines := [describe(*item) for item in find_errors(problems, uses).items()]:
         raise UserError(f"{path}: {'; '.join(lines)}. To repair it: {fix_command(path)}")
     if crowds := problems.get(Problem.CROWD):
         print(f"warning: {path}: {describe(Problem.CROWD, crowds)}", file=sys.stderr)

@@ -79,7 +79,7 @@ class CustomDataset:
 
     def register(self) -> None:
         """Register the dataset; other code that has registered it keeps metadata and loader."""
-        if self.name in NAMES.values():
+        if self.name in NAMES.values():  # this module has registered it
             DatasetCatalog.pop(self.name, None)
             MetadataCatalog.pop(self.name, None)
         metadata = MetadataCatalog.get(self.name).as_dict()

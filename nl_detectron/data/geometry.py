@@ -25,27 +25,17 @@ RLE_TEXT = re.compile("([P-o]*[0-O])+")
 
 
 class Objects:
-    """N annotations as arrays, without a loop over coordinates.
-
-    Attributes:
-        images: the image of each.
-        sizes: (N, 2), width and height of the image.
-        boxes: (N, 4), x, y, width, height.
-        areas: (N,), nan if absent.
-        mask_boxes: (N, 4), nan if there is no valid mask.
-        mask_areas: (N,), in which overlapping polygons count twice.
-        mask_faults: name of a Problem -> indices of annotations.
-    """
+    """N annotations as arrays, without a loop over coordinates."""
 
     def __init__(self, annotations: Sequence[dict], images: dict):
         self.annotations = annotations
         self.images = [images[a["image_id"]] for a in annotations]
         self.sizes = np.array([(image["width"], image["height"]) for image in self.images])
-        self.boxes = np.array([a["bbox"] for a in annotations], float)
+        self.boxes = np.array([a["bbox"] for a in annotations], float)  # x, y, width, height
         self.areas = np.array([a.get("area", math.nan) for a in annotations], float)
-        self.mask_boxes = np.full(self.boxes.shape, math.nan)
-        self.mask_areas = np.full(self.areas.shape, math.nan)
-        self.mask_faults = defaultdict(list)
+        self.mask_boxes = np.full(self.boxes.shape, math.nan)  # nan if there is no valid mask
+        self.mask_areas = np.full(self.areas.shape, math.nan)  # overlaps count twice
+        self.mask_faults = defaultdict(list)  # name of a Problem -> indices of annotations
         self._measure_polygons()
         self._measure_rles()
 
@@ -190,10 +180,7 @@ def find_cause(objects: Objects, name: str, indices: np.ndarray) -> str:
 
 
 def find_keypoint_problems(objects: Objects, counts: dict) -> Iterator[tuple]:
-    """Yield the name of a problem, indices of annotations and their total.
-
-    ``counts`` is the number of keypoints of each category id.
-    """
+    """Yield problem, annotations and total; ``counts`` is category id -> number of keypoints."""
     annotations = objects.annotations
     wanted = np.array([3 * counts.get(a["category_id"], 0) for a in annotations])
     lengths = np.array([len(a.get("keypoints", ())) for a in annotations])

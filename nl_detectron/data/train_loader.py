@@ -103,8 +103,7 @@ class TrainLoader:
 def ignore_signals(worker_id: int) -> None:
     """Ignore SIGINT and SIGTERM in a worker of a DataLoader, unless the main process sends them.
 
-    Ctrl-C, and SIGTERM on many clusters, go to all processes of a job, but the main process still
-    needs its workers to finish the step. It ends them with SIGTERM when it exits.
+    They go to all processes of a job, but the main process needs its workers to finish the step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
