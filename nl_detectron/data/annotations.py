@@ -14,6 +14,7 @@ from typing import NamedTuple, Optional, Union
 
 from ..errors import UserError
 
+PathLike = Union[str, Path]
 MAX_ID = 2**53  # evaluators keep ids in doubles, which hold the integers below
 
 
@@ -60,7 +61,7 @@ FIELDS = {
 }
 
 
-def read_annotations(path: Union[str, Path]) -> dict:
+def read_annotations(path: PathLike) -> dict:
     """Return the content of an annotation file, with the types of all keys checked.
 
     Integers that are written as floats, such as 64.0, become integers, and backslashes in file
@@ -69,7 +70,7 @@ def read_annotations(path: Union[str, Path]) -> dict:
     return read_form(path)[0]
 
 
-def read_form(path: Union[str, Path]) -> tuple[dict, bool]:
+def read_form(path: PathLike) -> tuple[dict, bool]:
     """Return :func:`read_annotations` and whether detectron2 would read the file otherwise."""
     with without_garbage_collection():
         data, is_encoded = decode(path)
@@ -79,9 +80,7 @@ def read_form(path: Union[str, Path]) -> tuple[dict, bool]:
     return data, is_encoded or changes > 0
 
 
-def read_for_evaluation(
-    path: Union[str, Path], *, masks: bool = False, keypoints: bool = False
-) -> dict:
+def read_for_evaluation(path: PathLike, *, masks: bool = False, keypoints: bool = False) -> dict:
     """Return the content of an annotation file that detections can be scored against.
 
     ``masks`` and ``keypoints`` are whether these are scored. Raise a UserError as
@@ -92,8 +91,7 @@ def read_for_evaluation(
     data = read_annotations(path)
     problems = check_annotations(data)
     uses = {"evaluate", "score", *["masks"] * masks, *["keypoints"] * keypoints}
-    errors = find_errors(problems, uses)
-    if lines := [describe(problem, finding) for problem, finding in errors.items()]:
+    if lines := [describe(*item) for item in find_errors(problems, uses).items()]:
         raise UserError(f"{path}: {'; '.join(lines)}. To repair it: {fix_command(path)}")
     if crowds := problems.get(Problem.CROWD):
         print(f"warning: {path}: {describe(Problem.CROWD, crowds)}", file=sys.stderr)
@@ -110,12 +108,12 @@ def without_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def fix_command(path: Union[str, Path]) -> str:
+def fix_command(path: PathLike) -> str:
     """Return the command that writes a repaired copy."""
     return f"python tools/check_dataset.py --json {shlex.quote(str(path))} --fix OUT.json"
 
 
-def decode(path: Union[str, Path]) -> tuple[dict, bool]:
+def decode(path: PathLike) -> tuple[dict, bool]:
     """Return the content of a file with COCO's lists, and whether it is not in plain UTF-8."""
     if not os.path.isfile(path):
         raise UserError(f"no file {os.path.abspath(path)}")
@@ -134,13 +132,13 @@ def decode(path: Union[str, Path]) -> tuple[dict, bool]:
         data.setdefault("annotations", ())  # absent from files that are only to predict on
     for key in FIELDS:
         entries = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(entries, list) and entries != ():
+        if not isinstance(entries, list | tuple):
             raise UserError(f"{path} is not in COCO's format: it has no list {key!r}")
         if not entries and key != "annotations":
             raise UserError(f"{path}: the list {key!r} is empty")
-        if not set(map(type, entries)) <= {dict}:
-            index = next(i for i, entry in enumerate(entries) if type(entry) is not dict)
-            raise UserError(f"{path} is not in COCO's format: {key}[{index}] is not an object")
+        for index, entry in enumerate(entries):
+            if type(entry) is not dict:
+                raise UserError(f"{path} is not in COCO's format: {key}[{index}] is not an object")
     return data, encoding != "utf-8"
 
 

@@ -16,19 +16,9 @@ from detectron2.data.datasets import load_coco_json
 
 from ..errors import UserError
 from ..files import write_atomically
+from . import coco_check
 from .annotations import fix_command, read_form, without_garbage_collection
-from .coco_check import (
-    LIMIT_KEY,
-    Finding,
-    Problem,
-    Problems,
-    check_annotations,
-    count_objects,
-    describe,
-    find_errors,
-    find_images,
-    keypoint_flip_map,
-)
+from .coco_check import Finding, Problem, Problems, keypoint_flip_map
 
 # Name under which the dataset of a flag is registered.
 NAMES = {"train": "custom_train", "test": "custom_test"}
@@ -53,25 +43,23 @@ class CustomDataset:
     copy: str = ""  # path of the copy that detectron2 reads
 
     @classmethod
-    def read(
-        cls, name: str, json_file: str, image_root: str, flip_map: str = ""
-    ) -> "CustomDataset":
-        """Read and check the annotations; ``flip_map`` is from ``--keypoint-flip-map``."""
+    def read(cls, name: str, json_file: str, image_root: str, flips: str = "") -> "CustomDataset":
+        """Read and check the annotations; ``flips`` is from ``--keypoint-flip-map``."""
         data, needs_copy = read_form(json_file)
-        missing, renamed = find_images(data, image_root) if image_root else ([], 0)
-        problems = check_annotations(data)
+        missing, renamed = coco_check.find_images(data, image_root) if image_root else ([], 0)
+        problems = coco_check.check_annotations(data)
         if missing:
             problems[Problem.FILE_MISSING] = Finding(missing, len(data["images"]))
         categories = sorted(data["categories"], key=lambda category: category["id"])
         classes = [category["name"] for category in categories]
         groups = [category.get("keypoints", []) for category in categories]
         keypoints = groups[0] if all(group == groups[0] for group in groups) else []
-        flips = _read_flip_map(keypoints, flip_map) if flip_map else keypoint_flip_map(keypoints)
-        if flip_map:
+        flip_map = _read_flip_map(keypoints, flips) if flips else keypoint_flip_map(keypoints)
+        if flips:
             problems.pop(Problem.UNPAIRED, None)
         return cls(
-            *(name, str(json_file), str(image_root), classes, keypoints, problems, flips),
-            object_counts=list(count_objects(data).values()),
+            *(name, str(json_file), str(image_root), classes, keypoints, problems, flip_map),
+            object_counts=list(coco_check.count_objects(data).values()),
             needs_copy=needs_copy or renamed > 0,
         )
 
@@ -83,7 +71,7 @@ class CustomDataset:
         if write:
             data, _ = read_form(self.json_file)
             if self.image_root:
-                find_images(data, self.image_root)
+                coco_check.find_images(data, self.image_root)
             os.makedirs(folder, exist_ok=True)
             with write_atomically(path, "w") as file:
                 json.dump(data, file)
@@ -91,7 +79,7 @@ class CustomDataset:
 
     def register(self) -> None:
         """Register the dataset; other code that has registered it keeps metadata and loader."""
-        if self.name in NAMES.values():
+        if self.name in NAMES.values():  # this module has registered it
             DatasetCatalog.pop(self.name, None)
             MetadataCatalog.pop(self.name, None)
         metadata = MetadataCatalog.get(self.name).as_dict()
@@ -174,16 +162,14 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
     trains, tests = (dataset.name in cfg.DATASETS[split] for split in ("TRAIN", "TEST"))
     if not trains and not tests:  # options select other datasets
         return
-    uses = {
-        "train": trains,
-        "evaluate": tests,
-        "masks": cfg.MODEL.MASK_ON,
-        "keypoints": cfg.MODEL.KEYPOINT_ON,
-        "polygons": cfg.MODEL.MASK_ON and trains and cfg.INPUT.MASK_FORMAT == "polygon",
-    }
+    uses = {"train": trains, "evaluate": tests, "masks": cfg.MODEL.MASK_ON}
+    uses["keypoints"] = cfg.MODEL.KEYPOINT_ON
+    uses["polygons"] = cfg.MODEL.MASK_ON and trains and cfg.INPUT.MASK_FORMAT == "polygon"
     uses = {use for use, applies in uses.items() if applies}
-    if errors := find_errors(dataset.problems, uses):
-        lines = [f"\n    {describe(problem, finding)}" for problem, finding in errors.items()]
+    if errors := coco_check.find_errors(dataset.problems, uses):
+        lines = [
+            f"\n    {coco_check.describe(problem, finding)}" for problem, finding in errors.items()
+        ]
         raise UserError(
             f"{dataset.json_file} cannot be used for training or evaluation:{''.join(lines)}\n"
             f"To repair what can be: {fix_command(dataset.json_file)}"
@@ -192,13 +178,13 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
     said -= {Problem.MANY_OBJECTS}
     if not trains or not cfg.MODEL.KEYPOINT_ON:
         said -= {Problem.UNPAIRED}
-    notes = [describe(p, finding) for p, finding in dataset.problems.items() if p in said]
+    notes = [
+        coco_check.describe(p, finding) for p, finding in dataset.problems.items() if p in said
+    ]
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
     if dense := [count for count in dataset.object_counts if count > limit]:
-        notes.append(
-            f"{len(dense)} images have more objects, up to {max(dense)}, than {LIMIT_KEY}, "
-            f"{limit}: the rest cannot be found"
-        )
+        more = f"{len(dense)} images have more objects, up to {max(dense)}, than"
+        notes.append(f"{more} {coco_check.LIMIT_KEY}, {limit}: the rest cannot be found")
     for note in notes:
         print(f"warning: {dataset.json_file}: {note}", file=sys.stderr)
 

@@ -58,7 +58,6 @@ class Problem(Enum):
     RLE_MASK = NOTE, "masks are in RLE: INPUT.MASK_FORMAT must be 'bitmask'", "polygons"
     BAD_MASK = ERROR, "segmentations are neither a list of polygons nor an RLE with size and counts"
     BAD_POLYGON = ERROR, "segmentations have no polygon of 3 or more points with finite x and y"
-    INVALID_POLYGON = NOTE, "segmentations have a polygon of < 3 points or half points: not used"
     RLE_SIZE = ERROR, "RLE masks have a size other than that of their image"
     BAD_RLE = ERROR, "RLE masks are empty, or have counts that do not fit their size"
     BOX_WITHOUT_AREA = FEW, "boxes have no area: not used in training"
@@ -68,11 +67,7 @@ class Problem(Enum):
     BOX_OUTSIDE = FEW, "boxes are by more than 10% outside of their image"
     WRONG_AREA = ERROR, "areas differ by more than a factor of 2 from their mask or, without, box"
     KEYPOINT_COUNT = ERROR, "annotations do not have x, y, v for each keypoint of their category"
-    NOT_LABELLED = (
-        ERROR,
-        "annotations have only keypoints of visibility 0: unused",
-        "keypoints",
-    )
+    NOT_LABELLED = (ERROR, "annotations have only keypoints of visibility 0: unused", "keypoints")
     VISIBLE_COUNT = FEW, "annotations have a num_keypoints other than their labelled keypoints"
     KEYPOINT_OUTSIDE = FEW, "annotations have most keypoints outside of their box, enlarged by half"
     # The following are found by check_images().
@@ -140,7 +135,7 @@ def check_images(data: dict, folder: str) -> Problems:
         found = pool.map(_check_image, images, repeat(folder), chunksize=16)
         for problem, place in filter(None, tqdm(found, "images", len(images), unit="image")):
             problems.setdefault(problem, Finding([], len(images))).places.append(place)
-    return {problem: problems[problem] for problem in Problem if problem in problems}
+    return problems
 
 
 def find_images(data: dict, folder: str) -> tuple[list[str], int]:
@@ -238,7 +233,8 @@ def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
     for name, is_wrong in objects.faults().items():
         indices = np.flatnonzero(is_wrong)
         yield name, indices, len(numbered), find_cause(objects, name, indices)
-    yield "WRONG_AREA", objects.wrong_areas()
+    areas = objects.wrong_areas()
+    yield "WRONG_AREA", [i for i in areas if "area" in objects.annotations[i]]
     if any(counts.values()):
         yield from find_keypoint_problems(objects, counts)
 

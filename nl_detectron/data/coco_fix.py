@@ -32,19 +32,16 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
     for annotation in data["annotations"]:
         polygon, keypoints = annotation.get("segmentation"), annotation.get("keypoints")
         if polygon and NUMBERS.fits([polygon]):
-            annotation["segmentation"] = [polygon]
-            changes["flat segmentations put into a list of polygons"] += 1
+            text = "flat segmentations put into a list of polygons"
+            _set(annotation, "segmentation", [polygon], changes, text)
         if no_crowd and annotation.get("iscrowd") == 1:
-            annotation["iscrowd"] = 0
-            changes["crowds made single objects (iscrowd 0)"] += 1
+            _set(annotation, "iscrowd", 0, changes, "crowds made single objects (iscrowd 0)")
         if "iscrowd" not in annotation:
-            annotation["iscrowd"] = 0
-            changes["missing iscrowd set to 0"] += 1
+            _set(annotation, "iscrowd", 0, changes, "missing iscrowd set to 0")
         if keypoints and NUMBERS.fits([keypoints]):
             count = sum(v > 0 for v in keypoints[2::3])
             if annotation.get("num_keypoints") != count:
-                annotation["num_keypoints"] = count
-                changes["values of num_keypoints counted"] += 1
+                _set(annotation, "num_keypoints", count, changes, "values of num_keypoints counted")
         if not BOX.fits([annotation.get("bbox")]):
             annotation["bbox"] = [0, 0, 0, 0]  # is computed from the mask
     if not any(wrong for *_, wrong in wrong_values(data)):
@@ -60,13 +57,15 @@ def _fix_types(data: dict, changes: Counter) -> None:
             if name not in entry or field is ID:  # see _fix_ids()
                 continue
             value = _convert(entry[name], field)
+            if name in ("area", "num_keypoints") and not field.fits([value]):
+                value = 0  # is computed
             if field.fits([value]):
-                entry[name] = value
-            elif name in ("area", "num_keypoints"):
-                del entry[name]
-            else:
-                continue
-            changes[f"values of {name} of a wrong type"] += 1
+                _set(entry, name, value, changes, f"values of {name} of a wrong type")
+
+
+def _set(entry: dict, name: str, value: Any, changes: Counter, text: str) -> None:
+    entry[name] = value
+    changes[text] += 1
 
 
 def _convert(value: Any, field: Field) -> Any:
@@ -100,8 +99,7 @@ def _fix_ids(data: dict, key: str, pointer: str, changes: Counter) -> None:
         old = annotation.get(pointer)
         new = new_ids.get(str(old), old)
         if new != old or type(new) is not type(old):
-            annotation[pointer] = new
-            changes[f"values of {pointer} set to the new id"] += 1
+            _set(annotation, pointer, new, changes, f"values of {pointer} set to the new id")
 
 
 def _fix_shapes(data: dict, changes: Counter) -> None:
@@ -112,11 +110,11 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
         return
     objects = Objects(annotations, images)
     for i in np.flatnonzero(objects.faults()["NORMALISED"]):
-        polygons, size = annotations[i].get("segmentation"), objects.sizes[i]
+        polygons = annotations[i].get("segmentation")
         if type(polygons) is list and objects.mask_boxes[i].max() <= 1:
-            scaled = [np.reshape(polygon, (-1, 2)) * size for polygon in valid_polygons(polygons)]
-            annotations[i]["segmentation"] = [points.ravel().tolist() for points in scaled]
-            changes["masks from 0 to 1 scaled to pixels"] += 1
+            points = [np.reshape(p, (-1, 2)) * objects.sizes[i] for p in valid_polygons(polygons)]
+            scaled = [p.ravel().tolist() for p in points]
+            _set(annotations[i], "segmentation", scaled, changes, "masks from 0 to 1 scaled")
     objects = Objects(annotations, images)
     faults, right = objects.faults(), objects.mask_boxes
     cause = find_cause(objects, "BOX_NOT_OF_MASK", np.flatnonzero(faults["BOX_NOT_OF_MASK"]))
@@ -126,10 +124,8 @@ def _fix_shapes(data: dict, changes: Counter) -> None:
         is_inside = inside(right, objects.sizes) >= MIN_INSIDE
         wrong |= is_inside & (iou(objects.boxes, right) < SAME_BOX)
     for i in np.flatnonzero(wrong & ~np.isnan(right[:, 0])):
-        annotations[i]["bbox"] = right[i].tolist()
-        changes["boxes computed from the mask"] += 1
-    objects = Objects(annotations, images)
-    for i in {*objects.wrong_areas().tolist(), *np.flatnonzero(np.isnan(objects.areas)).tolist()}:
-        if (area := objects.exact_area(i)) > 0:
-            annotations[i]["area"] = area
-            changes["areas computed from the mask or, without mask, the box"] += 1
+        _set(annotations[i], "bbox", right[i].tolist(), changes, "boxes computed from the mask")
+    for i, area in Objects(annotations, images).wrong_areas().items():
+        if area > 0:
+            text = "areas computed from the mask or, without mask, the box"
+            _set(annotations[i], "area", area, changes, text)

@@ -25,27 +25,17 @@ RLE_TEXT = re.compile("([P-o]*[0-O])+")
 
 
 class Objects:
-    """N annotations as arrays, without a loop over coordinates.
-
-    Attributes:
-        images: the image of each.
-        sizes: (N, 2), width and height of the image.
-        boxes: (N, 4), x, y, width, height.
-        areas: (N,), nan if absent.
-        mask_boxes: (N, 4), nan if there is no valid mask.
-        mask_areas: (N,), in which overlapping polygons count twice.
-        mask_faults: name of a Problem -> indices of annotations.
-    """
+    """N annotations as arrays, without a loop over coordinates."""
 
     def __init__(self, annotations: Sequence[dict], images: dict):
         self.annotations = annotations
         self.images = [images[a["image_id"]] for a in annotations]
         self.sizes = np.array([(image["width"], image["height"]) for image in self.images])
-        self.boxes = np.array([a["bbox"] for a in annotations], float)
+        self.boxes = np.array([a["bbox"] for a in annotations], float)  # x, y, width, height
         self.areas = np.array([a.get("area", math.nan) for a in annotations], float)
-        self.mask_boxes = np.full(self.boxes.shape, math.nan)
-        self.mask_areas = np.full(self.areas.shape, math.nan)
-        self.mask_faults = defaultdict(list)
+        self.mask_boxes = np.full(self.boxes.shape, math.nan)  # nan if there is no valid mask
+        self.mask_areas = np.full(self.areas.shape, math.nan)  # overlaps count twice
+        self.mask_faults = defaultdict(list)  # name of a Problem -> indices of annotations
         self._measure_polygons()
         self._measure_rles()
 
@@ -55,8 +45,8 @@ class Objects:
             segmentation = annotation.get("segmentation")
             if type(segmentation) is list and set(map(type, segmentation)) <= {list}:
                 valid = valid_polygons(segmentation)
-                if len(valid) < len(segmentation):
-                    self.mask_faults["INVALID_POLYGON" if valid else "BAD_POLYGON"].append(i)
+                if segmentation and not valid:
+                    self.mask_faults["BAD_POLYGON"].append(i)
                 owners += [i] * len(valid)
                 polygons += valid
             elif segmentation is not None and type(segmentation) is not dict:
@@ -128,25 +118,25 @@ class Objects:
             "BOX_OUTSIDE": fine & (inside(boxes, self.sizes) < MIN_INSIDE),
         }
 
-    def wrong_areas(self) -> np.ndarray:
-        """Return the indices of areas that contradict the mask or, without mask, the box."""
+    def wrong_areas(self) -> dict[int, float]:
+        """Return index -> right area, of the mask or, without mask, the box.
+
+        Only of areas that are missing or contradict it. Overlapping polygons count once.
+        """
         faults, no_mask = self.faults(), np.isnan(self.mask_areas)
         unknown = faults["NORMALISED"] | faults["MASK_OUTSIDE"]
         unknown |= no_mask & (faults["BOX_OUTSIDE"] | faults["BOX_WITHOUT_AREA"])
-        right = np.where(no_mask, self.boxes[:, 2:].prod(axis=1), self.mask_areas)
-        wrong = np.flatnonzero(~unknown & _differ(self.areas, right))
-        return np.array([i for i in wrong if _differ(self.areas[i], self.exact_area(i))], int)
-
-    def exact_area(self, index: int) -> float:
-        """Return the area of a mask, in which overlaps count once, or, without mask, of its box."""
-        segmentation, area = self.annotations[index].get("segmentation"), self.mask_areas[index]
-        if np.isnan(area):
-            return float(self.boxes[index, 2:].prod())
-        if type(segmentation) is list and len(segmentation) > 1:
-            width, height = self.sizes[index].tolist()
-            rles = mask_util.frPyObjects(valid_polygons(segmentation), height, width)
-            return float(mask_util.area(mask_util.merge(rles)))
-        return float(area)
+        areas = np.where(no_mask, self.boxes[:, 2:].prod(axis=1), self.mask_areas)
+        wrong = {}
+        for i in np.flatnonzero(~unknown & _differ(self.areas, areas)).tolist():
+            area, segmentation = areas[i], self.annotations[i].get("segmentation")
+            if not no_mask[i] and type(segmentation) is list and len(segmentation) > 1:
+                width, height = self.sizes[i].tolist()
+                rles = mask_util.frPyObjects(valid_polygons(segmentation), height, width)
+                area = mask_util.area(mask_util.merge(rles))
+            if _differ(self.areas[i], area):
+                wrong[i] = float(area)
+        return wrong
 
 
 def valid_polygons(segmentation: list[list]) -> list[list]:
@@ -190,10 +180,7 @@ def find_cause(objects: Objects, name: str, indices: np.ndarray) -> str:
 
 
 def find_keypoint_problems(objects: Objects, counts: dict) -> Iterator[tuple]:
-    """Yield the name of a problem, indices of annotations and their total.
-
-    ``counts`` is the number of keypoints of each category id.
-    """
+    """Yield problem, annotations and total; ``counts`` is category id -> number of keypoints."""
     annotations = objects.annotations
     wanted = np.array([3 * counts.get(a["category_id"], 0) for a in annotations])
     lengths = np.array([len(a.get("keypoints", ())) for a in annotations])
@@ -241,9 +228,10 @@ def _in_unit(boxes: np.ndarray) -> np.ndarray:
 
 
 def _differ(areas: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return whether areas differ by more than a factor of 2."""
+    """Return whether areas are missing or differ by more than a factor of 2."""
     by_factor = (areas > 2 * right) | (2 * areas < right)
-    return by_factor & (abs(areas - right) > AREA_TOLERANCE) | (areas <= 0) & (right >= 1)
+    is_missing = np.isnan(areas) | (areas <= 0) & (right >= 1)
+    return by_factor & (abs(areas - right) > AREA_TOLERANCE) | is_missing
 
 
 def _floats(lists: list[list]) -> np.ndarray:

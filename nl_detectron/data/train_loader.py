@@ -63,10 +63,9 @@ class _Images(Dataset):
 class TrainLoader:
     """The batches of ``build_detection_train_loader(cfg)``, starting at any iteration.
 
-    detectron2's loader, with its sampler and its grouping by aspect ratio, selects the images of
-    each batch without reading them, so skipping iterations is fast. Each image is then read and
-    augmented with its own seed of the global generators, whatever the number of workers. The
-    process is seeded again before each batch, so that the step does not depend on the loading.
+    detectron2's loader selects the images of each batch without reading them, so skipping
+    iterations is fast. Each image is then read and augmented with its own seed, whatever the
+    number of workers. The process is seeded again before each batch, for the step.
     """
 
     def __init__(self, cfg: CfgNode, mapper: Callable[[dict], dict]):
@@ -104,8 +103,7 @@ class TrainLoader:
 def ignore_signals(worker_id: int) -> None:
     """Ignore SIGINT and SIGTERM in a worker of a DataLoader, unless the main process sends them.
 
-    Ctrl-C, and SIGTERM on many clusters, go to all processes of a job, but the main process still
-    needs its workers to finish the step. It ends them with SIGTERM when it exits.
+    They go to all processes of a job, but the main process needs its workers to finish the step.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

@@ -104,19 +104,16 @@ def test_both_splits_have_the_same_categories():
         read(*TRAIN, *TEST)
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
+def test_wrong_flags():
+    for arguments, message in [
         (TRAIN[:2], "--train-json and --train-images must be given together"),
         (TEST, "training needs --train-json and --train-images"),
         (["--eval-only", *TRAIN], "--eval-only needs --test-json and --test-images"),
         (["--train-json", "nowhere", "--train-images", "train"], "no file /.*/nowhere$"),
         (["--train-json", "train.json", "--train-images", "a"], "no folder /.*/a$"),
-    ],
-)
-def test_wrong_flags(arguments, message):
-    with pytest.raises(UserError, match=message):
-        read(*arguments)
+    ]:
+        with pytest.raises(UserError, match=message):
+            read(*arguments)
 
 
 BOXES_ONLY = ["MODEL.MASK_ON", False]
@@ -138,14 +135,11 @@ def to_rle(annotation):
         # Whether these are errors depends on the config.
         (Problem.NO_MASK, {"segmentation": []}, ALL, "train", MASKS, True),
         (Problem.NO_MASK, {"segmentation": []}, ALL, "train", BOXES_ONLY, False),
-        (Problem.MISSING_MASK, {"segmentation": []}, 0, "train", BOXES_ONLY, False),
         (Problem.MISSING_MASK, {"segmentation": []}, 0, "train", MASKS, True),
         (Problem.RLE_MASK, to_rle, 0, "train", MASKS, True),
         (Problem.RLE_MASK, to_rle, 0, "train", BITMASK, False),
-        (Problem.RLE_MASK, to_rle, 0, "test", MASKS, False),
         (Problem.NOT_EVALUABLE, lambda a: a.pop("area"), 0, "train", [], False),
         (Problem.NOT_EVALUABLE, lambda a: a.pop("area"), 0, "test", [], True),
-        (Problem.NOTHING_TO_LEARN, {"iscrowd": 1}, ALL, "train", [], True),
         (Problem.NOTHING_TO_LEARN, {"iscrowd": 1}, ALL, "test", [], True),
     ],
 )
@@ -274,14 +268,3 @@ def test_training_and_evaluation(folder):
     predictions = json.loads((folder / "out/inference/coco_instances_results.json").read_text())
     assert {p["image_id"] for p in predictions} == {1, 2}
     assert {p["category_id"] for p in predictions} <= set(range(13, 74, 10))
-
-
-@pytest.mark.parametrize("split", SIZES)
-def test_broken_image_stops_training_or_evaluation(folder, capsys, split):
-    for path in (folder / split).iterdir():
-        path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(SystemExit) as exit_info:
-        train("SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "1")
-    assert exit_info.value.code == 2
-    last = capsys.readouterr().err.rstrip().splitlines()[-1]
-    assert re.match(rf"error: {split}/00000\d.jpg cannot be used \(OSError: image", last), last

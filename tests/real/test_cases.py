@@ -94,6 +94,13 @@ def files(tmp_path):
     return prepare
 
 
+def check(path, folder, *flags):
+    try:
+        return check_dataset.main(["--json", path, "--images", folder, *flags])
+    except SystemExit as error:
+        return error.code
+
+
 def start(path, folder, *flags, keypoints=False):
     """Do what train_net.py does before it builds the model; return config and datasets."""
     flags = [*flags, "--num-gpus", "0", "--test-json", path, "--test-images", folder]
@@ -113,10 +120,7 @@ def start(path, folder, *flags, keypoints=False):
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors(files, capsys, case):
     path, folder = files(case)
-    try:
-        status = check_dataset.main(["--json", path, "--images", folder])
-    except SystemExit as error:
-        status = error.code
+    status = check(path, folder)
     assert status == (2 if case == "gbk" else 1)
     output = "".join(capsys.readouterr())
     assert re.search(f"(?m)^error: .*{ERRORS[case]}", output), output
@@ -134,14 +138,12 @@ def test_errors(files, capsys, case):
 def test_notes(files, capsys, case):
     path, folder = files(case)
     before = Path(path).read_bytes()
-    assert check_dataset.main(["--json", path, "--images", folder]) == 0
+    assert check(path, folder) == 0
     assert re.search(NOTES[case], capsys.readouterr().out)
     keypoints = case.startswith("kp_")
     _, datasets = start(path, folder, keypoints=keypoints)
-    said = capsys.readouterr().err
-    assert re.search(
-        "1 images have more objects, up to 300" if case == "dense" else NOTES[case], said
-    )
+    note = "1 images have more objects, up to 300" if case == "dense" else NOTES[case]
+    assert re.search(note, capsys.readouterr().err)
     for dataset in datasets:
         assert bool(dataset.copy) == (case in COPIED)
         if keypoints:
@@ -157,10 +159,7 @@ def test_repair(files, capsys, case):
     path, folder = files(case)
     fixed = f"{folder}/fixed.json"
     flags = ["--no-crowd"] if case == "cvat_brush" else []
-    try:
-        status = check_dataset.main(["--json", path, "--images", folder, "--fix", fixed, *flags])
-    except SystemExit as error:
-        status = error.code
+    status = check(path, folder, "--fix", fixed, *flags)
     assert (status != 0) == (case in NOT_FIXED), capsys.readouterr()
     if status == 0:
         data = read_for_evaluation(fixed, masks=True, keypoints=case.startswith("kp_"))
@@ -174,11 +173,9 @@ def test_repair(files, capsys, case):
 @pytest.mark.parametrize("case", [*sorted(COPIED), "same_names", "chinese"])
 def test_training_and_evaluation(files, case):
     path, folder = files(case)
-    flags = ["--config-file", TINY, "--num-gpus", "0"]
+    flags = ["--config-file", TINY, "--num-gpus", "0", "OUTPUT_DIR", f"{folder}/o"]
     for split in NAMES:
-        flags += [f"--{split}-json", path, f"--{split}-images", folder]
-    main(
-        argument_parser().parse_args([*flags, "OUTPUT_DIR", f"{folder}/o", "SOLVER.MAX_ITER", "1"])
-    )
+        flags[:0] = [f"--{split}-json", path, f"--{split}-images", folder]
+    main(argument_parser().parse_args([*flags, "SOLVER.MAX_ITER", "1"]))
     metrics = json.loads(Path(f"{folder}/o/metrics.json").read_text().splitlines()[-1])
     assert "bbox/AP" in metrics and "segm/AP" in metrics
