@@ -4,14 +4,16 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Optional
 
 import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.engine import launch
+from detectron2.engine import DEFAULT_TIMEOUT, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -20,14 +22,19 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..checkpoint import AuditedCheckpointer
 from ..data.coco import CustomDataset, overrides, read_datasets
-from ..errors import EXIT_STATUS, exit_on_user_error
+from ..errors import EXIT_STATUS, UserError, exit_on_user_error
 from ..files import write_atomically
 from .checks import check_input
-from .distributed import torchrun_process_group
 from .hooks import environment
 from .setup import find_config_file, load_config
 from .signals import forward_signals
 from .trainer import Trainer
+
+# torchrun sets these in each process that it starts.
+TORCHRUN_VARIABLES = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
 
 
 def main(args: Namespace) -> None:
@@ -123,3 +130,32 @@ def choose_seed(cfg: CfgNode, resume: bool) -> CfgNode:
     cfg.SEED = comm.all_gather(seed)[0]  # other machines may not see the file
     cfg.freeze()
     return cfg
+
+
+@contextmanager
+def torchrun_process_group(args: Namespace) -> Iterator[None]:
+    """Join the process group if torchrun started this process, and leave it after the body.
+
+    The backend is NCCL with one GPU per process, or Gloo if torch finds no GPU. Do nothing unless
+    all of TORCHRUN_VARIABLES are in the environment.
+    """
+    if not all(name in os.environ for name in TORCHRUN_VARIABLES):
+        yield
+        return
+
+    gpus = torch.cuda.device_count()
+    dist.init_process_group("nccl" if gpus else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.all_gather(None)  # without it, an early exit of one process would fail the others' joining
+    if args.num_gpus > 1 or args.num_machines > 1:
+        raise UserError("--num-gpus, --num-machines: use torchrun's --nproc-per-node and --nnodes")
+    if gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(local_size)
+    else:  # release 0.5 has no function for it
+        comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size)
+    comm.synchronize()
+    yield
+    # After an error the group stays, because exit_on_user_error uses its store.
+    dist.destroy_process_group()

@@ -15,8 +15,7 @@ from nl_video.trainer import VideoTrainer
 from nl_video.weights import VideoCheckpointer
 
 from nl_detectron.engine import check_nonlocal
-from nl_detectron.engine.distributed import torchrun_process_group
-from nl_detectron.engine.launch import choose_seed
+from nl_detectron.engine.launch import choose_seed, torchrun_process_group
 from nl_detectron.errors import exit_on_user_error
 
 
