@@ -16,32 +16,6 @@ SUBSAMPLES = ("none", "conv_pool", "pool_conv")
 NORMS = ("", "BN", "SyncBN", "GN")
 
 
-class PointwiseConv(Conv2d):
-    """A 1x1 convolution of (B, C, N), computed as one matrix product.
-
-    On a CPU this is faster than ``nn.Conv2d``, which copies such inputs, above all in bfloat16.
-    """
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map (B, C, N) to (B, D, N), and add ``residual`` (B, D, N) without a norm.
-
-        The result is channels-last in memory, (B, N, D), if ``residual`` is, or else x.
-        """
-        weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
-        if self.norm is not None:
-            return self.norm(torch.bmm(weight, x).unsqueeze(3)).squeeze(3)
-        bias = self.bias
-        assert bias is not None  # TorchScript needs this
-        start = bias.unsqueeze(1) if residual is None else residual
-        rows = (x if residual is None else residual).transpose(1, 2)
-        if torch.jit.is_scripting() or torch.compiler.is_compiling() or not rows.is_contiguous():
-            y = torch.baddbmm(start, weight, x)
-        else:
-            product = start.transpose(-2, -1), x.transpose(1, 2), weight.transpose(1, 2)
-            y = torch.baddbmm(*product).transpose(1, 2)
-        return y if residual is None else y.add_(bias.unsqueeze(1))
-
-
 class NonLocalBlock(CNNBlockBase):
     """``z = W_z y + x`` (Eq. 6), where y is the non-local operation on x (Eq. 1).
 
@@ -115,10 +89,10 @@ class NonLocalBlock(CNNBlockBase):
         inner_product = bottleneck_channels if embed else in_channels
         self.scale = inner_product**-0.5 if scale else 1.0
 
-        self.theta = PointwiseConv(in_channels, bottleneck_channels, 1) if embed else nn.Identity()
-        self.phi = PointwiseConv(in_channels, bottleneck_channels, 1) if embed else nn.Identity()
-        self.g = PointwiseConv(in_channels, bottleneck_channels, 1)
-        self.out = PointwiseConv(
+        self.theta = Conv2d(in_channels, bottleneck_channels, 1) if embed else nn.Identity()
+        self.phi = Conv2d(in_channels, bottleneck_channels, 1) if embed else nn.Identity()
+        self.g = Conv2d(in_channels, bottleneck_channels, 1)
+        self.out = Conv2d(
             bottleneck_channels, in_channels, 1, bias=not norm, norm=get_norm(norm, in_channels)
         )
         self.register_parameter("w_f", None)
@@ -146,27 +120,29 @@ class NonLocalBlock(CNNBlockBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, *space) to the same shape."""
-        theta, phi, g = self._project(x)
-        y = self.aggregate(theta, phi, g).transpose(1, 2)
-        if self.out.norm is None and not _autocast_enabled(x):
-            z = self.out(y, residual=x.flatten(2))
-        else:
-            z = x.flatten(2) + self.out(y)
-        return z.reshape(x.shape)
+        theta, phi = self.embeddings(x)
+        y = self.aggregate(theta, phi, self.values(x))
+        return x + self.out(y.transpose(1, 2).unsqueeze(3)).reshape(x.shape)
 
     def embeddings(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return theta (B, N, D) and phi (B, M, D) of x; M = N without sub-sampling."""
-        return self._project(x)[:2]
+        theta = self.theta(_flatten_space(x))
+        phi = self.phi(self._pool_before(x))
+        return _as_rows(theta), _as_rows(self._pool_after(phi, x))
 
     def values(self, x: Tensor) -> Tensor:
         """Return g (B, M, D) of x."""
-        return self._project(x)[2]
+        return _as_rows(self._pool_after(self.g(self._pool_before(x)), x))
 
     def aggregate(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
         """Return y (B, N, D) of Eq. 1, computed without autocast: some steps need float32."""
-        if _autocast_enabled(theta):
-            with torch.autocast(theta.device.type, enabled=False):
-                return self._aggregate(theta, phi, g)
+        if not torch.jit.is_scripting():
+            device = theta.device.type
+            # torch 2.4 cannot compile is_autocast_available.
+            available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
+            if available and torch.is_autocast_enabled(device):
+                with torch.autocast(device, enabled=False):
+                    return self._aggregate(theta, phi, g)
         return self._aggregate(theta, phi, g)
 
     def _aggregate(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
@@ -219,23 +195,25 @@ class NonLocalBlock(CNNBlockBase):
             f"scale={self.scale:.4g}, subsample={self.subsample}"
         )
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return theta, phi and g."""
-        source = (_max_pool(x) if self.subsample == "pool_conv" else x).flatten(2)
-        theta, phi, g = self.theta(x.flatten(2)), self.phi(source), self.g(source)
-        if self.subsample == "conv_pool":
-            space = x.shape[2:]
-            phi, g = [_max_pool(t.unflatten(2, space)).flatten(2) for t in (phi, g)]
-        return theta.transpose(1, 2), phi.transpose(1, 2), g.transpose(1, 2)
+    def _pool_before(self, x: Tensor) -> Tensor:
+        return _flatten_space(_max_pool(x) if self.subsample == "pool_conv" else x)
+
+    def _pool_after(self, embedding: Tensor, x: Tensor) -> Tensor:
+        if self.subsample != "conv_pool":
+            return embedding
+        size = list(x.shape)
+        size[1] = embedding.shape[1]
+        return _flatten_space(_max_pool(embedding.reshape(size)))
 
 
-def _autocast_enabled(x: Tensor) -> bool:
-    if torch.jit.is_scripting():
-        return False
-    device = x.device.type
-    # torch 2.4 cannot compile is_autocast_available.
-    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
-    return available and torch.is_autocast_enabled(device)
+def _flatten_space(x: Tensor) -> Tensor:
+    """Reshape (B, C, *space) to (B, C, N, 1), as 1x1 convolutions take it, without a copy."""
+    return x.flatten(2).unsqueeze(3)
+
+
+def _as_rows(embedding: Tensor) -> Tensor:
+    """Reshape (B, D, N, 1) to (B, N, D)."""
+    return embedding.squeeze(3).transpose(1, 2)
 
 
 def _max_pool(x: Tensor) -> Tensor:

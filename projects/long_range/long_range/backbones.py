@@ -52,15 +52,15 @@ class LocalBlock(NonLocalBlock):
     """A non-local block with the identity as its affinity matrix: ``y_i = g(x_i)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.out(self.g(x.flatten(2))).reshape(x.shape)
+        return x + self.out(self.g(x))
 
 
 class MeanBlock(NonLocalBlock):
     """A non-local block with the affinity 1 / M: ``y_i`` is the mean of g over the pooled map."""
 
     def forward(self, x: Tensor) -> Tensor:
-        g = self.g(F.max_pool2d(x, kernel_size=2, ceil_mode=True).flatten(2))
-        return x + self.out(g.mean(dim=2, keepdim=True)).unsqueeze(3)
+        g = self.g(F.max_pool2d(x, kernel_size=2, ceil_mode=True))
+        return x + self.out(g.mean(dim=(2, 3), keepdim=True).expand(-1, -1, *x.shape[2:]))
 
 
 class ResidualConvs(CNNBlockBase):

@@ -204,7 +204,7 @@ def test_positions_that_a_block_relates(axes):
     if axes != "spacetime":
         index = t if axes == "space" else y
         scores = scores.masked_fill(index[:, None] != index, -torch.inf)
-    out = block.out((scores.softmax(2) @ block.values(x)).transpose(1, 2))
+    out = block.out((scores.softmax(2) @ block.values(x)).transpose(1, 2).unsqueeze(3))
     assert_same(z, x + out.reshape(x.shape))
 
 
