@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from . import affinity
 
-INSTANTIATIONS = (
-    "gaussian",
-    "embedded_gaussian",
-    "dot_product",
-    "concatenation",
-    "disentangled",
-)
+INSTANTIATIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation", "disentangled")
 SUBSAMPLES = ("none", "conv_pool", "pool_conv")
 NORMS = ("", "BN", "SyncBN", "GN")
 
