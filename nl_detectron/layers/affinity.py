@@ -107,10 +107,10 @@ def concatenation_affinity(theta: Tensor, phi: Tensor, w_f: Tensor) -> Tensor:
 
 
 def disentangled(theta: Tensor, phi: Tensor, g: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Compute the operation of Yin et al.: softmax over j of ``scale * theta_i . phi_j``, plus that
-    of ``mask_j``, which is the same for all i.
+    """Compute the operation of Yin et al., the sum of a pairwise and of a unary softmax over j.
 
-    ``mask`` is (B, M). ``theta`` and ``phi`` are centred: their mean over positions is zero.
+    The logits are ``scale * theta_i . phi_j``, where theta and phi are centred (their mean over
+    positions is zero), and ``mask_j``, which is the same for all i; ``mask`` is (B, M).
     """
     unary = mask.softmax(dim=1).unsqueeze(1) @ g
     return embedded_gaussian(theta, phi, g, scale) + unary

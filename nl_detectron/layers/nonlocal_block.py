@@ -164,8 +164,8 @@ class NonLocalBlock(CNNBlockBase):
         log_scale = self.log_scale
         if log_scale is None:
             return theta, phi
-        # A smaller length than 0.1 counts as 0.1. Otherwise the gradient would have no bound where x
-        # is zero, as in the padding of images. With autocast, lengths are float32.
+        # A length below 0.1 counts as 0.1. Otherwise the gradient would have no bound where x is
+        # zero, as in the padding of images. With autocast, lengths are float32.
         unit_theta, unit_phi = F.normalize(theta, 2.0, 2, 0.1), F.normalize(phi, 2.0, 2, 0.1)
         return (unit_theta * log_scale.exp()).to(theta.dtype), unit_phi.to(phi.dtype)
 
