@@ -2,7 +2,7 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -14,26 +14,63 @@ from ..config import add_nonlocal_config
 from ..data.coco import CustomDataset, check_custom_data, check_files, check_registered
 from ..errors import UserError
 from ..modeling import build_nonlocal_backbone, build_nonlocal_keypoint_head
-from .trainer import EVALUATOR_TYPES
 
 # Meta-architecture -> the group of MODEL with its NUM_CLASSES.
 CLASSIFIERS = {"GeneralizedRCNN": "ROI_HEADS", "PanopticFPN": "ROI_HEADS", "RetinaNet": "RETINANET"}
+EVALUATOR_TYPES = ("coco", "coco_panoptic_seg")  # in the metadata of a dataset
 COCO_KEYPOINTS = 17  # pycocotools has OKS sigmas for these
 
 
-def check_input(
-    cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset] = ()
+def check_datasets(
+    cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset]
 ) -> list[CustomDataset]:
-    """Raise a UserError for the first problem of a config on this machine.
+    """Check the datasets of a config, and return those that spawned processes have to register.
 
     ``datasets`` are the custom datasets, registered. Those that other code has registered with an
     annotation file are read and checked as well. All are returned, and registered again: with a
     copy of the annotations in OUTPUT_DIR if detectron2 would not read the file as it is meant.
     """
+    splits = ["TEST"] if args.eval_only else ["TRAIN", "TEST"]
+    if not cfg.DATASETS[splits[0]]:
+        raise UserError(f"DATASETS.{splits[0]} is empty; set it by --config-file or an option")
+    names = [(split, name) for split in splits for name in cfg.DATASETS[split]]
+    for split, name in names:
+        check_registered(f"DATASETS.{split}", name)
+    check_files([name for _, name in names])
+    result = []
+    for dataset in [*datasets, *_read_registered([name for _, name in names], datasets)]:
+        check_custom_data(cfg, dataset)
+        result.append(dataset.with_copy(cfg.OUTPUT_DIR, write=comm.is_main_process()))
+        comm.synchronize()
+        result[-1].register()
+    for split, name in names:
+        _check_classes(cfg, name)
+        if cfg.MODEL.KEYPOINT_ON:
+            _check_keypoints(cfg, split, name)
+        evaluator_type = MetadataCatalog.get(name).get("evaluator_type")
+        if split == "TEST" and evaluator_type not in EVALUATOR_TYPES:
+            raise UserError(
+                f"DATASETS.TEST: {name!r} has evaluator_type {evaluator_type!r}; valid are "
+                f"{', '.join(EVALUATOR_TYPES)}. For others, run a training script with "
+                "python -m nl_detectron.run"
+            )
+    return result
+
+
+def check_input(
+    cfg: CfgNode,
+    args: Namespace,
+    datasets: Sequence[CustomDataset] = (),
+    check_datasets: Callable = check_datasets,
+) -> list[CustomDataset]:
+    """Raise a UserError for the first problem of a config on this machine.
+
+    ``datasets`` and what is returned are as for :func:`check_datasets`.
+    """
     check_nonlocal(cfg)
     _check_processes(cfg, args)
     _check_test_augmentation(cfg)
-    datasets = _check_datasets(cfg, args, datasets)
+    datasets = check_datasets(cfg, args, datasets)
     _check_weights(cfg, args)
     return datasets
 
@@ -77,36 +114,6 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, which is not a multiple of "
             f"SOLVER.REFERENCE_WORLD_SIZE or, if that is 0, the number of processes: {divisor}"
         )
-
-
-def _check_datasets(
-    cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset]
-) -> list[CustomDataset]:
-    splits = ["TEST"] if args.eval_only else ["TRAIN", "TEST"]
-    if not cfg.DATASETS[splits[0]]:
-        raise UserError(f"DATASETS.{splits[0]} is empty; set it by --config-file or an option")
-    names = [(split, name) for split in splits for name in cfg.DATASETS[split]]
-    for split, name in names:
-        check_registered(f"DATASETS.{split}", name)
-    check_files([name for _, name in names])
-    result = []
-    for dataset in [*datasets, *_read_registered([name for _, name in names], datasets)]:
-        check_custom_data(cfg, dataset)
-        result.append(dataset.with_copy(cfg.OUTPUT_DIR, write=comm.is_main_process()))
-        comm.synchronize()
-        result[-1].register()
-    for split, name in names:
-        _check_classes(cfg, name)
-        if cfg.MODEL.KEYPOINT_ON:
-            _check_keypoints(cfg, split, name)
-        evaluator_type = MetadataCatalog.get(name).get("evaluator_type")
-        if split == "TEST" and evaluator_type not in EVALUATOR_TYPES:
-            raise UserError(
-                f"DATASETS.TEST: {name!r} has evaluator_type {evaluator_type!r}; valid are "
-                f"{', '.join(EVALUATOR_TYPES)}. For others, run a training script with "
-                "python -m nl_detectron.run"
-            )
-    return result
 
 
 def _read_registered(

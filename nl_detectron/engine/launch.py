@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import active_children
 from pathlib import Path
@@ -20,7 +20,6 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessExitedException
 
-from ..checkpoint import AuditedCheckpointer
 from ..data.coco import CustomDataset, overrides, read_datasets
 from ..errors import EXIT_STATUS, UserError, exit_on_user_error
 from ..files import write_atomically
@@ -37,19 +36,34 @@ TORCHRUN_VARIABLES = (
 )
 
 
-def main(args: Namespace) -> None:
-    """Launch the processes that ``args`` asks for; under torchrun, run in the current one."""
+def main(
+    args: Namespace,
+    *,
+    trainer: type[Trainer] = Trainer,
+    add_config: Optional[Callable[[CfgNode], None]] = None,
+) -> Optional[dict]:
+    """Train or evaluate in the processes that ``args`` asks for; under torchrun, in this one.
+
+    Args:
+        args: from :func:`argument_parser`, or, if only configs name datasets, from detectron2's.
+        trainer: class that trains and evaluates; a project passes its own subclass.
+        add_config: function that adds the config keys of a project.
+
+    Returns:
+        What :func:`run` returns, if it was called in this process.
+    """
     with exit_on_user_error(), torchrun_process_group(args):
         args.config_file = find_config_file(args.config_file)
-        custom = read_datasets(args)
-        cfg = load_config(args.config_file, args.opts, overrides=overrides(custom))
+        custom = read_datasets(args) if hasattr(args, "train_json") else {}
+        cfg = load_config(
+            args.config_file, args.opts, overrides=overrides(custom), add_config=add_config
+        )
         datasets = list(custom.values())
         for dataset in datasets:
             dataset.register()
-        datasets = check_input(cfg, args, datasets)
+        datasets = check_input(cfg, args, datasets, trainer.check_datasets)
         if args.num_gpus * args.num_machines <= 1:
-            run(cfg, args)
-            return
+            return run(cfg, args, trainer=trainer)
         try:
             with forward_signals(active_children):
                 launch(
@@ -58,7 +72,7 @@ def main(args: Namespace) -> None:
                     num_machines=args.num_machines,
                     machine_rank=args.machine_rank,
                     dist_url=args.dist_url,
-                    args=(cfg, args, datasets),
+                    args=(cfg, args, datasets, trainer),
                 )
         except ProcessExitedException as error:
             if error.exit_code != EXIT_STATUS:
@@ -71,7 +85,12 @@ def _run_spawned(*args) -> None:
         run(*args)
 
 
-def run(cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset] = ()) -> Optional[dict]:
+def run(
+    cfg: CfgNode,
+    args: Namespace,
+    datasets: Sequence[CustomDataset] = (),
+    trainer: type[Trainer] = Trainer,
+) -> Optional[dict]:
     """Train or evaluate in this process, which may be one of several; return the results.
 
     ``datasets`` are those that this process has yet to register. After a training,
@@ -81,14 +100,14 @@ def run(cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset] = ()) -
         dataset.register()
     cfg = _set_up(cfg, args)
     if not args.eval_only:
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+        training = trainer(cfg)
+        training.resume_or_load(resume=args.resume)
+        return training.train()
 
-    model = Trainer.build_model(cfg)
-    checkpointer = AuditedCheckpointer(model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL)
+    model = trainer.build_model(cfg)
+    checkpointer = trainer.build_checkpointer(cfg, model)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-    results = Trainer.test(cfg, model)
+    results = trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

@@ -4,9 +4,9 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 import yaml
@@ -56,7 +56,11 @@ def find_config_file(name: str) -> str:
 
 
 def load_config(
-    config_file: str = "", opts: Sequence[Any] = (), *, overrides: Sequence[Any] = ()
+    config_file: str = "",
+    opts: Sequence[Any] = (),
+    *,
+    overrides: Sequence[Any] = (),
+    add_config: Optional[Callable[[CfgNode], None]] = None,
 ) -> CfgNode:
     """Load a config file and options over the defaults of detectron2 and of this package.
 
@@ -66,12 +70,15 @@ def load_config(
         config_file: path of a yaml file, or "".
         opts: ``KEY VALUE KEY VALUE ...``, as on the command line.
         overrides: the same, but set by the program; the options take precedence.
+        add_config: function that adds the keys of a project to the defaults.
 
     Returns:
         The config, frozen.
     """
     cfg = get_cfg()
     add_nonlocal_config(cfg)
+    if add_config:
+        add_config(cfg)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if config_file:

@@ -31,11 +31,10 @@ from ..data.train_loader import ImageLoader, TrainLoader
 from ..errors import UserError
 from ..files import write_atomically
 from ..modeling import build_model, build_optimizer
+from .checks import check_datasets
 from .coco_evaluator import FasterCOCOEvaluator
 from .hooks import NonLocalNorms, check_gradients, environment, log_max_memory
 from .signals import StopOnSignal
-
-EVALUATOR_TYPES = ("coco", "coco_panoptic_seg")  # in the metadata of a dataset
 
 
 class Trainer(DefaultTrainer):
@@ -43,6 +42,7 @@ class Trainer(DefaultTrainer):
 
     build_model = staticmethod(build_model)
     build_optimizer = staticmethod(build_optimizer)
+    check_datasets = staticmethod(check_datasets)
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)  # DefaultTrainer.__init__ would fix the checkpointer and DDP
@@ -62,9 +62,7 @@ class Trainer(DefaultTrainer):
         state = {"trainer": weakref.proxy(self)}
         if "state_dict" not in vars(DefaultTrainer):  # release 0.5; main includes _trainer's state
             state["_trainer"] = self._trainer
-        self.checkpointer = AuditedCheckpointer(
-            model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL, **state
-        )
+        self.checkpointer = self.build_checkpointer(cfg, model, **state)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
@@ -118,6 +116,12 @@ class Trainer(DefaultTrainer):
         if self.iter < self.max_iter:  # EvalHook would evaluate if the last step has failed
             self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
         super().after_train()
+
+    @classmethod
+    def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, **state) -> AuditedCheckpointer:
+        return AuditedCheckpointer(
+            model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL, **state
+        )
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:

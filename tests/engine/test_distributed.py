@@ -176,7 +176,7 @@ if not hasattr(comm, "create_local_process_group"):
     launch.dist = SimpleNamespace(
         new_group=dist.new_group, init_process_group=lambda backend, **rest: init("gloo", **rest)
     )
-importlib.import_module("nl_detectron.engine.launch").check_input = lambda *args: args[-1]
+importlib.import_module("nl_detectron.engine.launch").check_input = lambda *args: args[2]
 
 if __name__ == "__main__":
     main(argument_parser().parse_args())

@@ -4,12 +4,15 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
 
-from nl_detectron.engine import argument_parser, load_config
+from nl_detectron.engine import Trainer, argument_parser, load_config, main
 from nl_detectron.engine.launch import choose_seed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,6 +51,22 @@ def test_train_resume_evaluate(train_net, tmp_path, capsys):
     file = "inference/coco_instances_results.json"
     predictions, again = ((tmp_path / name / file).read_text() for name in ("out", "evaluated"))
     assert predictions == again and len(json.loads(predictions)) > 0
+
+
+class ProjectTrainer(Trainer):
+    @staticmethod
+    def check_datasets(cfg, args, datasets):
+        return []
+
+    def train(self):
+        return self.cfg.PROJECT_KEY
+
+
+def test_main_of_a_project(datasets, tmp_path):
+    options = ["DATASETS.TRAIN", "('tiny_train',)", "OUTPUT_DIR", str(tmp_path), "PROJECT_KEY", "2"]
+    args = default_argument_parser().parse_args(["--config-file", TINY, *options])
+    add_config = partial(CfgNode.update, PROJECT_KEY=1)
+    assert main(args, trainer=ProjectTrainer, add_config=add_config) == 2
 
 
 def test_a_drawn_seed_is_kept(tmp_path):
