@@ -50,60 +50,47 @@ def test_evaluator_is_equal_to_pycocotools(datasets, tmp_path):
     assert type(coco_eval(annotations, annotations, "keypoints", 300)) is COCOeval
 
 
-@pytest.fixture
-def grid():
-    """Register "grid_test", without a json_file: an image with 300 boxes, given as a function."""
-    boxes = [[x, y, x + 8, y + 8] for y in range(0, 200, 10) for x in range(0, 150, 10)]
-    content = {"image_id": 1, "boxes": boxes}
-
-    def load():
-        keys = {"category_id": 0, "bbox_mode": BoxMode.XYXY_ABS}
-        annotations = [{"bbox": box, **keys} for box in content["boxes"]]
-        image = {"file_name": "1.png", "height": 200, "width": 150, "annotations": annotations}
-        return [{"image_id": content["image_id"], **image}]
-
-    DatasetCatalog.register("grid_test", load)
-    MetadataCatalog.get("grid_test").set(thing_classes=["a"], evaluator_type="coco")
-    yield content
-    DatasetCatalog.remove("grid_test")
-    MetadataCatalog.remove("grid_test")
-
-
-def perfect_ap(cfg, content, faster, monkeypatch):
-    """Evaluate detections that are equal to the boxes, as training does."""
-    if not faster:
+@pytest.fixture(params=["faster", "pycocotools"])
+def each_evaluator(request, monkeypatch):
+    if request.param == "pycocotools":
         monkeypatch.setattr(coco_evaluator, "COCOeval_faster", None)
-    boxes = torch.tensor(content["boxes"], dtype=torch.float32)
-    output = Instances(
-        (200, 150), pred_boxes=Boxes(boxes), scores=torch.linspace(1, 0.5, len(boxes))
-    )
+
+
+GRID = [[x, y, x + 8.0, y + 8.0] for y in range(0, 200, 10) for x in range(0, 150, 10)]
+
+
+def perfect_ap(cfg, boxes, image_id=1):
+    """Evaluate detections that are equal to the boxes of a dataset without a json_file."""
+    keys = {"category_id": 0, "bbox_mode": BoxMode.XYXY_ABS}
+    image = {"image_id": image_id, "file_name": "1.png", "height": 200, "width": 150}
+    image["annotations"] = [{"bbox": box, **keys} for box in boxes]
+    DatasetCatalog.pop("grid_test", None)
+    DatasetCatalog.register("grid_test", lambda: [image])
+    MetadataCatalog.get("grid_test").set(thing_classes=["a"], evaluator_type="coco")
+    output = Instances((200, 150), pred_boxes=Boxes(torch.tensor(boxes)))
+    output.scores = torch.linspace(1, 0.5, len(boxes))
     output.pred_classes = torch.zeros(len(boxes), dtype=torch.int64)
     evaluator = Trainer.build_evaluator(cfg, "grid_test")
     evaluator.reset()
-    evaluator.process([{"image_id": content["image_id"]}], [{"instances": output}])
+    evaluator.process([{"image_id": image_id}], [{"instances": output}])
     return evaluator.evaluate()["bbox"]["AP"]
 
 
-@pytest.mark.parametrize("faster", [True, False])
 @pytest.mark.parametrize("limit, ap", [(50, 33.66), (100, 33.66), (300, 100), (-1, 100)])
-def test_limit_of_detections(tiny_config, grid, monkeypatch, faster, limit, ap):
+def test_limit_of_detections(tiny_config, each_evaluator, limit, ap):
     cfg = tiny_config("TEST.DETECTIONS_PER_IMAGE", limit)
-    assert perfect_ap(cfg, grid, faster, monkeypatch) == pytest.approx(ap, abs=0.01)
+    assert perfect_ap(cfg, GRID) == pytest.approx(ap, abs=0.01)
 
 
-@pytest.mark.parametrize("faster", [True, False])
-def test_ids_that_are_texts(tiny_config, grid, monkeypatch, faster):
-    grid["image_id"] = "cam1/1"
+def test_ids_that_are_texts(tiny_config, each_evaluator):
     cfg = tiny_config("TEST.DETECTIONS_PER_IMAGE", 300)
-    assert perfect_ap(cfg, grid, faster, monkeypatch) == pytest.approx(100)
+    assert perfect_ap(cfg, GRID, image_id="cam1/1") == pytest.approx(100)
 
 
-def test_files_of_the_evaluation(tiny_config, grid, monkeypatch, tmp_path):
+def test_files_of_the_evaluation(tiny_config, tmp_path):
     """Data that has changed is converted again. Several datasets have a folder each."""
-    assert perfect_ap(tiny_config(), grid, True, monkeypatch) < 50
-    grid["boxes"] = grid["boxes"][:20]
-    assert perfect_ap(tiny_config(), grid, True, monkeypatch) == pytest.approx(100)
+    assert perfect_ap(tiny_config(), GRID) < 50
+    assert perfect_ap(tiny_config(), GRID[:20]) == pytest.approx(100)
     assert (tmp_path / "inference/coco_instances_results.json").is_file()
-    cfg = tiny_config("DATASETS.TEST", "('grid_test', 'tiny_val')")
-    perfect_ap(cfg, grid, True, monkeypatch)
+    perfect_ap(tiny_config("DATASETS.TEST", "('grid_test', 'tiny_val')"), GRID)
     assert (tmp_path / "inference/grid_test/coco_instances_results.json").is_file()
