@@ -1,7 +1,5 @@
 """Problems that are found before a model is built, and errors that come later."""
 
-import re
-
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -50,9 +48,7 @@ def check(tiny_config, text):
             "BATCH is 3, .* multiple .*: 2",
         ),
         ("DATASETS.TRAIN ()", "DATASETS.TRAIN is empty"),
-        ("--eval-only -- DATASETS.TEST ()", "DATASETS.TEST is empty"),
-        ("DATASETS.TRAIN ('tiny_trian',)", "DATASETS.TRAIN: no dataset 'tiny_trian'"),
-        ("DATASETS.TRAIN ('coco_2017_train',)", "missing.*coco_2017_train"),
+        ("DATASETS.TEST ('tiny_vla',)", "DATASETS.TEST: no dataset 'tiny_vla'"),
         ("MODEL.ROI_HEADS.NUM_CLASSES 80", "ROI_HEADS.NUM_CLASSES is 80, .* 'tiny_train' has 6"),
         ("MODEL.META_ARCHITECTURE RetinaNet", "MODEL.RETINANET.NUM_CLASSES is 80"),
         (f"{KEYPOINTS} MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS 4", "is 4, but .* 3 keypoint_names"),
@@ -97,14 +93,6 @@ def test_gpus(tiny_config, monkeypatch):
     check(tiny_config, "--num-gpus 2 -- SOLVER.IMS_PER_BATCH 4")
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["MODEL.NONLOCAL.LOCATION", "('res4.6',)"], "MODEL.NONLOCAL.LOCATION .*res4: 0 to 5"),
-        (["MODEL.WEIGHTS", "nowhere.pth"], "there is no file /.*nowhere.pth"),
-    ],
-)
-def test_later_errors_are_one_line_too(train_net, error_of, tmp_path, options, message):
-    said = error_of(train_net, "OUTPUT_DIR", str(tmp_path), *options)
-    assert re.match(f"error: {message}", said), said
-    assert not list(tmp_path.glob("*.pth"))
+def test_later_errors_are_one_line_too(train_net, error_of, tmp_path):
+    said = error_of(train_net, "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "nowhere.pth")
+    assert "there is no file /" in said and not list(tmp_path.glob("*.pth"))

@@ -49,10 +49,6 @@ def test_train_resume_evaluate(train_net, tmp_path):
 
 
 class ProjectTrainer(Trainer):
-    @staticmethod
-    def check_datasets(cfg, args, datasets):
-        return []
-
     def train(self):
         return self.cfg.PROJECT_KEY
 

@@ -18,7 +18,7 @@ TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
     [
         ("MODEL.NONLOCAL.LOCATON x", "LOCATON is not a .* did you mean MODEL.NONLOCAL.LOCATION?"),
         ("MODEL.MASK_ON.A 1", "MASK_ON.A is not a config key; did you mean MODEL.MASK_ON?"),
-        ("COMPLETELY.DIFFERENT 1", "COMPLETELY.DIFFERENT is not a config key$"),
+        ("COMPLETELY.DIFFERENT 1", "is not a config key$"),
         ("MODEL.NONLOCAL.LOCATION res4.1", r"LOCATION .* tuple, .* \('res4.-2',\), not 'res4.1'"),
         ("DATASETS.PROPOSAL_FILES_TRAIN 1", r"type tuple, such as \('NAME',\), not '1'"),
         ("MODEL.NONLOCAL 3", "MODEL.NONLOCAL is not a config key; did you mean MODEL.NONLOCAL."),
@@ -40,7 +40,6 @@ def test_bad_option(options, message):
         ("INPUT: {MIN_SIZE_TRAIN: (224,)}", r"tuple, .*, not '\(224'. Inside .* such as \[224\]"),
         ("DATASETS: {TRAIN: ('a', 'b')}", "not YAML: .* line 1, .* Inside { }, YAML"),
         ("_BASE_: nowhere.yaml", "no file /.*/nowhere.yaml"),
-        ("- MODEL", "not nested config keys with values"),
         ("", "not nested config keys with values"),
     ],
 )

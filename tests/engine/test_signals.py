@@ -66,13 +66,11 @@ def finish(process, folder):
 
 @pytest.mark.slow
 def test_interrupted_training_is_equal_to_an_undisturbed_one(start):
-    pause = random.uniform(0, 0.2)
-    print(f"killed {pause:.3f} s after the checkpoint")  # shown if the test fails
     stops = []
     for number, workers in ((signal.SIGKILL, 2), (signal.SIGTERM, 0), (signal.SIGINT, 2)):
         process, folder = start("interrupted", workers)
         wait_for_new_checkpoint(process, folder)
-        time.sleep(pause if number == signal.SIGKILL else 0)
+        time.sleep(random.uniform(0, 0.2) if number == signal.SIGKILL else 0)
         os.killpg(process.pid, number)  # to the data loader's workers too, as Ctrl-C does
         _, errors = process.communicate(timeout=TIMEOUT)
         assert not (folder / "model_final.pth").exists()
