@@ -31,7 +31,7 @@ class FasterCOCOEvaluator(COCOEvaluator):
     """
 
     def __init__(self, dataset_name: str, *, output_dir: str, max_dets_per_image: int, **options):
-        self._max_dets_per_image = max_dets_per_image
+        self._limit = max_dets_per_image  # in main, _max_dets_per_image is a list
         # COCOEvaluator would use its file of an earlier run, even if the data has changed.
         converted = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
         if comm.is_main_process():
@@ -44,7 +44,7 @@ class FasterCOCOEvaluator(COCOEvaluator):
 
     def evaluate(self, img_ids: list | None = None) -> dict | None:
         # detectron2 has no argument for this class.
-        coco_evaluation.COCOeval = partial(coco_eval, max_dets_per_image=self._max_dets_per_image)
+        coco_evaluation.COCOeval = partial(coco_eval, max_dets_per_image=self._limit)
         try:
             return super().evaluate(img_ids)
         finally:
