@@ -1,37 +1,30 @@
 """Problems that are found before a model is built, and errors that come later."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from nl_detectron.engine import argument_parser, check_nonlocal, load_config
+from nl_detectron.engine import argument_parser
 from nl_detectron.engine.checks import check_input
 from nl_detectron.errors import UserError
 
-TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
 PLAIN = "MODEL.BACKBONE.NAME build_resnet_fpn_backbone"
 KEYPOINTS = (
-    "MODEL.KEYPOINT_ON True MODEL.ROI_HEADS.NUM_CLASSES 1 "
+    "MODEL.KEYPOINT_ON True MODEL.ROI_HEADS.NUM_CLASSES 1 MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS 3 "
     "DATASETS.TRAIN ('keypoints_check',) DATASETS.TEST ('keypoints_check',)"
 )
+THREE_SIGMAS = f"{KEYPOINTS} TEST.KEYPOINT_OKS_SIGMAS [1,1,1]"
 
 
 @pytest.fixture
-def keypoint_data(datasets):
-    """Two registered datasets with one class and three keypoints."""
-    source = MetadataCatalog.get("tiny_train")
-    for name, evaluator_type in (("keypoints_check", "coco"), ("lvis_check", "lvis")):
+def registered(datasets):
+    """A dataset with one class and three keypoints, and one in the format of LVIS."""
+    source, keypoints = (MetadataCatalog.get(n) for n in ("tiny_train", "keypoints_check"))
+    keypoints.set(json_file=source.json_file, image_root=source.image_root, evaluator_type="coco")
+    keypoints.set(thing_classes=["person"], keypoint_names=["a", "b", "c"])
+    MetadataCatalog.get("lvis_check").set(evaluator_type="lvis")
+    for name in ("keypoints_check", "lvis_check"):
         DatasetCatalog.register(name, list)
-        MetadataCatalog.get(name).set(
-            json_file=source.json_file,
-            image_root=source.image_root,
-            evaluator_type=evaluator_type,
-            thing_classes=["person"],
-            keypoint_names=["a", "b", "c"],
-        )
     yield
     for name in ("keypoints_check", "lvis_check"):
         DatasetCatalog.remove(name)
@@ -40,12 +33,7 @@ def keypoint_data(datasets):
 
 def check(tiny_config, text):
     flags, _, options = text.rpartition("-- ")
-    args = argument_parser().parse_args(flags.split())
-    check_input(tiny_config(*options.split()), args)
-
-
-KEYPOINT_HEAD = "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS 3"
-ONE_CLASS = "MODEL.ROI_HEADS.NUM_CLASSES 1 DATASETS.TRAIN ('keypoints_check',)"
+    check_input(tiny_config(*options.split()), argument_parser().parse_args(flags.split()))
 
 
 @pytest.mark.parametrize(
@@ -54,35 +42,25 @@ ONE_CLASS = "MODEL.ROI_HEADS.NUM_CLASSES 1 DATASETS.TRAIN ('keypoints_check',)"
         ("--num-gpus 2 -- ", "--num-gpus is 2, but torch finds 0 .*use torchrun"),
         ("MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY 9", "KEYPOINT_HEAD is set, .*MODEL.KEYPOINT_ON to Tr"),
         (f"{PLAIN} MODEL.NONLOCAL.NORM GN", "MODEL.NONLOCAL is set, but .*'build_nonlocal_backbon"),
-        ("MODEL.NONLOCAL.FREEZE_REST True", "FREEZE_REST .*MODEL.WEIGHTS is empty; set it"),
+        ("MODEL.NONLOCAL.FREEZE_REST True", "FREEZE_REST needs MODEL.WEIGHTS"),
         (
             "SOLVER.IMS_PER_BATCH 3 SOLVER.REFERENCE_WORLD_SIZE 2",
-            "SOLVER.IMS_PER_BATCH is 3, .* not a multiple of SOLVER.REFERENCE_WORLD_SIZE .*: 2",
+            "BATCH is 3, .* multiple .*: 2",
         ),
         ("DATASETS.TRAIN ()", "DATASETS.TRAIN is empty"),
-        ("--eval-only -- DATASETS.TEST ()", "DATASETS.TEST is empty"),
-        ("DATASETS.TRAIN ('tiny_trian',)", "DATASETS.TRAIN: no dataset 'tiny_trian'.* tiny_train"),
-        ("DATASETS.TRAIN ('coco_2017_train',)", "missing.*coco_2017_train"),
+        ("DATASETS.TEST ('tiny_vla',)", "DATASETS.TEST: no dataset 'tiny_vla'"),
         ("MODEL.ROI_HEADS.NUM_CLASSES 80", "ROI_HEADS.NUM_CLASSES is 80, .* 'tiny_train' has 6"),
         ("MODEL.META_ARCHITECTURE RetinaNet", "MODEL.RETINANET.NUM_CLASSES is 80"),
-        ("MODEL.KEYPOINT_ON True", "NUM_KEYPOINTS is 17, but dataset 'tiny_train' has 0 keypoint_"),
         (f"{KEYPOINTS} MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS 4", "is 4, but .* 3 keypoint_names"),
-        (f"{KEYPOINTS} {KEYPOINT_HEAD}", "OKS_SIGMAS has 0 values, but .* 3 keypoints"),
-        (f"{KEYPOINTS} {KEYPOINT_HEAD} TEST.KEYPOINT_OKS_SIGMAS [1,1]", "OKS_SIGMAS has 2 values"),
-        (f"{ONE_CLASS} DATASETS.TEST ('lvis_check',)", "'lvis'; valid are coco, .* nl_detectron"),
-        (
-            f"{KEYPOINTS} {KEYPOINT_HEAD} TEST.KEYPOINT_OKS_SIGMAS [1,1,1] TEST.AUG.ENABLED True",
-            "TEST.AUG.ENABLED does not work with MODEL.KEYPOINT_ON True",
-        ),
-        (
-            "MODEL.META_ARCHITECTURE RetinaNet MODEL.RETINANET.NUM_CLASSES 6 TEST.AUG.ENABLED True",
-            "TEST.AUG.ENABLED does not work with MODEL.META_ARCHITECTURE RetinaNet",
-        ),
-        ("MODEL.WEIGHTS nowhere.pth", "MODEL.WEIGHTS: there is no file /.*nowhere.pth"),
-        ("--eval-only -- ", "--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate"),
+        (KEYPOINTS, "OKS_SIGMAS has 0 values, but .* 3 keypoints"),
+        ("DATASETS.TEST ('lvis_check',)", "'lvis'; valid are coco, .*nl_detectron.run"),
+        (f"{THREE_SIGMAS} TEST.AUG.ENABLED True", "AUG.ENABLED does not work .*KEYPOINT_ON True"),
+        ("MODEL.META_ARCHITECTURE RetinaNet TEST.AUG.ENABLED True", "AUG.* with RetinaNet"),
+        ("MODEL.META_ARCHITECTURE PanopticFPN TEST.AUG.ENABLED True", "AUG.* with PanopticFPN"),
+        ("--eval-only -- ", "--eval-only needs MODEL.WEIGHTS"),
     ],
 )
-def test_problem(tiny_config, keypoint_data, monkeypatch, text, message):
+def test_problem(tiny_config, registered, monkeypatch, text, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match=f"(?s){message}"):
         check(tiny_config, text)
@@ -91,23 +69,20 @@ def test_problem(tiny_config, keypoint_data, monkeypatch, text, message):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "SOLVER.IMS_PER_BATCH 3",
-        "DATASETS.TEST ()",
-        "TEST.AUG.ENABLED True",
-        "MODEL.WEIGHTS http://a/b.pkl",
-        f"{KEYPOINTS} {KEYPOINT_HEAD} TEST.KEYPOINT_OKS_SIGMAS [1,1,1]",
-        f"--eval-only -- MODEL.WEIGHTS {TINY} DATASETS.TRAIN () SOLVER.IMS_PER_BATCH 3",
+        "DATASETS.TEST () SOLVER.IMS_PER_BATCH 3",
+        "TEST.AUG.ENABLED True MODEL.NONLOCAL.NORM GN",
+        f"{THREE_SIGMAS} {PLAIN} MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY 9 "
+        "MODEL.ROI_KEYPOINT_HEAD.NAME build_nonlocal_keypoint_head",
+        "--eval-only -- MODEL.WEIGHTS a.pth DATASETS.TRAIN () SOLVER.IMS_PER_BATCH 3",
     ],
 )
-def test_no_problem(tiny_config, keypoint_data, capsys, text):
+def test_no_problem(tiny_config, registered, capsys, text):
     check(tiny_config, text)
     assert capsys.readouterr().err == ""
 
 
 def test_resuming_does_not_need_the_first_weights(tiny_config, tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
-    check(tiny_config, "--resume -- MODEL.WEIGHTS nowhere.pth")
     check(tiny_config, "--resume --eval-only -- ")
 
 
@@ -118,28 +93,6 @@ def test_gpus(tiny_config, monkeypatch):
     check(tiny_config, "--num-gpus 2 -- SOLVER.IMS_PER_BATCH 4")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        "MODEL.NONLOCAL.NORM GN",
-        f"{PLAIN} SOLVER.NONLOCAL_LR_FACTOR 2.0",  # build_optimizer raises
-        f"{PLAIN} MODEL.KEYPOINT_ON True MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY 9 "
-        "MODEL.ROI_KEYPOINT_HEAD.NAME build_nonlocal_keypoint_head",
-    ],
-)
-def test_nonlocal_keys_with_effect(options):
-    check_nonlocal(load_config(TINY, options.split()))
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ("MODEL.NONLOCAL.LOCATION ('res4.6',)", "MODEL.NONLOCAL.LOCATION .*res4: 0 to 5"),
-        ("SOLVER.NONLOCAL_LR_FACTOR 0.0", "SOLVER.NONLOCAL_LR_FACTOR .*positive"),
-        (f"{PLAIN} SOLVER.NONLOCAL_LR_FACTOR 2.0", "SOLVER.NONLOCAL_LR_FACTOR "),
-    ],
-)
-def test_later_errors_are_one_line_too(train_net, error_of, tmp_path, options, message):
-    said = error_of(train_net, "OUTPUT_DIR", str(tmp_path), *options.split())
-    assert re.match(message, said), said
-    assert not list(tmp_path.glob("*.pth"))
+def test_later_errors_are_one_line_too(train_net, error_of, tmp_path):
+    said = error_of(train_net, "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", "nowhere.pth")
+    assert "there is no file /" in said and not list(tmp_path.glob("*.pth"))
