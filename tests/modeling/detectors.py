@@ -92,13 +92,13 @@ def equal(a, b):
 
 
 def _tensors(output):
+    if isinstance(output, Instances):
+        assert len(output)
+        output = output.get_fields()
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, Boxes):
         yield output.tensor
-    elif isinstance(output, Instances):
-        assert len(output)
-        yield from _tensors(output.get_fields())
     elif isinstance(output, (dict, list, tuple)):
         for item in output.values() if isinstance(output, dict) else output:
             yield from _tensors(item)

@@ -79,18 +79,14 @@ def test_learning_rate_and_weight_decay(factor, decay, clip):
     assert optimizer.defaults == plain.defaults
 
 
-LR_FACTOR = "must be a positive number"
-WEIGHT_DECAY = "must be a number >= 0, or None"
+LR_FACTOR = ("NONLOCAL_LR_FACTOR", "must be a positive number")
+WEIGHT_DECAY = ("WEIGHT_DECAY_NONLOCAL", "must be a number >= 0, or None")
+BAD = [(*LR_FACTOR, x) for x in (0.0, -1.0, math.nan, math.inf)]
+BAD += [(*WEIGHT_DECAY, x) for x in (-0.1, "none", True, math.nan)]
 
 
-@pytest.mark.parametrize(
-    "key, value, problem",
-    [
-        *(("NONLOCAL_LR_FACTOR", x, LR_FACTOR) for x in (0.0, -1.0, math.nan, math.inf)),
-        *(("WEIGHT_DECAY_NONLOCAL", x, WEIGHT_DECAY) for x in (-0.1, "none", True, math.nan)),
-    ],
-)
-def test_bad_value(key, value, problem):
+@pytest.mark.parametrize("key, problem, value", BAD)
+def test_bad_value(key, problem, value):
     with pytest.raises(OptionError, match=f"^SOLVER.{key} {value!r} {problem}$"):
         build_optimizer(tiny_config(f"SOLVER.{key}", value), nn.Sequential(NonLocalBlock(8)))
 

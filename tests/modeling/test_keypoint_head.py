@@ -12,20 +12,13 @@ from nl_detectron import nonlocal_keypoint_head
 from nl_detectron.errors import OptionError
 
 REGION = ShapeSpec(channels=8, width=14, height=14)
+NONLOCAL = ("MODEL.ROI_KEYPOINT_HEAD.NAME", "build_nonlocal_keypoint_head")
 EVERY = "MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY"
 
 
-def config(*options, convolutions=8):
-    return tiny_config("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [32] * convolutions, *options)
-
-
-def plain_head():
-    return build_keypoint_head(config(), REGION)
-
-
-def nonlocal_head(*options, **kwargs):
-    name = ("MODEL.ROI_KEYPOINT_HEAD.NAME", "build_nonlocal_keypoint_head")
-    return build_keypoint_head(config(*name, *options, **kwargs), REGION)
+def build_head(*options, convolutions=8):
+    options += ("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [32] * convolutions)
+    return build_keypoint_head(tiny_config(*options), REGION)
 
 
 def places(head):
@@ -54,8 +47,7 @@ def outputs(head, count):
 @pytest.mark.parametrize("norm", ["", "BN", "GN"])
 @pytest.mark.parametrize("count", [3, 0])
 def test_new_blocks_change_no_bit(norm, count):
-    plain = plain_head()
-    head = nonlocal_head("MODEL.NONLOCAL.NORM", norm)
+    plain, head = build_head(), build_head(*NONLOCAL, "MODEL.NONLOCAL.NORM", norm)
     missing, unexpected = head.load_state_dict(plain.state_dict(), strict=False)
     assert all(key.startswith("nonlocal") for key in missing) and not unexpected
     actual, expected = outputs(head, count), outputs(plain, count)
@@ -68,12 +60,12 @@ def test_new_blocks_change_no_bit(norm, count):
     [(1, range(1, 9), 8), (2, [2, 4, 6, 8], 8), (3, [3, 6], 8), (8, [8], 8), (2, [2, 4], 5)],
 )
 def test_every(every, after, convolutions):
-    head = nonlocal_head(EVERY, every, convolutions=convolutions)
+    head = build_head(*NONLOCAL, EVERY, every, convolutions=convolutions)
     assert places(head) == list(after)
 
 
 def test_insertion_into_an_existing_head():
-    head = plain_head().to("meta", torch.bfloat16).eval()
+    head = build_head().to("meta", torch.bfloat16).eval()
     modules = list(head.children())
     assert nonlocal_keypoint_head(head, every=4, instantiation="dot_product") is head
     assert places(head) == [4, 8]
@@ -84,13 +76,11 @@ def test_insertion_into_an_existing_head():
 
 def test_errors():
     """The head is unchanged after an error."""
-    head = plain_head()
+    head = build_head()
     problem = "is not from 1 to 8, the number of convolutions"
     for every in (0, -1, 9):
-        with pytest.raises(OptionError, match=f"^every {every} {problem}$"):
-            nonlocal_keypoint_head(head, every)
-    with pytest.raises(OptionError, match=f"^{EVERY} 9 {problem}$"):
-        nonlocal_head(EVERY, 9)
+        with pytest.raises(OptionError, match=f"^{EVERY} {every} {problem}$"):
+            build_head(*NONLOCAL, EVERY, every)
     with pytest.raises(OptionError, match="^norm 'FrozenBN' is unknown"):
         nonlocal_keypoint_head(head, norm="FrozenBN")
     assert places(head) == []
