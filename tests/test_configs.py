@@ -15,9 +15,9 @@ from nl_detectron.engine import load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
-# "mask_rcnn_R_50_FPN_NL_gaussian_1x" has blocks, and is the variant "gaussian".
-WITH_BLOCKS = re.compile(r"(.+)_NL(?:_(?!noaug|\dx)(\w+?))?((?:_noaug)?(?:_\dx)?\.yaml)")
-BASELINES = [name for name in NAMES if "_NL" not in name]
+# "mask_rcnn_R_50_FPN_NL_gaussian_1x" is "mask_rcnn_R_50_FPN_1x" with NL blocks, variant "gaussian".
+WITH_BLOCKS = re.compile(r"(.+)_(NL|GC)(?:_(?!noaug|\dx)(\w+?))?((?:_noaug)?(?:_\dx)?\.yaml)")
+BASELINES = [name for name in NAMES if not WITH_BLOCKS.fullmatch(name)]
 
 BACKBONE = {"MODEL.BACKBONE.NAME": "build_nonlocal_backbone"}
 HEAD = {"MODEL.ROI_KEYPOINT_HEAD.NAME": "build_nonlocal_keypoint_head"}
@@ -78,10 +78,12 @@ def blocks_of(name, variant):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in BASELINES])
 def test_config_with_blocks(name):
     """Blocks are at the stated places, and are all that differs from the baseline."""
-    start, variant, end = WITH_BLOCKS.fullmatch(name).groups()
+    start, kind, variant, end = WITH_BLOCKS.fullmatch(name).groups()
     expected = DIFFERENCES.get(variant) or BACKBONE | {"MODEL.NONLOCAL.INSTANTIATION": variant}
     if (folder := name.split("/")[0]) in PLAIN_BACKBONES:
         expected = expected | {"MODEL.NONLOCAL.BACKBONE": PLAIN_BACKBONES[folder]}
+    if kind == "GC":
+        expected = expected | {"MODEL.NONLOCAL.BLOCK": "GlobalContextBlock"}
     cfg, baseline = load(name), load(start + end)
     assert differences(cfg, baseline) == expected
     model, plain = meta_model(cfg), meta_model(baseline)
