@@ -38,9 +38,8 @@ def test_costs_equal_those_of_a_model_with_that_block(instantiation):
         assert block["GMAC"] == (count_multiply_adds(backbone, x) - plain_count) / 1e9
         assert block["% of the model"] == pytest.approx(100 * block["GMAC"] / baseline["GMAC"])
         step = 2 ** int(stage[-1])
-        n = m = 96 // step * 160 // step
-        if subsample != "none":
-            m = math.ceil(48 / step) * math.ceil(80 / step)
+        n, m = 96 // step * 160 // step, math.ceil(48 / step) * math.ceil(80 / step)
+        m = n if subsample == "none" else m
         assert (block["positions"], block["affinity (MiB)"]) == (n, 4 * n * m / 2**20)
     default = blocks[names.index(("res4", "pool_conv"))]
     assert (baseline["blocks"], model["blocks"]) == (0, 1)
