@@ -31,16 +31,3 @@ with warnings.catch_warnings():
         nonlocal_keypoint_head,
         remove_nonlocal,
     )
-
-__all__ = [
-    "NonLocalBlock",
-    "add_nonlocal_config",
-    "build_nonlocal_backbone",
-    "build_nonlocal_keypoint_head",
-    "data",
-    "get_config_file",
-    "insert_nonlocal",
-    "nonlocal_backbone",
-    "nonlocal_keypoint_head",
-    "remove_nonlocal",
-]

@@ -15,15 +15,10 @@ class SaveError(UserError):
 
 @contextmanager
 def write_atomically(path: Union[str, Path], mode: str) -> Iterator[IO]:
-    """Open a file that appears under its name, replacing an older one, only when it is complete.
+    """Open a file, in mode "w" (UTF-8) or "wb", that appears under its name when it is complete.
 
-    If the body raises, the partial file is removed and ``path`` is left as it was.
-
-    Args:
-        mode: "w" for UTF-8 text or "wb".
-
-    Raises:
-        SaveError: the operating system reports an error.
+    If the body raises, ``path`` is left as it was. Errors of the operating system are raised as
+    SaveError.
     """
     partial = Path(f"{path}.partial")
     try:

@@ -1,4 +1,4 @@
-"""What holds for every test, and the data that several share and none changes."""
+"""Fixtures that several folders of tests use."""
 
 import logging
 
@@ -10,7 +10,7 @@ from nl_detectron.data import generate
 
 @pytest.fixture(scope="session")
 def datasets(tmp_path_factory):
-    """A DETECTRON2_DATASETS with 8 + 4 images; in this process their names are tiny_train, _val."""
+    """Return a DETECTRON2_DATASETS with 8 + 4 images; register them as tiny_train and tiny_val."""
     folder = tmp_path_factory.mktemp("datasets")
     root = generate(folder / "nl_synthetic", {"train": 8, "val": 4})
     for split in ("train", "val"):
@@ -20,10 +20,7 @@ def datasets(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_logging_to_closed_streams():
-    """Loggers outlive the test that set them up, and its captured streams.
-
-    What they log later would put "Logging error" on stderr, in the middle of what a test reads.
-    """
+    """Remove the handlers of earlier tests, which would print "Logging error" on stderr."""
     for logger in [logging.root, *logging.root.manager.loggerDict.values()]:
         for handler in list(getattr(logger, "handlers", ())):
             if getattr(getattr(handler, "stream", None), "closed", False):

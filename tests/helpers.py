@@ -1,63 +1,45 @@
-"""Models of detectron2's zoo, without their weights."""
+"""Models of detectron2's zoo without weights, and what tests measure of models and optimizers."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import detectron2
 import torch
 from detectron2.config import get_cfg
-from detectron2.modeling import build_backbone, build_model
-from torch import Tensor, nn
 
 from nl_detectron import add_nonlocal_config
 
 # Not by detectron2.model_zoo, which upstream cannot be imported without pkg_resources.
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
-MASK_RCNN_R50_FPN = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 
 
-def zoo_config(*options, name=MASK_RCNN_R50_FPN, depth=None):
-    """The config of that name, with KEY, VALUE, ... from ``options`` and perhaps another depth."""
+def zoo_config(*options, name="COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"):
+    """Return a config of the zoo, for the CPU, with KEY, VALUE, ... from ``options``."""
     cfg = get_cfg()
     add_nonlocal_config(cfg)
     cfg.merge_from_file(str(ZOO / name))
-    cfg.MODEL.WEIGHTS = ""
-    cfg.MODEL.DEVICE = "cpu"
-    if depth is not None:
-        cfg.MODEL.RESNETS.DEPTH = depth
-        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64 if depth < 50 else 256
-    cfg.merge_from_list(list(options))
+    cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *options])
     return cfg
 
 
-def model_without_weights(cfg):
-    """The model on the meta device, which has shapes and no values and takes no time to make."""
-    cfg = cfg.clone()
-    cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
-        return build_model(cfg)
+def parameter_settings(optimizer, model):
+    """Return name -> (learning rate, weight decay, momentum) for every parameter."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = [
+        (names[parameter], (group["lr"], group["weight_decay"], group["momentum"]))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    assert len(dict(found)) == len(found)
+    return dict(found)
 
 
-def backbone_without_weights(cfg):
-    with torch.device("meta"):
-        return build_backbone(cfg)
-
-
-def saved_bytes(function: Callable, *inputs: Any) -> int:
-    """Bytes that autograd saves in one call, each storage once; the call's parameters not counted.
-
-    Works on the meta device too, where nothing is computed.
-    """
-    known = set()
-    if isinstance(function, nn.Module):
-        known = {p.untyped_storage()._cdata for p in function.parameters()}
+def saved_bytes(function, *inputs):
+    """Count the bytes of the storages that autograd saves in one call."""
     saved = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            saved[storage._cdata] = storage  # held, so that no other takes its address
+        saved[storage._cdata] = storage  # held, so that no other takes its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

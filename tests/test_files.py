@@ -26,14 +26,15 @@ def test_old_file_survives_an_error(tmp_path, error):
 
 
 def test_system_errors(tmp_path):
-    with pytest.raises(SaveError, match=r"a.txt cannot be written \(No such file or directory"):
-        with write_atomically(tmp_path / "missing" / "a.txt", "w"):
-            pass
+    path = tmp_path / "missing" / "a.txt"
+    message = rf"^{path} cannot be written \(No such file or directory\)$"
+    with pytest.raises(SaveError, match=message), write_atomically(path, "w"):
+        pass
     path = tmp_path / "a.txt"
-    with pytest.raises(SaveError, match=rf"^{path} cannot be written \(No space left\)$"):
-        with write_atomically(path, "w"):
-            try:
-                raise OSError(28, "No space left")
-            except OSError:
-                raise RuntimeError("as torch.save reports it")  # noqa: B904
+    message = rf"^{path} cannot be written \(No space left\)$"
+    with pytest.raises(SaveError, match=message), write_atomically(path, "w"):
+        try:
+            raise OSError(28, "No space left")
+        except OSError:
+            raise RuntimeError("as torch.save reports it")  # noqa: B904
     assert list(tmp_path.iterdir()) == []

@@ -6,8 +6,10 @@ import pytest
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.solver import LRMultiplier, build_lr_scheduler, build_optimizer
-from helpers import model_without_weights
-from test_configs import CONFIGS, ours
+from helpers import parameter_settings
+from test_configs import CONFIGS, load
+
+from nl_detectron.analysis import meta_model
 
 NAMES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob("COCO-*/*.py"))
 assert len(NAMES) == 9
@@ -18,12 +20,12 @@ def lazy(name):
 
 
 def yaml(name):
-    return ours(str(Path(name).with_suffix(".yaml")))
+    return load(str(Path(name).with_suffix(".yaml")))
 
 
 def lazy_without_weights(name):
     with torch.device("meta"):
-        return instantiate(lazy(name).model)
+        return instantiate(lazy(name).model).eval()
 
 
 def plain_values(model):
@@ -47,18 +49,9 @@ def structure(model):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_same_model(name):
-    expected, model = model_without_weights(yaml(name)), lazy_without_weights(name)
+    expected, model = meta_model(yaml(name)), lazy_without_weights(name)
     assert plain_values(model) == plain_values(expected)
     assert structure(model) == structure(expected)
-
-
-def settings_of_parameters(optimizer, model):
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        names[parameter]: (group["lr"], group["weight_decay"], group["momentum"])
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,12 +67,11 @@ def test_same_training(name):
 
     model = cfg.optimizer.params.model = lazy_without_weights(name)
     optimizer, of_yaml = instantiate(cfg.optimizer), build_optimizer(expected, model)
-    assert settings_of_parameters(optimizer, model) == settings_of_parameters(of_yaml, model)
+    assert parameter_settings(optimizer, model) == parameter_settings(of_yaml, model)
 
-    last = cfg.train.max_iter
-    multiplier = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), last)
+    multiplier = LRMultiplier(optimizer, instantiate(cfg.lr_multiplier), cfg.train.max_iter)
     scheduler = build_lr_scheduler(expected, of_yaml)
     before_end = (30001, 29999, 10001, 9999, 1)  # about the two steps of the schedule
-    for iteration in (0, 500, 1000, *(last - n for n in before_end)):
+    for iteration in (0, 500, 1000, *(cfg.train.max_iter - n for n in before_end)):
         multiplier.last_epoch = scheduler.last_epoch = iteration
         assert multiplier.get_lr()[0] == pytest.approx(scheduler.get_lr()[0], rel=1e-9)

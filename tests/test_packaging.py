@@ -1,4 +1,4 @@
-"""What a built distribution holds, and what it says when detectron2 is missing."""
+"""What a built distribution holds, and the error when detectron2 is missing."""
 
 import shutil
 import subprocess
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import nl_detectron
 
-ROOT = Path(__file__).resolve().parent.parent
-ASSETS = ROOT / "nl_detectron" / "visualization" / "assets"
+ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_wheel_holds_every_config_and_knows_its_version(tmp_path):
+def test_wheel_has_every_config_and_asset(tmp_path):
     source = tmp_path / "source"  # not in place, which would leave a build folder in the clone
     for folder in ("nl_detectron", "configs"):
         shutil.copytree(ROOT / folder, source / folder)
@@ -23,18 +22,14 @@ def test_wheel_holds_every_config_and_knows_its_version(tmp_path):
 
     wheel = tmp_path / f"nl_detectron-{nl_detectron.__version__}-py3-none-any.whl"
     shipped = set(zipfile.ZipFile(wheel).namelist())
-    configs = {
-        f"nl_detectron/{path.relative_to(ROOT)}"
-        for path in (ROOT / "configs").rglob("*")
-        if path.suffix in (".yaml", ".py")
-    }
-    assert configs and configs <= shipped
+    configs = [f for kind in ("yaml", "py") for f in (ROOT / "configs").rglob(f"*.{kind}")]
+    assets = list((ROOT / "nl_detectron/visualization/assets").iterdir())
+    assert configs and {f"nl_detectron/{f.relative_to(ROOT)}" for f in configs} <= shipped
+    assert assets and {str(f.relative_to(ROOT)) for f in assets} <= shipped
     assert "nl_detectron/layers/nonlocal_block.py" in shipped
-    assets = {f"nl_detectron/visualization/assets/{path.name}" for path in ASSETS.iterdir()}
-    assert assets <= shipped
 
 
-def test_without_detectron2_one_error_tells_how_to_get_it():
+def test_error_without_detectron2():
     code = "import sys; sys.modules['detectron2'] = None; import nl_detectron"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1

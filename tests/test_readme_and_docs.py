@@ -12,18 +12,11 @@ from nl_detectron.data import generate
 from nl_detectron.engine import find_config_file
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    path
-    for path in ROOT.rglob("*.md")
-    if not {".venv", "output"} & set(path.relative_to(ROOT).parts)
-)
-PAGES = [path for path in PAGES if not any(part.startswith(".") for part in path.parts[-3:])]
+PATTERNS = ("*.md", "configs/*.md", "docs/*.md", "projects/*/*.md")
+PAGES = [page for pattern in PATTERNS for page in sorted(ROOT.glob(pattern))]
 ADVANCED = (ROOT / "docs" / "ADVANCED_USAGE.md").read_text("utf-8")
 SECTIONS = {text.partition("\n")[0]: text for text in ADVANCED.split("\n## ")[1:]}
-PLAIN = """
-_BASE_: nonlocal.yaml
-MODEL: {BACKBONE: {NAME: build_resnet_fpn_backbone}}
-"""
+PLAIN = "_BASE_: nonlocal.yaml\nMODEL: {BACKBONE: {NAME: build_resnet_fpn_backbone}}\n"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -38,27 +31,20 @@ def test_links_and_files_exist(page):
 
 
 def test_environment_check_of_the_readme(capsys):
-    (code,) = re.findall(
-        r"```python\n(import torch\n.*?)```", (ROOT / "README.md").read_text(), re.S
-    )
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(import torch\n.*?)```", readme, re.S)
     exec(code, {})
     assert "instances" in capsys.readouterr().out
 
 
 def run_code(folder, language, code):
     program = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "DETECTRON2_DATASETS": str(folder / "datasets"),
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
-    result = subprocess.run(
-        [*program, code], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, f"{code}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env.update(CUDA_VISIBLE_DEVICES="", DETECTRON2_DATASETS=str(folder / "datasets"))
+    command = [*program, code]
+    process = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert process.returncode == 0, f"{code}\n{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +54,8 @@ def folder(tmp_path_factory):
     (folder / "nonlocal.yaml").symlink_to(ROOT / "tests" / "mask_rcnn_tiny.yaml")
     (folder / "plain.yaml").write_text(PLAIN)
     (folder / "tools").symlink_to(ROOT / "tools")
-    command = (
-        "python -m nl_detectron.engine --config-file plain.yaml OUTPUT_DIR out SOLVER.MAX_ITER 2"
-    )
-    run_code(folder, "bash", command)
-    (folder / "out" / "model_final.pth").rename(folder / "plain.pth")
+    train = "python -m nl_detectron.engine --config-file plain.yaml OUTPUT_DIR . SOLVER.MAX_ITER 2"
+    run_code(folder, "bash", f"{train}; mv model_final.pth plain.pth")
     return folder
 
 

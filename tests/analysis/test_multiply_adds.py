@@ -1,23 +1,16 @@
 """Multiply-adds, by torch's counter and by fvcore with our handles, against counts by hand."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
+from helpers import zoo_config
 
-from nl_detectron import NonLocalBlock, get_config_file
-from nl_detectron.analysis import (
-    FLOP_HANDLES,
-    count_multiply_adds,
-    detector_multiply_adds,
-    meta_model,
-)
+from nl_detectron import NonLocalBlock, analysis, get_config_file
+from nl_detectron.analysis import detector_multiply_adds, meta_model
 from nl_detectron.engine import load_config
 from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
-
-TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
 
 
 @pytest.mark.parametrize("space, pooled", [((12, 16), 48), ((3, 5, 4), 18)], ids=str)
@@ -29,28 +22,24 @@ def test_fvcore_counts_a_block(instantiation, subsample, space, pooled):
     if instantiation == "gaussian":  # in a trace, values are padded to the width of keys
         n = math.prod(space)
         count += n * (n if subsample == "none" else pooled) * (24 - 8)
-    analysis = FlopCountAnalysis(block, torch.randn(2, 24, *space)).set_op_handle(**FLOP_HANDLES)
-    analysis.set_op_handle("aten::batch_norm", None).set_op_handle("aten::upsample_nearest2d", None)
-    assert analysis.unsupported_ops_warnings(False).total() == 2 * count
+    counted = FlopCountAnalysis(block, torch.randn(2, 24, *space))
+    counted.set_op_handle(**analysis.FLOP_HANDLES).unsupported_ops_warnings(False)
+    assert counted.total() == 2 * count
 
 
 @pytest.mark.parametrize("cascade", [False, True])
 def test_detector(cascade):
     """A block changes the backbone only; the heads are counted by hand."""
-    options = []
-    if cascade:
-        options = ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"]
-        options += ["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
-    parts = []
-    for name in ("mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_NL_1x"):
-        cfg = load_config(get_config_file(f"COCO-InstanceSegmentation/{name}.yaml"), options)
-        parts.append(detector_multiply_adds(meta_model(cfg), 800, 1333))  # padded to 1344
-    baseline, with_block = parts
+    name = ("Misc/cascade_" if cascade else "COCO-InstanceSegmentation/") + "mask_rcnn_R_50_FPN"
+    baseline, with_block = (
+        detector_multiply_adds(meta_model(load_config(get_config_file(file))), 800, 1333)
+        for file in (f"{name}_1x.yaml", f"{name}_NL_1x.yaml")
+    )
     extra = with_block.pop("backbone") - baseline.pop("backbone")
     assert extra == NonLocalBlock(1024).multiply_adds(50, 84)
     assert with_block == baseline
 
-    strides = (4, 8, 16, 32, 64)  # of p2 to p6
+    strides = (4, 8, 16, 32, 64)  # of p2 to p6; the image is padded to 800x1344
     positions = sum(math.ceil(800 / stride) * math.ceil(1344 / stride) for stride in strides)
     assert baseline["rpn"] == positions * 256 * (9 * 256 + 3 * (1 + 4))
     regressed = 4 if cascade else 4 * 80
@@ -61,13 +50,10 @@ def test_detector(cascade):
 
 
 def test_c4_heads_share_res5():
-    keys = "MODEL.BACKBONE.NAME build_resnet_backbone MODEL.RESNETS.OUT_FEATURES ['res4'] "
-    keys += "MODEL.RPN.IN_FEATURES ['res4'] MODEL.ROI_HEADS.IN_FEATURES ['res4'] "
-    keys += "MODEL.ANCHOR_GENERATOR.SIZES [[32]] MODEL.ROI_HEADS.NAME Res5ROIHeads"
-    model = meta_model(load_config(TINY, keys.split()))
+    model = meta_model(zoo_config(name="COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml"))
     parts = detector_multiply_adds(model, 64, 96)
-    region = torch.zeros(1, 64, 7, 7, device="meta")
-    res5 = count_multiply_adds(model.roi_heads.res5, region)
-    assert parts["box_head"] == 1000 * (res5 + 128 * (7 + 4 * 6))
-    mask_layers = 4 * 4 * (9 * 128 * 16 + 4 * 16 * 16) + 8 * 8 * 16 * 6
+    region = torch.zeros(1, 1024, 14, 14, device="meta")
+    res5 = analysis.count_multiply_adds(model.roi_heads.res5, region)
+    assert parts["box_head"] == 1000 * (res5 + 2048 * (81 + 4 * 80))
+    mask_layers = 7 * 7 * 2048 * 4 * 256 + 14 * 14 * 256 * 80
     assert parts["mask_head"] == 100 * (res5 + mask_layers)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-from helpers import MASK_RCNN_R50_FPN, zoo_config
+from helpers import zoo_config
 from torch import nn
 
 from nl_detectron.engine import load_config
@@ -35,8 +35,8 @@ def tiny_config(*options):
     return load_config(TINY, ["MODEL.DEVICE", "cpu", *options])
 
 
-def small_config(*options, name=MASK_RCNN_R50_FPN):
-    return zoo_config(*SMALL, *options, name=name)
+def small_config(*options, **kwargs):
+    return zoo_config(*SMALL, *options, **kwargs)
 
 
 def randomize(model):
@@ -81,12 +81,9 @@ def losses_and_gradients(model):
     torch.manual_seed(2)  # proposals are sampled
     with EventStorage():
         losses = model.train()(images())
-    parameters = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and ".nonlocal" not in name
-    ]
-    return [*losses.values(), *torch.autograd.grad(sum(losses.values()), parameters)]
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    others = [p for name, p in parameters if ".nonlocal" not in name]
+    return [*losses.values(), *torch.autograd.grad(sum(losses.values()), others)]
 
 
 def equal(a, b):
@@ -95,13 +92,13 @@ def equal(a, b):
 
 
 def _tensors(output):
+    if isinstance(output, Instances):
+        assert len(output)
+        output = output.get_fields()
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, Boxes):
         yield output.tensor
-    elif isinstance(output, Instances):
-        assert len(output)
-        yield from _tensors(output.get_fields())
     elif isinstance(output, (dict, list, tuple)):
         for item in output.values() if isinstance(output, dict) else output:
             yield from _tensors(item)

@@ -6,19 +6,17 @@ import pytest
 import torch
 from detectors import NONLOCAL, detections, equal, losses_and_gradients, randomize, small_config
 from detectron2.modeling import build_backbone, build_model
-from helpers import backbone_without_weights, zoo_config
+from helpers import zoo_config
 from torch import nn
 
 from nl_detectron import insert_nonlocal
+from nl_detectron.analysis import meta_model
 from nl_detectron.errors import OptionError
 from nl_detectron.layers import NonLocalBlock
 
 
 def nonlocal_keys(options):
     return [item for key, value in options.items() for item in (f"MODEL.NONLOCAL.{key}", value)]
-
-
-# Identity.
 
 
 @pytest.mark.parametrize(
@@ -44,28 +42,13 @@ def test_new_blocks_change_no_bit(options):
     assert equal(detections(model), detections(plain))
 
 
-# Config.
-
-
-def build(*options):
-    return backbone_without_weights(zoo_config(*NONLOCAL, *options))
-
-
 def test_every_key_reaches_the_block():
     """The representation of a block has its options."""
-    options = {
-        "LOCATION": ("res3.0", "res5.-1"),
-        "INSTANTIATION": "concatenation",
-        "SCALE": False,
-        "REDUCTION": 4,
-        "SUBSAMPLE": "conv_pool",
-        "NORM": "GN",
-    }
-    bottom_up = build(*nonlocal_keys(options)).bottom_up
-    options.pop("LOCATION")
-    for block, channels in ((bottom_up.res3.nonlocal0, 512), (bottom_up.res5.nonlocal2, 2048)):
-        expected = NonLocalBlock(channels, **{key.lower(): v for key, v in options.items()})
-        assert repr(block) == repr(expected)
+    changed = {"INSTANTIATION": "concatenation", "SUBSAMPLE": "conv_pool", "NORM": "GN"}
+    for options in ({}, {**changed, "SCALE": False, "REDUCTION": 4}):
+        model = meta_model(zoo_config(*NONLOCAL, *nonlocal_keys(options)))
+        block = NonLocalBlock(1024, **{key.lower(): value for key, value in options.items()})
+        assert repr(model.backbone.bottom_up.res4.nonlocal4) == repr(block)
 
 
 @pytest.mark.parametrize(
@@ -80,10 +63,7 @@ def test_every_key_reaches_the_block():
 )
 def test_bad_value(option, value, message):
     with pytest.raises(OptionError, match=f"^MODEL.NONLOCAL.{option} {message}"):
-        build(f"MODEL.NONLOCAL.{option}", value)
-
-
-# Programs.
+        meta_model(zoo_config(*NONLOCAL, f"MODEL.NONLOCAL.{option}", value))
 
 
 def assert_same_compiled(backend, location, *options, **block_options):

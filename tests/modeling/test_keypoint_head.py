@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from detectors import tiny_config
+from detectors import equal, tiny_config
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead, build_keypoint_head
+from detectron2.modeling.roi_heads import build_keypoint_head
 from detectron2.structures import Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
 
@@ -12,32 +12,20 @@ from nl_detectron import nonlocal_keypoint_head
 from nl_detectron.errors import OptionError
 
 REGION = ShapeSpec(channels=8, width=14, height=14)
+NONLOCAL = ("MODEL.ROI_KEYPOINT_HEAD.NAME", "build_nonlocal_keypoint_head")
 EVERY = "MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY"
 
 
-def config(*options, convolutions=8):
-    return tiny_config("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [32] * convolutions, *options)
+def build_head(*options, convolutions=8):
+    options += ("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [32] * convolutions)
+    return build_keypoint_head(tiny_config(*options), REGION)
 
 
-def plain_head():
-    torch.manual_seed(0)
-    return KRCNNConvDeconvUpsampleHead(config(), REGION)
-
-
-def nonlocal_head(*options, **kwargs):
-    name = ("MODEL.ROI_KEYPOINT_HEAD.NAME", "build_nonlocal_keypoint_head")
-    return build_keypoint_head(config(*name, *options, **kwargs), REGION)
-
-
-def children(head):
-    return [name for name, _ in head.named_children()]
-
-
-def with_blocks(after, convolutions=8):
-    names = []
-    for i in range(1, convolutions + 1):
-        names += [f"conv_fcn{i}", f"conv_fcn_relu{i}"] + [f"nonlocal{i}"] * (i in after)
-    return [*names, "score_lowres"]
+def places(head):
+    """Return the numbers of the convolutions after whose ReLU there is a block of that number."""
+    names = [name for name, _ in head.named_children()]
+    pairs = [(a.removeprefix("conv_fcn_relu"), b) for a, b in zip(names, names[1:])]
+    return [int(number) for number, b in pairs if b == f"nonlocal{number}"]
 
 
 def outputs(head, count):
@@ -59,15 +47,12 @@ def outputs(head, count):
 @pytest.mark.parametrize("norm", ["", "BN", "GN"])
 @pytest.mark.parametrize("count", [3, 0])
 def test_new_blocks_change_no_bit(norm, count):
-    plain = plain_head()
-    head = nonlocal_head("MODEL.NONLOCAL.NORM", norm)
+    plain, head = build_head(), build_head(*NONLOCAL, "MODEL.NONLOCAL.NORM", norm)
     missing, unexpected = head.load_state_dict(plain.state_dict(), strict=False)
-    assert {key.split(".")[0] for key in missing} == {f"nonlocal{i}" for i in (2, 4, 6, 8)}
-    assert not unexpected
+    assert all(key.startswith("nonlocal") for key in missing) and not unexpected
     actual, expected = outputs(head, count), outputs(plain, count)
     assert expected[2].shape == (count, 17, 3) and bool(expected[0] > 0) == (count > 0)
-    for a, b in zip(actual, expected):
-        assert torch.equal(a, b)
+    assert equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -75,34 +60,31 @@ def test_new_blocks_change_no_bit(norm, count):
     [(1, range(1, 9), 8), (2, [2, 4, 6, 8], 8), (3, [3, 6], 8), (8, [8], 8), (2, [2, 4], 5)],
 )
 def test_every(every, after, convolutions):
-    head = nonlocal_head(EVERY, every, convolutions=convolutions)
-    assert children(head) == with_blocks(after, convolutions)
+    head = build_head(*NONLOCAL, EVERY, every, convolutions=convolutions)
+    assert places(head) == list(after)
 
 
 def test_insertion_into_an_existing_head():
-    head = plain_head().to("meta", torch.bfloat16).eval()
-    modules = dict(head.named_children())
+    head = build_head().to("meta", torch.bfloat16).eval()
+    modules = list(head.children())
     assert nonlocal_keypoint_head(head, every=4, instantiation="dot_product") is head
-    assert children(head) == with_blocks([4, 8])
-    assert {n: m for n, m in head.named_children() if n in modules} == modules
+    assert places(head) == [4, 8]
+    assert [m for name, m in head.named_children() if "nonlocal" not in name] == modules
     assert head.nonlocal4.instantiation == "dot_product" and not head.nonlocal4.training
-    for parameter in head.nonlocal4.parameters():
-        assert parameter.is_meta and parameter.dtype == torch.bfloat16
+    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in head.nonlocal4.parameters())
 
 
 def test_errors():
     """The head is unchanged after an error."""
-    head = plain_head()
+    head = build_head()
     problem = "is not from 1 to 8, the number of convolutions"
     for every in (0, -1, 9):
-        with pytest.raises(OptionError, match=f"^every {every} {problem}$"):
-            nonlocal_keypoint_head(head, every)
-    with pytest.raises(OptionError, match=f"^{EVERY} 9 {problem}$"):
-        nonlocal_head(EVERY, 9)
+        with pytest.raises(OptionError, match=f"^{EVERY} {every} {problem}$"):
+            build_head(*NONLOCAL, EVERY, every)
     with pytest.raises(OptionError, match="^norm 'FrozenBN' is unknown"):
         nonlocal_keypoint_head(head, norm="FrozenBN")
-    assert children(head) == with_blocks([])
+    assert places(head) == []
     nonlocal_keypoint_head(head, 4)
     with pytest.raises(OptionError, match="^head already has non-local blocks"):
         nonlocal_keypoint_head(head, 2)
-    assert children(head) == with_blocks([4, 8])
+    assert places(head) == [4, 8]
