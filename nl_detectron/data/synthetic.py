@@ -9,10 +9,10 @@ untrained block computes, hardly depends on the colour, and some blocks learned 
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Union
 
@@ -92,8 +92,7 @@ def generate(
 ) -> Path:
     """Write a dataset in COCO's format, unless the folder exists, and return its path.
 
-    The files are written to a temporary folder, which is renamed at the end. So an existing folder
-    is complete, even if several processes generate it at the same time.
+    The folder appears when it is complete, even if several processes generate it.
 
     Args:
         root: folder to create, with ``<split>/<id>.jpg`` and ``<split>.json`` for each split.
@@ -105,19 +104,18 @@ def generate(
     if root.is_dir():
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as folder:
+        new = Path(folder) / root.name
         for index, (split, size) in enumerate(split_sizes.items()):
+            (new / split).mkdir(parents=True)
             rngs = (np.random.default_rng([seed, index, i]) for i in range(1, size + 1))
             drawn = (draw(rng) for rng in tqdm(rngs, f"generating {split}", size, unit="image"))
-            _write_split(temporary, split, drawn, categories)
-        temporary.chmod(0o755)  # mkdtemp makes it 0o700
-        os.replace(temporary, root)
-    except OSError:
-        if not root.is_dir():  # else another process has generated the same files
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _write_split(new / split, drawn, categories)
+        try:
+            os.replace(new, root)
+        except OSError:
+            if not root.is_dir():  # else another process has generated the same files
+                raise
     return root
 
 
@@ -126,30 +124,29 @@ def _place(shape: np.ndarray, side: float, x: float, rng: np.random.Generator) -
     return [(round(x + side * px, 2), round(y + side * py, 2)) for px, py in shape.tolist()]
 
 
-def _write_split(root: Path, split: str, drawn: Iterable, categories: Sequence[dict]) -> None:
+def _write_split(folder: Path, drawn: Iterable, categories: Sequence[dict]) -> None:
     ids = {category["name"]: category["id"] for category in categories}
-    (root / split).mkdir()
     images, annotations = [], []
     for image_id, (image, objects) in enumerate(drawn, start=1):
         file_name = f"{image_id:06d}.jpg"
-        image.save(root / split / file_name, quality=95)
+        image.save(folder / file_name, quality=95)
         size = {"height": image.height, "width": image.width}
         images.append({"id": image_id, "file_name": file_name, **size})
         for name, polygon, *more in objects:
-            annotation = {"id": len(annotations) + 1, "image_id": image_id}
-            annotation.update(category_id=ids[name], **_shape_fields(polygon, **size))
+            flat, (xs, ys) = list(chain(*polygon)), zip(*polygon)
+            (rle,) = mask_util.frPyObjects([flat], image.height, image.width)
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": ids[name],
+                "segmentation": [flat],
+                "area": int(mask_util.area(rle)),
+                "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],
+                "iscrowd": 0,
+            }
             annotations.append({**annotation, **dict(*more)})
-    with open(root / f"{split}.json", "w") as f:
-        json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
-
-
-def _shape_fields(polygon: Polygon, height: int, width: int) -> dict:
-    xs, ys = zip(*polygon)
-    flat = [coordinate for point in polygon for coordinate in point]
-    (rle,) = mask_util.frPyObjects([flat], height, width)
-    box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    area = int(mask_util.area(rle))
-    return {"segmentation": [flat], "area": area, "bbox": box, "iscrowd": 0}
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    folder.with_suffix(".json").write_text(json.dumps(content))
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:
@@ -171,7 +168,6 @@ def _register() -> None:
             evaluator_type="coco",
             thing_classes=names,
             thing_colors=[[(2 * value + 255) // 3 for value in colour] for colour in colours],
-            thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(CATEGORIES)},
         )
 
 
