@@ -96,14 +96,14 @@ def read_for_evaluation(path: str | Path, *, masks: bool = False, keypoints: boo
     ``masks`` and ``keypoints`` are whether these are scored. Raise a UserError as
     :func:`read_annotations`, and for annotations that would give wrong scores.
     """
-    from .coco_check import Problem, check_annotations, describe, find_errors
+    from .coco_check import Problem, check_annotations
 
     data = read_annotations(path)
     problems = check_annotations(data)
     uses = {"evaluate", "score", *["masks"] * masks, *["keypoints"] * keypoints}
-    refuse(path, find_errors(problems, uses))
+    refuse(path, (str(finding) for finding in problems.values() if finding.is_error(uses)))
     if crowds := problems.get(Problem.CROWD):
-        print(f"warning: {path}: {describe(Problem.CROWD, crowds)}", file=sys.stderr)
+        print(f"warning: {path}: {crowds}", file=sys.stderr)
     return data
 
 

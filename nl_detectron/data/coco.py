@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import write_atomically
 from . import coco_check
 from .annotations import read_form, refuse, without_garbage_collection
-from .coco_check import Finding, Problem, Problems, describe
+from .coco_check import Finding, Problem, Problems
 
 # Name under which the dataset of a flag is registered.
 NAMES = {"train": "custom_train", "test": "custom_test"}
@@ -49,7 +49,7 @@ class CustomDataset:
         missing, renamed = coco_check.find_images(data, image_root) if image_root else ([], 0)
         problems = coco_check.check_annotations(data)
         if missing:
-            problems[Problem.UNREADABLE] = Finding(missing, len(data["images"]))
+            problems[Problem.UNREADABLE] = Finding(Problem.UNREADABLE, missing, len(data["images"]))
         categories = sorted(data["categories"], key=lambda category: category["id"])
         groups = [category.get("keypoints", []) for category in categories]
         keypoints = groups[0] if all(group == groups[0] for group in groups) else []
@@ -163,10 +163,10 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
     uses = {"train": trains, "evaluate": tests, "masks": cfg.MODEL.MASK_ON}
     uses["keypoints"] = cfg.MODEL.KEYPOINT_ON
     uses["polygons"] = cfg.MODEL.MASK_ON and trains and cfg.INPUT.MASK_FORMAT == "polygon"
-    errors = coco_check.find_errors(dataset.problems, {use for use, on in uses.items() if on})
-    refuse(dataset.json_file, errors)
+    uses, findings = {use for use, applies in uses.items() if applies}, dataset.problems.values()
+    refuse(dataset.json_file, (str(finding) for finding in findings if finding.is_error(uses)))
     said = {Problem.NOT_LABELLED, *(p for p in Problem if not p.uses)} - {Problem.MANY_OBJECTS}
-    notes = [describe(*item) for item in dataset.problems.items() if item[0] in said]
+    notes = [str(finding) for finding in findings if finding.problem in said]
     if dataset.most_objects > cfg.TEST.DETECTIONS_PER_IMAGE:
         limit = f"{coco_check.LIMIT_KEY} {cfg.TEST.DETECTIONS_PER_IMAGE}"
         notes.append(f"images have up to {dataset.most_objects} objects, more than {limit} finds")

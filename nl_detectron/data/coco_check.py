@@ -7,10 +7,9 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from enum import Enum
 from itertools import chain, repeat
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
@@ -33,7 +32,7 @@ class Problem(Enum):
     """A kind of problem: the share of cases above which it is an error, and a text.
 
     An error makes training or evaluation fail, or their results wrong. The text follows the number
-    of cases. Further strings are the only uses for which it is an error: see :func:`find_errors`.
+    of cases. Further strings are the only uses for which it is an error: see ``is_error``.
     """
 
     ID_TWICE = ERROR, "ids repeat an earlier id of the same list"
@@ -41,7 +40,6 @@ class Problem(Enum):
     ABSENT = ERROR, "images have no annotations, since the file has no such list", "train", "score"
     UNLABELLED = NOTE, "images have only crowd annotations or none: not used in training"
     MANY_OBJECTS = NOTE, f"images have more than {MAX_OBJECTS} objects: set {LIMIT_KEY}"
-    CATEGORY_UNUSED = NOTE, "categories have only crowd annotations or none"
     KEYPOINT_TWICE = ERROR, "keypoint names repeat an earlier name of the same category"
     UNPAIRED = NOTE, "keypoint names have no left or right partner, and keep their place in a flip"
     NO_IMAGE = LOST, "annotations have the image_id of no image: not used"
@@ -55,9 +53,8 @@ class Problem(Enum):
     BAD_MASK = ERROR, "segmentations are neither a list of polygons nor an RLE that fits the image"
     BOX_WITHOUT_AREA = FEW, "boxes have no area: not used in training"
     NORMALISED = FEW, "boxes or masks are from 0 to 1, shares of the image size and not pixels"
-    MASK_OUTSIDE = FEW, "masks are by more than 10% outside of their image"
     BOX_NOT_OF_MASK = FEW, "boxes do not fit their mask: the IoU with its box is below 0.5"
-    BOX_OUTSIDE = FEW, "boxes are by more than 10% outside of their image"
+    OUTSIDE = FEW, "boxes or masks are by more than 10% outside of their image"
     WRONG_AREA = ERROR, "areas differ by more than a factor of 2 from their mask or, without, box"
     KEYPOINT_COUNT = ERROR, "annotations do not have x, y, v for each keypoint of their category"
     NOT_LABELLED = (ERROR, "annotations have only keypoints of visibility 0: unused", "keypoints")
@@ -72,47 +69,38 @@ class Problem(Enum):
         self.tolerance, self.text, self.uses = tolerance, text, set(uses)
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """Where a problem was found."""
 
+    problem: Problem
     places: list[str]  # ids and file names of annotations, file names of images, ...
     total: int  # number of annotations, images, ... that could have the problem
     cause: str = ""  # likely cause
 
-    def is_error(self, problem: Problem) -> bool:
-        return len(self.places) > problem.tolerance * self.total
+    def is_error(self, uses: Set[str] = frozenset()) -> bool:
+        """Return whether it is an error, also for some uses of the annotations.
+
+        These are of "train", "evaluate" (after a training), "score" (detections in a file),
+        "masks", "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
+        """
+        is_frequent = len(self.places) > self.problem.tolerance * self.total
+        return bool(self.problem.uses & uses) if self.problem.uses and uses else is_frequent
+
+    def __str__(self) -> str:
+        where = ", ".join(self.places[:MAX_EXAMPLES])
+        more = ", ..." if len(self.places) > MAX_EXAMPLES else ""
+        cause = f"; likely cause: {self.cause}" if self.cause else ""
+        return f"{len(self.places)} of {self.total} {self.problem.text}: {where}{more}{cause}"
 
 
 Problems = dict[Problem, Finding]
 
 
-def describe(problem: Problem, finding: Finding) -> str:
-    """Return a line with the number of cases, the text of the problem and the first places."""
-    where = ", ".join(finding.places[:MAX_EXAMPLES])
-    more = ", ..." if len(finding.places) > MAX_EXAMPLES else ""
-    cause = f"; likely cause: {finding.cause}" if finding.cause else ""
-    return f"{len(finding.places)} of {finding.total} {problem.text}: {where}{more}{cause}"
-
-
-def find_errors(problems: Problems, uses: Set[str]) -> list[str]:
-    """Describe the problems that are errors for these uses of the annotations.
-
-    These are of "train", "evaluate" (after a training), "score" (detections in a file), "masks",
-    "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
-    """
-    return [
-        describe(problem, finding)
-        for problem, finding in problems.items()
-        if (problem.uses & uses if problem.uses else finding.is_error(problem))
-    ]
-
-
 @without_garbage_collection()
 def check_annotations(data: dict) -> Problems:
     """Find the problems of what ``read_annotations`` returns that show without an image."""
-    found = [(Problem[name], Finding(*rest)) for name, *rest in _find_problems(data)]
-    return {problem: finding for problem, finding in found if finding.places}
+    found = (Finding(Problem[name], *rest) for name, *rest in _find_problems(data))
+    return {finding.problem: finding for finding in found if finding.places}
 
 
 def check_images(data: dict, folder: str) -> Problems:
@@ -123,7 +111,7 @@ def check_images(data: dict, folder: str) -> Problems:
     with ProcessPoolExecutor(initializer=warnings.simplefilter, initargs=["ignore"]) as pool:
         found = pool.map(_check_image, images, repeat(folder), chunksize=16)
         for problem, place in filter(None, tqdm(found, "images", len(images), unit="image")):
-            problems.setdefault(problem, Finding([], len(images))).places.append(place)
+            problems.setdefault(problem, Finding(problem, [], len(images))).places.append(place)
     return problems
 
 
@@ -193,9 +181,6 @@ def _find_problems(data: dict) -> Iterator[tuple]:
     paired = {name for names in groups for pair in keypoint_flip_map(names) for name in pair}
     yield "UNPAIRED", [n for n in dict.fromkeys(chain(*groups)) if n not in paired], total
     categories = {category["id"]: category for category in data["categories"]}
-    used = {a["category_id"] for a in data["annotations"] if not a.get("iscrowd")}
-    unused = [category["name"] for i, category in categories.items() if i not in used]
-    yield "CATEGORY_UNUSED", unused, len(categories)
     objects, total = Objects(data), len(data["annotations"])
     lost = [f"{a['id']} (image_id {a['image_id']})" for a in objects.lost]
     yield "NO_IMAGE", lost, total

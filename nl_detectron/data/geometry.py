@@ -81,16 +81,15 @@ class Objects:
         has_box, has_mask = (boxes[:, 2:] > 0).all(axis=1), ~np.isnan(masks[:, 0])
         is_large = (self.sizes > 4).all(axis=1)
         normalised = is_large & (has_box & _in_unit(boxes) | has_mask & _in_unit(masks))
-        mask_outside = has_mask & (inside(masks, self.sizes) < MIN_INSIDE) & ~normalised
-        mismatch = has_mask & has_box & (iou(boxes, masks) < MIN_IOU) & ~normalised & ~mask_outside
-        fine = has_box & ~normalised & ~mask_outside & ~mismatch
+        mask_outside = has_mask & (inside(masks, self.sizes) < MIN_INSIDE)
+        mismatch = has_mask & has_box & (iou(boxes, masks) < MIN_IOU) & ~mask_outside
+        box_outside = has_box & (inside(boxes, self.sizes) < MIN_INSIDE)
         return {
             "BAD_MASK": is_given & ~has_mask,
             "BOX_WITHOUT_AREA": ~has_box,
             "NORMALISED": normalised,
-            "MASK_OUTSIDE": mask_outside,
-            "BOX_NOT_OF_MASK": mismatch,
-            "BOX_OUTSIDE": fine & (inside(boxes, self.sizes) < MIN_INSIDE),
+            "BOX_NOT_OF_MASK": mismatch & ~normalised,
+            "OUTSIDE": (mask_outside | box_outside & ~mismatch) & ~normalised,
         }
 
     def wrong_areas(self) -> dict[int, float]:
@@ -99,8 +98,7 @@ class Objects:
         Only of areas that are missing or contradict it. Overlapping polygons count once.
         """
         faults, no_mask = self.faults, np.isnan(self.mask_areas)
-        unknown = faults["NORMALISED"] | faults["MASK_OUTSIDE"]
-        unknown |= no_mask & (faults["BOX_OUTSIDE"] | faults["BOX_WITHOUT_AREA"])
+        unknown = faults["NORMALISED"] | faults["OUTSIDE"] | no_mask & faults["BOX_WITHOUT_AREA"]
         areas = np.where(no_mask, self.boxes[:, 2:].prod(axis=1), self.mask_areas)
         for i in np.flatnonzero(~unknown & _differ(self.areas, areas)):
             polygons = valid_polygons(self.annotations[i].get("segmentation"))
@@ -119,13 +117,12 @@ def valid_polygons(segmentation: object) -> list[list]:
 
 def find_cause(objects: Objects, name: str) -> str:
     """Return what is probably wrong with boxes or masks, found by trying other forms of them."""
-    indices = np.flatnonzero(objects.faults[name])
-    if name not in ("MASK_OUTSIDE", "BOX_NOT_OF_MASK", "BOX_OUTSIDE") or not len(indices):
+    chosen = objects.faults[name]
+    if name not in ("BOX_NOT_OF_MASK", "OUTSIDE") or not chosen.any():
         return ""
-    sizes = objects.sizes[indices]
-    wrong, right = objects.boxes[indices], objects.mask_boxes[indices]
-    if name == "MASK_OUTSIDE":
-        wrong, right = right, wrong
+    sizes, boxes, masks = objects.sizes[chosen], objects.boxes[chosen], objects.mask_boxes[chosen]
+    mask_is_wrong = (inside(masks, sizes) < MIN_INSIDE)[:, None]
+    wrong, right = np.where(mask_is_wrong, masks, boxes), np.where(mask_is_wrong, boxes, masks)
     is_known = np.mean(inside(right, sizes) >= MIN_INSIDE) >= MIN_SHARE  # what is right
     x, y, w, h = wrong.T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -164,9 +161,8 @@ def find_keypoint_problems(objects: Objects, counts: dict) -> Iterator[tuple]:
     corners, sides = objects.boxes[:, None, :2], objects.boxes[:, None, 2:]
     from_centre = abs(points[..., :2] - corners - sides / 2)
     is_far = (from_centre > sides + EDGE_TOLERANCE).any(axis=2) & is_labelled
-    box_faults = ("BOX_WITHOUT_AREA", "NORMALISED", "BOX_NOT_OF_MASK", "BOX_OUTSIDE")
-    box_is_right = ~np.any([objects.faults[name] for name in box_faults], axis=0)
-    is_outside = (2 * is_far.sum(axis=1) > labelled) & box_is_right
+    is_right = ~np.any(list(objects.faults.values()), axis=0)
+    is_outside = (2 * is_far.sum(axis=1) > labelled) & is_right
     yield "KEYPOINT_OUTSIDE", np.flatnonzero(is_outside), np.count_nonzero(labelled)
 
 
