@@ -12,13 +12,12 @@ from pycocotools import mask as mask_util
 from nl_detectron.data import generate
 from nl_detectron.data.annotations import read_annotations
 from nl_detectron.data.coco_check import (
-    MAX_OBJECTS,
     Finding,
     Problem,
     check_annotations,
     check_images,
-    describe,
     find_images,
+    keypoint_flip_map,
 )
 from nl_detectron.data.synthetic import HEIGHT, WIDTH
 
@@ -31,10 +30,11 @@ def data(tmp_path):
 
 
 def counts(problems):
-    return {problem: len(finding.places) for problem, finding in problems.items()}
+    return {problem.name: len(finding.places) for problem, finding in problems.items()}
 
 
 BOX = [30, 10, 40, 10]
+NAN = float("nan")
 RECTANGLE = [30, 10, 70, 10, 70, 20, 30, 20]
 
 
@@ -45,184 +45,184 @@ def rle(**changes):
     return {"size": [HEIGHT, WIDTH], "counts": encoded["counts"].decode(), **changes}
 
 
-def add_image(data, **changes):
-    new = {**data["images"][0], "id": 100, "file_name": "100.jpg", **changes}
-    data["images"].append(new)
+def add(data, key, **changes):
+    """Add a copy of the first entry of a list, with changes; a value of None removes the key."""
+    new = {**copy.deepcopy(data[key][0]), "id": 100, **changes}
+    data[key].append({name: value for name, value in new.items() if value is not None})
 
 
 def add_annotation(data, **changes):
-    new = {**copy.deepcopy(data["annotations"][0]), "id": 100}
-    new.update({"bbox": BOX, "segmentation": [RECTANGLE], "area": 400, **changes})
-    data["annotations"].append({key: value for key, value in new.items() if value is not None})
-
-
-def add_category(data, **changes):
-    data["categories"].append({"id": 100, "name": "new", **changes})
+    add(data, "annotations", **{"bbox": BOX, "segmentation": [RECTANGLE], "area": 400, **changes})
 
 
 def add_keypoints(data, **changes):
     """Add an annotation of a category with two keypoints."""
-    add_category(data, keypoints=["head", "tail"])
-    keypoints = [35, 15, 2, 0, 0, 0]
-    new = {"category_id": 100, "keypoints": keypoints, "num_keypoints": 1, **changes}
-    add_annotation(data, **new)
+    add(data, "categories", name="new", keypoints=["head", "tail"])
+    keypoints = {"keypoints": [35, 15, 2, 0, 0, 0], "num_keypoints": 1}
+    add_annotation(data, category_id=100, **{**keypoints, **changes})
 
 
 OVER_EDGE = [-4, 9, 4, 9, 4, 20, -4, 20]
 TRIANGLE = [1, 1, 9, 1, 9, 9]
-UNLABELLED, UNUSED = {Problem.UNLABELLED: 1}, {Problem.CATEGORY_UNUSED: 1}
-UNPAIRED, AREA = {Problem.UNPAIRED: 2}, {Problem.WRONG_AREA: 1}
+AREA, BAD_MASK, ID_TWICE = {"WRONG_AREA": 1}, {"BAD_MASK": 1}, {"ID_TWICE": 1}
 UNSEEN = {"keypoints": [35, 15, 0, 0, 0, 0], "num_keypoints": 0}
 FAR = {"keypoints": [100, 15, 1] * 2, "num_keypoints": 2}
-NAN = float("nan")
 
 
 @pytest.mark.parametrize(
-    "add, changes, expected",
+    "key, changes, expected",
     [
-        # No problem.
-        (add_annotation, {}, {}),
-        (add_annotation, {"iscrowd": 1, "segmentation": rle()}, {Problem.CROWD: 1}),
-        (add_annotation, {"bbox": [29.5, 9.5, 41, 11]}, {}),
-        (add_annotation, {"area": 250}, {}),
-        (add_keypoints, {}, UNPAIRED),
-        # Images.
-        (add_image, {}, UNLABELLED),
-        (add_image, {"id": 1}, {Problem.IMAGE_ID_TWICE: 1}),
-        (add_image, {"file_name": "000001.jpg"}, {Problem.FILE_TWICE: 1, **UNLABELLED}),
-        # Categories.
-        (add_category, {}, UNUSED),
-        (add_category, {"id": 1}, {Problem.CATEGORY_ID_TWICE: 1}),
-        (add_category, {"name": "red key"}, {Problem.CATEGORY_NAME_TWICE: 1, **UNUSED}),
-        # Annotations.
-        (add_annotation, {"id": 1}, {Problem.ANNOTATION_ID_TWICE: 1}),
-        (add_annotation, {"image_id": 99}, {Problem.NO_IMAGE: 1}),
-        (add_annotation, {"category_id": 99}, {Problem.NO_CATEGORY: 1}),
-        (add_annotation, {"ignore": 1}, {Problem.MARKED_IGNORE: 1}),
-        (add_annotation, {"area": None}, {Problem.NOT_EVALUABLE: 1}),
-        # Boxes, masks and areas.
-        (add_annotation, {"bbox": [30, 10, 0, 10]}, {Problem.BOX_WITHOUT_AREA: 1}),
-        (add_annotation, {"bbox": [50, 10, 40, 10]}, {Problem.BOX_NOT_OF_MASK: 1}),
-        (add_annotation, {"segmentation": [OVER_EDGE]}, {Problem.MASK_OUTSIDE: 1}),
-        (add_annotation, {"area": 0}, AREA),
-        (add_annotation, {"area": 199}, AREA),
-        (add_annotation, {"segmentation": [RECTANGLE, RECTANGLE, RECTANGLE]}, {}),
-        (add_annotation, {"segmentation": None}, {Problem.MISSING_MASK: 1}),
-        (add_annotation, {"segmentation": None, "area": 0}, {Problem.MISSING_MASK: 1, **AREA}),
-        (add_annotation, {"segmentation": "polygon"}, {Problem.BAD_MASK: 1}),
-        (add_annotation, {"segmentation": RECTANGLE}, {Problem.BAD_MASK: 1}),
-        (add_annotation, {"segmentation": [TRIANGLE[:4]]}, {Problem.BAD_POLYGON: 1}),
-        (add_annotation, {"segmentation": [[*TRIANGLE, 1]]}, {Problem.BAD_POLYGON: 1}),
-        (add_annotation, {"segmentation": [RECTANGLE, [1, 1]]}, {}),
-        (add_annotation, {"segmentation": [[*TRIANGLE, NAN, 1]]}, {Problem.BAD_POLYGON: 1}),
-        (add_annotation, {"segmentation": [[*TRIANGLE, "1", 1]]}, {Problem.BAD_POLYGON: 1}),
-        (add_annotation, {"segmentation": [[*TRIANGLE, 10**400, 1]]}, {Problem.BAD_POLYGON: 1}),
-        # Keypoints.
-        (add_keypoints, {"keypoints": None}, {Problem.KEYPOINT_COUNT: 1, **UNPAIRED}),
-        (add_keypoints, {"keypoints": [5, 5, 2, 0, 0]}, {Problem.KEYPOINT_COUNT: 1, **UNPAIRED}),
-        (add_keypoints, {"num_keypoints": 2}, {Problem.VISIBLE_COUNT: 1, **UNPAIRED}),
-        (add_keypoints, {"num_keypoints": None}, {Problem.NOT_EVALUABLE: 1, **UNPAIRED}),
-        (add_keypoints, UNSEEN, {Problem.NOT_LABELLED: 1, **UNPAIRED}),
-        (add_keypoints, FAR, {Problem.KEYPOINT_OUTSIDE: 1, **UNPAIRED}),
+        ("images", {}, {"UNLABELLED": 1}),
+        ("images", {"id": 1}, ID_TWICE),
+        ("categories", {}, {}),
+        ("categories", {"id": 1}, ID_TWICE),
+        ("categories", {"keypoints": ["a", "a"]}, {"KEYPOINT_TWICE": 1, "UNPAIRED": 1}),
     ],
 )
-def test_annotations(data, add, changes, expected):
-    add(data, **changes)
+def test_images_and_categories(data, key, changes, expected):
+    add(data, key, **changes)
     assert counts(check_annotations(data)) == expected
 
 
-UNIT = (WIDTH, HEIGHT)
-XYXY, EXCHANGED = "x1, y1, x2, y2", "boxes or masks are with x and y exchanged"
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        # No problem.
+        ({}, {}),
+        ({"iscrowd": 1, "segmentation": rle()}, {"CROWD": 1}),
+        ({"bbox": [29.5, 9.5, 41, 11]}, {}),
+        ({"area": 250}, {}),
+        ({"segmentation": [RECTANGLE, [1, 1]]}, {}),
+        ({"segmentation": [RECTANGLE, RECTANGLE, RECTANGLE]}, {}),  # overlaps count once
+        ({"id": 1}, ID_TWICE),
+        ({"image_id": 99}, {"NO_IMAGE": 1}),
+        ({"category_id": 99}, {"NO_CATEGORY": 1}),
+        ({"ignore": 1}, {"MARKED_IGNORE": 1}),
+        ({"area": None}, {"NOT_EVALUABLE": 1}),
+        ({"bbox": [30, 10, 0, 10]}, {"BOX_WITHOUT_AREA": 1}),
+        ({"bbox": [50, 10, 40, 10]}, {"BOX_NOT_OF_MASK": 1}),
+        ({"segmentation": [OVER_EDGE]}, {"OUTSIDE": 1}),
+        ({"area": 0}, AREA),
+        ({"area": 199}, AREA),
+        ({"segmentation": None}, {"MISSING_MASK": 1}),
+        ({"segmentation": None, "area": 0}, {"MISSING_MASK": 1, **AREA}),
+        ({"segmentation": "polygon"}, BAD_MASK),
+        ({"segmentation": RECTANGLE}, BAD_MASK),
+        ({"segmentation": [TRIANGLE[:4]]}, BAD_MASK),
+        *[({"segmentation": [[*TRIANGLE, *end]]}, BAD_MASK) for end in ([1], [NAN, 1], ["1", 1])],
+        ({"segmentation": [[*TRIANGLE, 10**400, 1]]}, BAD_MASK),
+    ],
+)
+def test_annotations(data, changes, expected):
+    add_annotation(data, **changes)
+    assert counts(check_annotations(data)) == expected
 
 
 @pytest.mark.parametrize(
-    "transform, problem, cause",
+    "changes, problem",
     [
-        (lambda x, y, w, h: (x, y, x + w, y + h), "BOX_NOT_OF_MASK", XYXY),
-        (lambda x, y, w, h: (y, x, h, w), "BOX_NOT_OF_MASK", EXCHANGED),
-        (lambda *box: [2 * v for v in box], "BOX_NOT_OF_MASK", "image size, 2 x 2 times"),
-        (lambda *box: np.divide(box, UNIT * 2).tolist(), "NORMALISED", "shares of the image size"),
+        ({"keypoints": None}, "KEYPOINT_COUNT"),
+        ({"keypoints": [5, 5, 2, 0, 0]}, "KEYPOINT_COUNT"),
+        ({"num_keypoints": 2}, "VISIBLE_COUNT"),
+        ({"num_keypoints": None}, "NOT_EVALUABLE"),
+        (UNSEEN, "NOT_LABELLED"),
+        (FAR, "KEYPOINT_OUTSIDE"),
     ],
 )
-@pytest.mark.parametrize("masks", [True, False])
-def test_cause_of_wrong_boxes(data, transform, problem, cause, masks):
+def test_keypoints(data, changes, problem):
+    add_keypoints(data)
+    assert counts(check_annotations(data)) == {"UNPAIRED": 2}
+    data["annotations"].pop()
+    data["categories"].pop()
+    add_keypoints(data, **changes)
+    assert counts(check_annotations(data)) == {"UNPAIRED": 2, problem: 1}
+
+
+UNIT = np.array([WIDTH, HEIGHT])
+EXCHANGED, SIZE = "x and y are exchanged", "they are of another image size"
+
+
+@pytest.mark.parametrize(
+    "key, change, problem, cause",
+    [
+        ("bbox", lambda v: v + [[0, 0], v[0]], "BOX_NOT_OF_MASK", "x1, y1, x2, y2"),
+        ("bbox", lambda v: v[:, ::-1], "BOX_NOT_OF_MASK", EXCHANGED),
+        ("bbox", lambda v: 2 * v, "BOX_NOT_OF_MASK", f"{SIZE}, 2 x 2 times"),
+        ("bbox", lambda v: v / UNIT, "NORMALISED", ""),
+        ("bbox only", lambda v: v + [[0, 0], v[0]], "OUTSIDE", "x1, y1, x2, y2"),
+        ("bbox only", lambda v: v[:, ::-1], "OUTSIDE", EXCHANGED),
+        ("bbox only", lambda v: 2 * v, "OUTSIDE", SIZE),
+        ("bbox only", lambda v: v / UNIT, "NORMALISED", ""),
+        ("segmentation", lambda v: 4 * v, "OUTSIDE", f"{SIZE}, 4 x 4 times"),
+        ("segmentation", lambda v: -v, "OUTSIDE", "they are negative"),
+        ("segmentation", lambda v: v[:, ::-1], "OUTSIDE", EXCHANGED),
+        ("segmentation", lambda v: v / 2, "BOX_NOT_OF_MASK", f"{SIZE}, 2 x 2 times"),
+        ("segmentation", lambda v: v / UNIT, "NORMALISED", ""),
+    ],
+)
+def test_cause(data, key, change, problem, cause):
+    """``change`` is applied to (N, 2) points of masks, or to corner and size of boxes."""
     for annotation in data["annotations"]:
-        annotation["bbox"] = list(transform(*annotation["bbox"]))
-        if not masks:
+        name = key.split()[0]
+        annotation[name] = change(np.reshape(annotation[name], (-1, 2))).ravel().tolist()
+        if key == "segmentation":
+            annotation[key] = [annotation[key]]
+        if key == "bbox only":
             del annotation["segmentation"]
-    if not masks and problem == "BOX_NOT_OF_MASK":
-        problem, cause = "BOX_OUTSIDE", cause.split(" are ")[-1].split(", 2 x 2")[0]
-    found = check_annotations(data)[Problem[problem]]
-    assert found.is_error(Problem[problem]) and cause in found.cause
-
-
-@pytest.mark.parametrize(
-    "transform, problem, cause",
-    [
-        (lambda points: 4 * points, "MASK_OUTSIDE", "image size, 4 x 4 times"),
-        (lambda points: -points, "MASK_OUTSIDE", "are negative"),
-        (lambda points: points[:, ::-1], "MASK_OUTSIDE", "are with x and y exchanged"),
-        (lambda points: points / 2, "BOX_NOT_OF_MASK", "image size, 2 x 2 times"),
-        (lambda points: points / UNIT, "NORMALISED", "shares of the image size"),
-    ],
-)
-def test_cause_of_wrong_masks(data, transform, problem, cause):
-    for annotation in data["annotations"]:
-        points = np.reshape(annotation["segmentation"], (-1, 2))
-        annotation["segmentation"] = [transform(points).ravel().tolist()]
-    found = check_annotations(data)[Problem[problem]]
-    assert found.is_error(Problem[problem]) and cause in found.cause
+    finding = check_annotations(data)[Problem[problem]]
+    assert finding.is_error() and cause in finding.cause
 
 
 def test_share_decides_between_note_and_error(data):
-    total = len(data["annotations"])
     data["annotations"][0]["bbox"] = [300, 1, 9, 9]
     finding = check_annotations(data)[Problem.BOX_NOT_OF_MASK]
-    assert (len(finding.places), finding.total) == (1, total)
-    assert finding.is_error(Problem.BOX_NOT_OF_MASK) == (1 / total > 0.1)
-    assert not Finding(["1"] * 5, 100).is_error(Problem.NO_IMAGE)
-    assert Finding(["1"] * 6, 100).is_error(Problem.NO_IMAGE)
+    assert finding.is_error() == (1 / len(data["annotations"]) > 0.1)
+    assert not Finding(Problem.NO_IMAGE, ["1"] * 5, 100).is_error()
+    assert Finding(Problem.NO_IMAGE, ["1"] * 6, 100).is_error()
 
 
-def test_many_objects_and_repeated_keypoints(data):
-    for i in range(MAX_OBJECTS):
-        add_annotation(data, id=1000 + i)
-    data["categories"][0]["keypoints"] = ["point", "point"]
-    problems = check_annotations(data)
-    count = MAX_OBJECTS + sum(a["image_id"] == 1 for a in data["annotations"][:-MAX_OBJECTS])
+def test_description_has_the_first_places(data):
+    for i in range(101):
+        add_annotation(data, id=1000 + i, category_id=99)
+    problems, total = check_annotations(data), len(data["annotations"])
+    count = sum(a["image_id"] == 1 for a in data["annotations"])
     assert problems[Problem.MANY_OBJECTS].places == [f"000001.jpg ({count})"]
-    assert problems[Problem.KEYPOINT_TWICE].places == ["point"]
+    places = ", ".join(f"{1000 + i} (000001.jpg)" for i in range(5))
+    line = f"101 of {total} {Problem.NO_CATEGORY.text}: {places}, ..."
+    assert str(problems[Problem.NO_CATEGORY]) == line
 
 
 RUNS = [HEIGHT * 30 + 10, *[10, HEIGHT - 10] * 39, 10]  # column by column
 RUNS.append(HEIGHT * WIDTH - sum(RUNS))
 BROKEN_COUNTS = ["", "!!", rle()["counts"][:-1], rle()["counts"] + "5", rle()["counts"] + "P"]
-BROKEN_COUNTS += [[], [5, 5], [HEIGHT * WIDTH + 5, -5], [HEIGHT * WIDTH - 0.5, 0.5]]
+BROKEN_COUNTS += [[], [5, 5], [HEIGHT * WIDTH + 5, -5], [HEIGHT * WIDTH - 0.5, 0.5], None]
 
 
 @pytest.mark.parametrize(
     "mask, problems",
     [
-        (rle(), []),
-        (rle(counts=RUNS), []),
-        (rle(size=[WIDTH, HEIGHT]), [Problem.RLE_SIZE]),
-        ({"size": [HEIGHT, WIDTH]}, [Problem.BAD_RLE]),
-        *[(rle(counts=counts), [Problem.BAD_RLE]) for counts in BROKEN_COUNTS],
+        (rle(), {}),
+        (rle(counts=RUNS), {}),
+        (rle(size=[WIDTH, HEIGHT]), BAD_MASK),
+        *[(rle(counts=counts), BAD_MASK) for counts in BROKEN_COUNTS],
     ],
 )
 def test_rle(data, mask, problems):
     add_annotation(data, segmentation=mask)
-    assert counts(check_annotations(data)) == dict.fromkeys([Problem.RLE_MASK, *problems], 1)
+    assert counts(check_annotations(data)) == {"RLE_MASK": 1, **problems}
 
 
-def test_description_has_the_first_places(data):
-    for id in range(200, 207):
-        add_annotation(data, id=id, category_id=99)
-    ((problem, finding),) = check_annotations(data).items()
-    places = [f"{id} (000001.jpg)" for id in range(200, 207)]
-    assert finding == Finding(places, len(data["annotations"]))
-    line = f"7 of {finding.total} {problem.text}: {', '.join(places[:5])}, ..."
-    assert describe(problem, finding) == line
+@pytest.mark.parametrize(
+    "left, right",
+    [
+        *[("left_eye", "right_eye"), ("Left Eye", "Right Eye"), ("LEFT-EYE", "RIGHT-EYE")],
+        *[("leftEye", "rightEye"), ("lefteye", "righteye"), ("eye.left", "eye.right")],
+        *[("L_Eye", "R_Eye"), ("LEye", "REye"), ("eye_l", "eye_r"), ("eyeL", "eyeR")],
+        *[("l1", "r1"), ("ear_L_base", "ear_R_base"), ("left ear", "right_ear")],
+    ],
+)
+def test_flip_map(left, right):
+    assert keypoint_flip_map([right, "nose", left, "leftover"]) == [(left, right)]
 
 
 def rotate(path, tag):
@@ -245,7 +245,7 @@ def cut(path):
 @pytest.mark.parametrize(
     "break_file, problem, detail",
     [
-        (Path.unlink, Problem.FILE_MISSING, ""),
+        (Path.unlink, Problem.UNREADABLE, " (FileNotFoundError)"),
         (lambda path: path.write_bytes(b""), Problem.UNREADABLE, " (UnidentifiedImageError)"),
         (cut, Problem.UNREADABLE, " (OSError)"),
         (partial(rotate, tag=False), Problem.SIZE_DIFFERS, " (64 x 320, stated 320 x 64)"),
@@ -257,9 +257,9 @@ def test_image(tmp_path, break_file, problem, detail):
     folder = generate(tmp_path / "set", {"train": 3})
     data = read_annotations(folder / "train.json")
     break_file(folder / "train" / "000003.jpg")
-    expected = {problem: Finding([f"000003.jpg{detail}"], 3)} if problem else {}
+    expected = {problem: Finding(problem, [f"000003.jpg{detail}"], 3)} if problem else {}
     assert check_images(data, str(folder / "train")) == expected
-    is_missing = problem is Problem.FILE_MISSING
+    is_missing = break_file is Path.unlink
     assert find_images(data, folder / "train") == (["000003.jpg"] * is_missing, 0)
 
 

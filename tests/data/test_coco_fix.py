@@ -65,7 +65,7 @@ def test_repair(data, change):
     changes = fix_annotations(data)
     assert changes and not list(describe_types(data))
     assert fix_annotations(data) == {}
-    assert not [p for p, finding in check_annotations(data).items() if finding.is_error(p)]
+    assert not [p for p, finding in check_annotations(data).items() if finding.is_error()]
     for fixed, right in zip(data["annotations"], expected["annotations"], strict=True):
         assert fixed.pop("area") == pytest.approx(right.pop("area"), rel=0.2)
         assert fixed.pop("bbox") == pytest.approx(right.pop("bbox"), abs=1e-6)
@@ -91,9 +91,8 @@ def test_image_ids(data, new):
 def test_annotations_point_at_ids_as_text(data):
     expected = copy.deepcopy(data)
     each(image_id=str)(data)
-    assert fix_annotations(data) == {
-        "values of image_id set to the new id": len(data["annotations"])
-    }
+    count = len(data["annotations"])
+    assert fix_annotations(data) == {"values of 'image_id' in annotations": count}
     assert data == expected
 
 
@@ -117,5 +116,5 @@ def test_no_repair_that_is_not_certain(data):
     expected = copy.deepcopy(data)
     assert fix_annotations(data) == {}
     assert data == expected
-    assert fix_annotations(data, no_crowd=True) == {"crowds made single objects (iscrowd 0)": 1}
+    assert fix_annotations(data, no_crowd=True) == {"values of 'iscrowd' in annotations": 1}
     assert data["annotations"][0]["iscrowd"] == 0
