@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
-from nl_detectron.data.annotations import decode, describe_types, fix_command, normalise
+from nl_detectron.data.annotations import decode, describe_types, normalise
 from nl_detectron.data.coco import coco_files
 from nl_detectron.data.coco_check import check_annotations, check_images, find_images
 from nl_detectron.data.coco_fix import fix_annotations
@@ -60,7 +60,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     print(f"{args.fix or json_file}: {', '.join(counts)}")
     print(f"kinds of errors: {len(errors)}, kinds of notes: {len(notes)}")
     if errors and not args.fix:
-        print(f"To repair what has one right repair: {fix_command(json_file)}")
+        print("To write a copy with what has one right repair, add --fix OUT.json")
     return 1 if errors else 0
 
 

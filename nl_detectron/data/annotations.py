@@ -91,10 +91,9 @@ def read_form(path: str | Path) -> tuple[dict, bool]:
 
 
 def read_for_evaluation(path: str | Path, *, masks: bool = False, keypoints: bool = False) -> dict:
-    """Return the content of an annotation file that detections can be scored against.
+    """As :func:`read_annotations`; also raise a UserError if scores would be wrong.
 
-    ``masks`` and ``keypoints`` are whether these are scored. Raise a UserError as
-    :func:`read_annotations`, and for annotations that would give wrong scores.
+    ``masks`` and ``keypoints`` are whether these are scored.
     """
     from .coco_check import Problem, check_annotations
 
@@ -110,12 +109,8 @@ def read_for_evaluation(path: str | Path, *, masks: bool = False, keypoints: boo
 def refuse(path: str | Path, errors: Iterable[str]) -> None:
     """Raise a UserError that has the errors in a file, if there are any, and names the repair."""
     if text := "; ".join(errors):
-        raise UserError(f"{path}: {text}. To repair it: {fix_command(path)}")
-
-
-def fix_command(path: str | Path) -> str:
-    """Return the command that writes a repaired copy."""
-    return f"python tools/check_dataset.py --json {shlex.quote(str(path))} --fix OUT.json"
+        command = f"python tools/check_dataset.py --json {shlex.quote(str(path))} --fix OUT.json"
+        raise UserError(f"{path}: {text}. To repair it: {command}")
 
 
 def decode(path: str | Path) -> tuple[dict, bool]:

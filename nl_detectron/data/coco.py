@@ -85,12 +85,8 @@ class CustomDataset:
             metadata.update(keypoint_names=self.keypoints, keypoint_flip_map=self.flip_map)
         loader = DatasetCatalog.pop(self.name, load_coco_json)
         if self.name in NAMES.values() or loader.__module__ == load_coco_json.__module__:
-            loader = partial(
-                without_garbage_collection()(load_coco_json),
-                self.json_file,
-                self.image_root,
-                self.name,
-            )
+            load = without_garbage_collection()(load_coco_json)
+            loader = partial(load, self.json_file, self.image_root, self.name)
         DatasetCatalog.register(self.name, loader)
         if self.name not in NAMES.values():
             metadata.update(MetadataCatalog.get(self.name).as_dict())
@@ -136,8 +132,7 @@ def _read_flip_map(names: list[str], text: str) -> list[tuple[str, str]]:
         return coco_check.keypoint_flip_map(names)
     pairs = [tuple(pair.split(":")) for pair in text.split(",")]
     used = [name for pair in pairs for name in pair]
-    is_once = len(set(used)) == len(used) and set(used) <= set(names)
-    if not is_once or any(len(pair) != 2 for pair in pairs):
+    if {len(pair) for pair in pairs} != {2} or sorted(used) != sorted({*used} & {*names}):
         valid = f"LEFT:RIGHT,..., each once, of the keypoints {', '.join(names)}"
         raise UserError(f"--keypoint-flip-map takes {valid}; not {text!r}")
     return pairs
@@ -160,10 +155,10 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
     trains, tests = (dataset.name in cfg.DATASETS[split] for split in ("TRAIN", "TEST"))
     if not trains and not tests:  # options select other datasets
         return
-    uses = {"train": trains, "evaluate": tests, "masks": cfg.MODEL.MASK_ON}
-    uses["keypoints"] = cfg.MODEL.KEYPOINT_ON
-    uses["polygons"] = cfg.MODEL.MASK_ON and trains and cfg.INPUT.MASK_FORMAT == "polygon"
-    uses, findings = {use for use, applies in uses.items() if applies}, dataset.problems.values()
+    findings = dataset.problems.values()
+    uses = {*["train"] * trains, *["evaluate"] * tests, *["keypoints"] * cfg.MODEL.KEYPOINT_ON}
+    if cfg.MODEL.MASK_ON:
+        uses |= {"masks", *["polygons"] * (trains and cfg.INPUT.MASK_FORMAT == "polygon")}
     refuse(dataset.json_file, (str(finding) for finding in findings if finding.is_error(uses)))
     said = {Problem.NOT_LABELLED, *(p for p in Problem if not p.uses)} - {Problem.MANY_OBJECTS}
     notes = [str(finding) for finding in findings if finding.problem in said]

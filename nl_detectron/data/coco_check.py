@@ -78,9 +78,9 @@ class Finding(NamedTuple):
     cause: str = ""  # likely cause
 
     def is_error(self, uses: Set[str] = frozenset()) -> bool:
-        """Return whether it is an error, also for some uses of the annotations.
+        """Return whether it is an error for these uses of the annotations.
 
-        These are of "train", "evaluate" (after a training), "score" (detections in a file),
+        They are of "train", "evaluate" (after a training), "score" (detections in a file),
         "masks", "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
         """
         is_frequent = len(self.places) > self.problem.tolerance * self.total

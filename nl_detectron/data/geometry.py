@@ -5,12 +5,11 @@ import re
 from array import array
 from collections.abc import Iterator
 from itertools import chain
-from typing import Optional
 
 import numpy as np
 from pycocotools import mask as mask_util
 
-from .annotations import NUMBER
+from .annotations import NUMBERS
 
 MIN_IOU = 0.5  # of a box and the box of its mask
 MIN_INSIDE = 0.9  # share of a box or mask that is inside of the image
@@ -49,7 +48,12 @@ class Objects:
         polygons = list(chain.from_iterable(polygons))
         if not polygons:
             return
-        flat = _floats(polygons)
+        try:
+            flat = np.array(array("d", chain.from_iterable(polygons)))
+        except (TypeError, OverflowError):  # a text, or an integer too large for a float
+            polygons = [p if NUMBERS.fits([p]) else [math.nan] * len(p) for p in polygons]
+            flat = np.array(list(chain.from_iterable(polygons)))
+        flat[~np.isfinite(flat)] = math.nan
         x, y = flat[::2], flat[1::2]
         ends = np.cumsum(list(map(len, polygons))) // 2
         starts = np.append(0, ends[:-1])  # of each polygon, among all points
@@ -64,12 +68,18 @@ class Objects:
         self.mask_boxes[np.isnan(self.mask_areas)] = math.nan
 
     def _measure_rles(self) -> None:
-        rles = {i: a.get("segmentation") for i, a in enumerate(self.annotations)}
-        for i, rle in {i: rle for i, rle in rles.items() if type(rle) is dict}.items():
-            if rle := _compressed(rle, *self.sizes[i].tolist()):
-                box, area = mask_util.toBbox(rle), mask_util.area(rle)
-                if area > 0 and (box[:2] + box[2:] <= self.sizes[i]).all():
-                    self.mask_boxes[i], self.mask_areas[i] = box, area
+        segmentations = enumerate(a.get("segmentation") for a in self.annotations)
+        for i, rle in [(i, mask) for i, mask in segmentations if type(mask) is dict]:
+            counts, (width, height) = rle.get("counts"), self.sizes[i].tolist()
+            is_text = type(counts) is str and RLE_TEXT.fullmatch(counts)
+            is_list = type(counts) is list and set(map(type, counts)) == {int} and min(counts) >= 0
+            is_list = is_list and sum(counts) == width * height
+            if rle.get("size") != [height, width] or not (is_text or is_list):
+                continue
+            rle = mask_util.frPyObjects(rle, height, width) if is_list else rle
+            box, area = mask_util.toBbox(rle), mask_util.area(rle)
+            if area > 0 and (box[:2] + box[2:] <= self.sizes[i]).all():
+                self.mask_boxes[i], self.mask_areas[i] = box, area
 
     def _find_faults(self) -> dict[str, np.ndarray]:
         """Return (N,) bool for each way in which box, mask and image do not fit each other.
@@ -190,26 +200,3 @@ def _differ(areas: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return whether areas are missing or differ by more than a factor of 2."""
     fits = (areas <= 2 * right) & (2 * areas >= right) | (abs(areas - right) <= AREA_TOLERANCE)
     return ~(fits & ((areas > 0) | (right < 1)))
-
-
-def _floats(lists: list[list]) -> np.ndarray:
-    """Return the items of all lists; nan for what is not a finite number."""
-    try:
-        flat = np.array(array("d", chain.from_iterable(lists)))
-    except (TypeError, OverflowError):  # a text, or an integer too large for a float
-        items = chain.from_iterable(lists)
-        flat = np.array([v if NUMBER.fits([v]) else math.nan for v in items], float)
-    return np.where(np.isfinite(flat), flat, math.nan)
-
-
-def _compressed(rle: dict, width: int, height: int) -> Optional[dict]:
-    """Return the RLE in compressed form, or None if it is not one of the image's size."""
-    counts = rle.get("counts")
-    if rle.get("size") != [height, width]:
-        return None
-    if type(counts) is str:
-        return rle if RLE_TEXT.fullmatch(counts) else None
-    is_integers = type(counts) is list and set(map(type, counts)) == {int}
-    if not is_integers or min(counts) < 0 or sum(counts) != width * height:
-        return None
-    return mask_util.frPyObjects(rle, height, width)

@@ -1,9 +1,9 @@
 """Synthetic images in which the class of an object can be known only from far away.
 
-Each image is a wide strip with a coloured key near one end and grey locks near the other. The
-class of a key is its colour. The class of a lock is the colour of the key, but no pixel within
-``GAP`` pixels of the lock depends on it. With smaller keys, the mean over all positions, which an
-untrained block computes, hardly depends on the colour, and some blocks learned nothing.
+Each image has a coloured key near one end and grey locks near the other. The class of a lock is the
+colour of the key, but no pixel within ``GAP`` pixels of the lock depends on it. With smaller keys,
+the mean over all positions, which an untrained block computes, hardly depends on the colour, and
+some blocks learned nothing.
 """
 
 import json
@@ -139,12 +139,10 @@ def _write_split(folder: Path, drawn: Iterable, categories: Sequence[dict]) -> N
                 "id": len(annotations) + 1,
                 "image_id": image_id,
                 "category_id": ids[name],
-                "segmentation": [flat],
-                "area": int(mask_util.area(rle)),
-                "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],
-                "iscrowd": 0,
             }
-            annotations.append({**annotation, **dict(*more)})
+            annotation.update(segmentation=[flat], area=int(mask_util.area(rle)))
+            box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+            annotations.append({**annotation, "bbox": box, "iscrowd": 0, **dict(*more)})
     content = {"images": images, "annotations": annotations, "categories": categories}
     folder.with_suffix(".json").write_text(json.dumps(content))
 
@@ -157,18 +155,14 @@ def _load(name: str, json_file: str, image_root: str) -> list[dict]:
 def _register() -> None:
     """Register nl_synthetic_train and nl_synthetic_val, generated when they are first loaded."""
     root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "nl_synthetic"
-    names = [category["name"] for category in CATEGORIES]
-    colours = [COLOURS[name.split()[0]] for name in names]
+    names = KEYS + LOCKS
+    colours = [[(2 * value + 255) // 3 for value in COLOURS[name.split()[0]]] for name in names]
     for split in SPLITS:
         name = f"nl_synthetic_{split}"
         files = {"json_file": str(root / f"{split}.json"), "image_root": str(root / split)}
         DatasetCatalog.register(name, partial(_load, name, **files))
-        MetadataCatalog.get(name).set(
-            **files,
-            evaluator_type="coco",
-            thing_classes=names,
-            thing_colors=[[(2 * value + 255) // 3 for value in colour] for colour in colours],
-        )
+        metadata = {"evaluator_type": "coco", "thing_classes": names, "thing_colors": colours}
+        MetadataCatalog.get(name).set(**files, **metadata)
 
 
 _register()
