@@ -82,8 +82,8 @@ def files(tmp_path):
             for image in data["images"]:
                 # On disk, in the other Unicode form than in the annotations.
                 name = image["file_name"]
-                nfc = unicodedata.normalize("NFC", name)
-                file = tmp_path / (unicodedata.normalize("NFD", name) if name == nfc else nfc)
+                form = "NFD" if unicodedata.is_normalized("NFC", name) else "NFC"
+                file = tmp_path / unicodedata.normalize(form, name)
                 file.parent.mkdir(exist_ok=True)
                 Image.new("RGB", (image["width"], image["height"])).save(file)
         return str(path), str(tmp_path)
@@ -117,18 +117,17 @@ def start(path, folder, *flags, keypoints=False):
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors(files, capsys, case):
     path, folder = files(case)
-    status = check(path, folder)
-    assert status == (2 if case == "gbk" else 1)
+    assert check(path, folder) == (2 if case == "gbk" else 1)
     output = "".join(capsys.readouterr())
     assert re.search(f"(?m)^error: .*{ERRORS[case]}", output), output
 
-    keypoints = case.startswith("kp_")
+    has_keypoints = case.startswith("kp_")
     for flags in ([], ["--eval-only"]):
         with pytest.raises(UserError, match=ERRORS[case]) as error:
-            start(path, folder, *flags, keypoints=keypoints)
+            start(path, folder, *flags, keypoints=has_keypoints)
         assert case == "gbk" or f"tools/check_dataset.py --json {path} --fix" in str(error.value)
     with pytest.raises(UserError, match=ERRORS[case]):
-        read_for_evaluation(path, masks=True, keypoints=keypoints)
+        read_for_evaluation(path, masks=True, keypoints=has_keypoints)
 
 
 @pytest.mark.parametrize("case", NOTES)
@@ -137,34 +136,29 @@ def test_notes(files, capsys, case):
     before = Path(path).read_bytes()
     assert check(path, folder) == 0
     assert re.search(NOTES[case], capsys.readouterr().out)
-    keypoints = case.startswith("kp_")
-    _, datasets = start(path, folder, keypoints=keypoints)
+    has_keypoints = case.startswith("kp_")
+    _, datasets = start(path, folder, keypoints=has_keypoints)
     note = "images have up to 300 objects" if case == "dense" else NOTES[case]
     assert re.search(note, capsys.readouterr().err)
     for dataset in datasets:
         assert (dataset.json_file != path) == (case in COPIED)
-        if keypoints:
-            ((left, right),) = dataset.flip_map
-            assert (left, right) == tuple(dataset.keypoints[:2])
-    data = read_for_evaluation(path, masks=True, keypoints=keypoints)
-    assert data == read_annotations(path)
-    assert Path(path).read_bytes() == before
+        assert dataset.flip_map == [tuple(dataset.keypoints[:2])] * has_keypoints
+    data = read_for_evaluation(path, masks=True, keypoints=has_keypoints)
+    assert data == read_annotations(path) and Path(path).read_bytes() == before
 
 
 @pytest.mark.parametrize("case", {**ERRORS, **NOTES})
 def test_repair(files, capsys, case):
     path, folder = files(case)
     fixed = f"{folder}/fixed.json"
-    flags = ["--no-crowd"] if case == "cvat_brush" else []
-    status = check(path, folder, "--fix", fixed, *flags)
+    status = check(path, folder, "--fix", fixed, *["--no-crowd"] * (case == "cvat_brush"))
     assert (status != 0) == (case in NOT_FIXED), capsys.readouterr()
     if status == 0:
         data = read_for_evaluation(fixed, masks=True, keypoints=case.startswith("kp_"))
         assert not any(annotation["iscrowd"] for annotation in data["annotations"])
         if "id" in case and "iscrowd" not in case:
-            old = json.loads(Path(path).read_text())
-            for image, before in zip(data["images"], old["images"]):
-                assert image["id"] == before["id"] or image["original_id"] == before["id"]
+            for image, old in zip(data["images"], json.loads(Path(path).read_text())["images"]):
+                assert old["id"] in (image["id"], image.get("original_id"))
 
 
 @pytest.mark.parametrize("case", [*sorted(COPIED), "same_names", "chinese"])
