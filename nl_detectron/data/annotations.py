@@ -73,10 +73,9 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def read_annotations(path: str | Path) -> dict:
-    """Return the content of an annotation file, with the types of all keys checked.
+    """Return the content of an annotation file, or raise a UserError if a type is wrong.
 
-    Integers that are written as floats, such as 64.0, become integers, and backslashes in file
-    names slashes. Raise a UserError if the file is not in COCO's format.
+    Integers that are written as floats become integers, and backslashes in file names slashes.
     """
     return read_form(path)[0]
 

@@ -29,10 +29,9 @@ ERROR, LOST, FEW, NOTE = 0, 0.05, 0.1, 1
 
 
 class Problem(Enum):
-    """A kind of problem: the share of cases above which it is an error, and a text.
+    """The share of cases above which it is an error, and the text that follows their number.
 
-    An error makes training or evaluation fail, or their results wrong. The text follows the number
-    of cases. Further strings are the only uses for which it is an error: see ``is_error``.
+    Further strings are the only uses for which it is an error: see :meth:`Finding.is_error`.
     """
 
     ID_TWICE = ERROR, "ids repeat an earlier id of the same list"
@@ -78,7 +77,7 @@ class Finding(NamedTuple):
     cause: str = ""  # likely cause
 
     def is_error(self, uses: Set[str] = frozenset()) -> bool:
-        """Return whether it is an error for these uses of the annotations.
+        """Return whether it makes one of these uses of the annotations fail, or its results wrong.
 
         They are of "train", "evaluate" (after a training), "score" (detections in a file),
         "masks", "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
@@ -133,10 +132,9 @@ def _check_image(image: dict, folder: str) -> Optional[tuple[Problem, str]]:
 
 
 def find_images(data: dict, folder: str) -> tuple[list[str], int]:
-    """Replace the file names of images, in place, by those in the folder.
+    """Replace names of images, in place, by those in the folder, which have another form or case.
 
-    They may differ in their Unicode form and in case, unless several files differ only so. Return
-    the names of images that do not exist, and the number of names that were replaced.
+    Return the names of images that do not exist, and the number of names that were replaced.
     """
     if not os.path.isdir(folder):
         raise UserError(f"no folder {os.path.abspath(folder)}")
@@ -217,8 +215,7 @@ def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
 def keypoint_flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
     """Return the pairs of left and right keypoints.
 
-    A name has "left", or "l" as a word or at its begin or end, in any case and with any separator.
-    The partner has "right" or "r" in its place.
+    A name has "left", or "l" as a word or at an end, in any case; its partner "right" or "r".
     """
     words = {name: [word.lower() for word in WORDS.findall(name)] for name in names}
     by_words, pairs = {"".join(w): name for name, w in words.items()}, {}

@@ -92,13 +92,9 @@ def generate(
 ) -> Path:
     """Write a dataset in COCO's format, unless the folder exists, and return its path.
 
-    The folder appears when it is complete, even if several processes generate it.
-
-    Args:
-        root: folder to create, with ``<split>/<id>.jpg`` and ``<split>.json`` for each split.
-        split_sizes: number of images of each split.
-        seed: the same seed gives the same bytes with the same versions of Pillow and NumPy.
-        draw: as :func:`draw`; an object may have a dict of further fields of its annotation.
+    The folder appears when it is complete, even if several processes generate it. It has
+    ``<split>/<id>.jpg`` and ``<split>.json`` for each split of ``split_sizes`` (name -> number of
+    images). ``draw`` is as :func:`draw`; objects may have a dict of further fields of annotations.
     """
     root = Path(root)
     if root.is_dir():

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import signal
 import sys
 
 import pytest
@@ -116,32 +115,7 @@ def test_blocks_of_a_later_version_are_refused(tmp_path):
         AuditedCheckpointer(model).load(file)
 
 
-# Saving.
-
-
 SAVED = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]  # by make_run
-
-
-def test_killed_during_a_save(tmp_path):
-    checkpointer = make_run(tmp_path)
-
-    def save_half(content, file):
-        file.write(b"half")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    pid = os.fork()
-    if pid == 0:
-        torch.save = save_half
-        try:
-            checkpointer.save("model_0000005")
-        finally:
-            os._exit(1)
-    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
-    assert sorted(os.listdir(tmp_path)) == [*SAVED, "model_0000005.pth.partial"]
-    assert checkpointer.resume_or_load("", resume=True) == {"iteration": 3}
-    checkpointer.save("model_0000005")
-    assert sorted(os.listdir(tmp_path)) == [*SAVED, "model_0000005.pth"]
 
 
 def test_full_disk(tmp_path):

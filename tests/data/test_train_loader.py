@@ -1,8 +1,6 @@
 """Batches that depend on seed and iteration only, and errors that name the image."""
 
-import os
 import re
-import subprocess
 from itertools import islice
 
 import detectron2.data.build
@@ -144,12 +142,3 @@ def test_error_names_the_image(tmp_path, save, mapper, workers, reason):
         next(iter(loader))
     assert re.match(f"{path} cannot be used .*{reason}", str(error.value)), str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_workers_ignore_signals_of_other_processes():
-    loader = ImageLoader(lambda _: os.getpid(), [[({}, None)]] * 20, num_workers=1)
-    iterator = iter(loader)
-    (pid,) = next(iterator)
-    for name in ("INT", "TERM"):
-        subprocess.run(["kill", f"-{name}", str(pid)], check=True)
-    assert list(iterator) == [[pid]] * 19
