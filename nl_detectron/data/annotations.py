@@ -127,10 +127,10 @@ def decode(path: str | Path) -> tuple[dict, bool]:
     data.setdefault("annotations", ())  # absent from files that are only to predict on
     for key in FIELDS:
         entries = data.get(key)
-        is_list = isinstance(entries, list | tuple) and set(map(type, entries)) <= {dict}
-        if not is_list or not entries and key != "annotations":
-            problem = f"it has no list {key!r} of one or more objects"
-            raise UserError(f"{path} is not in COCO's format: {problem}")
+        if not isinstance(entries, list | tuple) or not entries and key != "annotations":
+            raise UserError(f"{path} is not in COCO's format: it has no list {key!r} with entries")
+        if wrong := [i for i, entry in enumerate(entries) if type(entry) is not dict]:
+            raise UserError(f"{path} is not in COCO's format: {key}[{wrong[0]}] is not an object")
     return data, encoding != "utf-8"
 
 

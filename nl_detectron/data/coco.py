@@ -108,13 +108,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_datasets(args: argparse.Namespace) -> dict[str, CustomDataset]:
     """Return the datasets of the flags of :func:`add_data_arguments`, by split."""
-    files = {s: [getattr(args, f"{s}_json"), getattr(args, f"{s}_images")] for s in NAMES}
-    needed = "test" if args.eval_only else "train"
-    if args.eval_only:
-        del files["train"]
-    files = {s: paths for s, paths in files.items() if any(paths) or s == needed}
+    splits = ["test"] if args.eval_only else ["train", "test"]
+    files = {s: [getattr(args, f"{s}_json"), getattr(args, f"{s}_images")] for s in splits}
     if not any(chain(*files.values())):
         return {}
+    files = {s: paths for s, paths in files.items() if any(paths) or s == splits[0]}
     for split, paths in files.items():
         if None in paths:
             raise UserError(f"custom data need both --{split}-json and --{split}-images")
@@ -202,6 +200,6 @@ def check_files(names: list[str]) -> None:
                 DatasetCatalog.get(name)
         if missing := [path for path in paths if not os.path.exists(path)]:
             raise UserError(
-                f"files of dataset {name!r} are missing: {', '.join(missing)}. detectron2's "
+                f"missing files of dataset {name!r}: {', '.join(missing)}. detectron2's "
                 "datasets are in the folder $DETECTRON2_DATASETS, by default ./datasets"
             )

@@ -44,8 +44,8 @@ def test_encodings(path, encoding):
         (b"\xff\xff", " is not JSON in UTF-8 or UTF-16: .*; iconv -f ENCODING"),
         ("é".encode("latin-1"), " is not JSON in UTF-8"),
         (b"[]", " is not in COCO's format: it has no list 'images'"),
-        (b'{"images": [], "categories": [1]}', ".*: it has no list 'images' of one or more"),
-        (b'{"images": [{}], "categories": [1]}', ".*: it has no list 'categories' of .* objects"),
+        (b'{"images": [], "categories": [1]}', ".*: it has no list 'images' with entries"),
+        (b'{"images": [{}], "categories": [1]}', ".*: categories.0. is not an object"),
     ],
 )
 def test_file_not_in_coco_format(path, text, message):

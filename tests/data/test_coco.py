@@ -222,5 +222,7 @@ def test_registered_names(folder):
     read(*TRAIN)[1]["train"].register()
     check_files(["custom_train"])
     shutil.rmtree(folder / "train")
-    with pytest.raises(UserError, match=f"'custom_train' are missing: {folder}/train. "):
+    with pytest.raises(
+        UserError, match=f"missing files of dataset 'custom_train': {folder}/train. "
+    ):
         check_files(["custom_train"])
