@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Optional
 
-from nl_detectron.data.annotations import decode, describe_types, fix_command, normalise
+from nl_detectron.data.annotations import decode, describe_types, normalise
 from nl_detectron.data.coco import coco_files
-from nl_detectron.data.coco_check import check_annotations, check_images, describe, find_images
+from nl_detectron.data.coco_check import check_annotations, check_images, find_images
 from nl_detectron.data.coco_fix import fix_annotations
 from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.files import write_atomically
@@ -52,16 +52,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             problems = check_annotations(data)
             if folder is not None:
                 problems.update(check_images(data, folder))
-            for problem, finding in problems.items():
-                lines = errors if finding.is_error(problem) else notes
-                lines.append(describe(problem, finding))
+            for finding in problems.values():
+                (errors if finding.is_error() else notes).append(str(finding))
     for kind, lines in (("error", errors), ("note", notes)):
         print("".join(f"{kind}: {line}\n" for line in lines), end="")
     counts = (f"{len(data[key]):,} {key}" for key in ("images", "annotations", "categories"))
     print(f"{args.fix or json_file}: {', '.join(counts)}")
     print(f"kinds of errors: {len(errors)}, kinds of notes: {len(notes)}")
     if errors and not args.fix:
-        print(f"To repair what has one right repair: {fix_command(json_file)}")
+        print("To write a copy with what has one right repair, add --fix OUT.json")
     return 1 if errors else 0
 
 

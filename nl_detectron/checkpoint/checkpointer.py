@@ -29,8 +29,7 @@ class AuditedCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that never runs code from a file and never loads weights silently.
 
     Every loaded file gets an :func:`audit`, which is logged. If it finds problems, they are raised,
-    unless ``partial`` is True; then the tensors that fit are loaded. Files are saved atomically; a
-    SaveError leaves earlier checkpoints as they were.
+    unless ``partial`` is True; then the tensors that fit are loaded. Files are saved atomically.
     """
 
     def __init__(
@@ -41,10 +40,7 @@ class AuditedCheckpointer(DetectionCheckpointer):
         self._partial = partial
 
     def load(self, path: str, checkpointables: Optional[Sequence[str]] = None) -> dict:
-        """Load a checkpoint as DetectionCheckpointer does; an empty path loads nothing.
-
-        Raise a LoadError if the file is missing, damaged, unsafe or not finite, or does not fit.
-        """
+        """Load a checkpoint as DetectionCheckpointer does, or raise a LoadError."""
         if not path:
             return super().load(path)
         self._path = path
@@ -67,30 +63,29 @@ class AuditedCheckpointer(DetectionCheckpointer):
         return content
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """Load the last checkpoint if there is one and ``resume`` is True, else load ``path``.
-
-        If the last checkpoint is unreadable, the LoadError names the latest complete one.
-        """
+        """As DetectionCheckpointer; an error on resuming names the latest complete checkpoint."""
         try:
             return super().resume_or_load(path, resume=resume)
         except ReadError as error:
             if not resume or not self.has_checkpoint():
                 raise
-            hint = f"there is no complete checkpoint in {self.save_dir}"
             for file in sorted(self.get_all_checkpoint_files(), key=os.path.getmtime)[::-1]:
                 with suppress(ReadError):
                     read_checkpoint(file)
-                    hint = f"the latest complete checkpoint is {file}: to resume from it, write its"
-                    hint += f" name into {self.save_dir}/last_checkpoint"
-                    break
-            raise ReadError(f"{error}; {hint}") from error
+                    raise LoadError(
+                        f"{error}; the latest complete checkpoint is {file}: to resume from it, "
+                        f"write its name into {self.save_dir}/last_checkpoint"
+                    ) from error
+            raise ReadError(
+                f"{error}; there is no complete checkpoint in {self.save_dir}"
+            ) from error
 
     def _load_file(self, filename: str) -> dict:
         return read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict) -> Any:
-        # The missing keys that load_state_dict reports are not enough: FrozenBN fills in statistics
-        # that the file lacks. The hook sees the state dict that the model gets, already renamed.
+        # load_state_dict does not report all missing keys: FrozenBN fills in statistics. The hook
+        # sees the state dict that the model gets, already renamed.
         loaded = {}
         hook = self.model._register_load_state_dict_pre_hook(lambda state, *_: loaded.update(state))
         try:
@@ -101,8 +96,7 @@ class AuditedCheckpointer(DetectionCheckpointer):
             hook.remove()
         shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
         shapes.update({name: shape for name, shape, _ in incompatible.incorrect_shapes})
-        caffe2 = checkpoint.get("__author__") == "Caffe2"
-        line, problems = audit(self.model, shapes, caffe2=caffe2)
+        line, problems = audit(self.model, shapes, caffe2=checkpoint.get("__author__") == "Caffe2")
         if problems and not self._partial:
             raise LoadError(
                 f"{self._path} does not fit the model: {'; '.join(problems)}. To load only the "

@@ -62,11 +62,7 @@ _TARGET = re.compile(rf"(stem|res\d\.(nonlocal)?\d+)\.(({_LAYER})\.(norm\.)?\w+|
 
 
 def convert_file(path: str, new_path: str, source: str) -> str:
-    """Convert a file with :func:`convert`, for use as MODEL.WEIGHTS, and return a report.
-
-    Raises:
-        LoadError: the file cannot be read, or has no tensor of a ResNet under the source's names.
-    """
+    """Convert a file with :func:`convert`, for use as MODEL.WEIGHTS, and return a report."""
     content = read_file(path)
     converted, left_out = convert(content, source) if isinstance(content, Mapping) else ({}, [])
     if not converted:
@@ -76,8 +72,7 @@ def convert_file(path: str, new_path: str, source: str) -> str:
 
     report = [f"{new_path}: {len(converted)} tensors"]
     blocks = dict.fromkeys(re.findall(r"(res\d)\.nonlocal(\d+)\.", " ".join(converted)))
-    if blocks:
-        locations = tuple(".".join(block) for block in blocks)
+    if locations := tuple(map(".".join, blocks)):
         report.append(f'non-local blocks: MODEL.NONLOCAL.LOCATION "{locations}"')
     if left_out:
         report.append("\n    ".join(["left out:", *left_out]))
@@ -87,10 +82,8 @@ def convert_file(path: str, new_path: str, source: str) -> str:
 def convert(content: Mapping, source: str) -> tuple[dict[str, Tensor], list[str]]:
     """Rename the tensors of a ResNet to detectron2's names; also return the names of the others.
 
-    Args:
-        content: name -> tensor or array, or a dict that has them under "state_dict" or "blobs".
-            Kernels in space and time must have size 1 in time.
-        source: "mmdet", also for mmaction2 and torchvision, or "caffe2", for video-nonlocal-net.
+    ``content`` has tensors or arrays by name, or has such a dict under "state_dict" or "blobs".
+    Kernels in space and time must have size 1 in time. ``source`` is a key of ``SOURCES``.
     """
     converted, left_out = {}, []
     for name, value in content.get("state_dict", content.get("blobs", content)).items():
@@ -98,8 +91,7 @@ def convert(content: Mapping, source: str) -> tuple[dict[str, Tensor], list[str]
         is_array = isinstance(value, (np.ndarray, Tensor))
         if is_array and _TARGET.fullmatch(new_name) and (value.ndim < 5 or value.shape[2] == 1):
             tensor = torch.as_tensor(value)
-            if tensor.dim() == 5:
-                tensor = tensor.squeeze(2)
+            tensor = tensor.squeeze(2) if tensor.dim() == 5 else tensor
             is_vector = new_name.endswith((".w_f", ".down.norm.weight", ".down.norm.bias"))
             converted[new_name] = tensor.flatten() if is_vector else tensor
         else:

@@ -16,14 +16,12 @@ def audit(model: nn.Module, shapes: dict, *, caffe2: bool = False) -> tuple[str,
     """Compare the tensors of a detector with those of a checkpoint.
 
     The checkpoint must have the whole backbone (``model.backbone``, or its ``bottom_up`` under an
-    FPN), all or nothing of each non-local block, and any part of the FPN and of the heads.
+    FPN), all or nothing of each non-local block, and any part of the FPN and of the heads. Return
+    "weights: 265/265 backbone tensors, 8 new in res4.nonlocal4", and the problems.
 
     Args:
         shapes: name -> shape of the tensors in the checkpoint, renamed to the model's names.
         caffe2: the file may have all running statistics folded into scale and bias.
-
-    Returns:
-        A summary, "weights: 265/265 backbone tensors, 8 new in res4.nonlocal4", and the problems.
     """
     expected = {
         name: tuple(tensor.shape)
@@ -46,12 +44,13 @@ def audit(model: nn.Module, shapes: dict, *, caffe2: bool = False) -> tuple[str,
         total, loaded = len(names), len(names) - len(lost)
         if prefix == trunk:
             summary.append(f"{loaded}/{total} backbone tensors")
+            # A tensor of another shape may not have been renamed.
+            found = [shapes.get(n, shapes.get(n.removeprefix(trunk), "missing")) for n in lost]
+            reasons = [
+                f"{name} ({shape} in the file, {expected[name]} in the model)"
+                for name, shape in zip(lost, found)
+            ]
             if lost:
-                reasons = []
-                for name in lost:
-                    # A tensor of another shape may not have been renamed.
-                    shape = shapes.get(name, shapes.get(name.removeprefix(trunk), "missing"))
-                    reasons.append(f"{name} ({shape} in the file, {expected[name]} in the model)")
                 problems.append(
                     f"{len(lost)} of {total} backbone tensors are not loaded: {_join(reasons)}; "
                     "compare MODEL.RESNETS (depth, width, norm), and the names in the file, such "
@@ -61,20 +60,15 @@ def audit(model: nn.Module, shapes: dict, *, caffe2: bool = False) -> tuple[str,
             block = prefix.removeprefix(trunk)[:-1]
             summary.append(f"{loaded}/{total} in {block}" if loaded else f"{total} new in {block}")
             if 0 < loaded < total:
-                problems.append(
-                    f"only {loaded} of {total} tensors of {block} are loaded; use the "
-                    "MODEL.NONLOCAL keys that it was trained with"
-                )
+                text = f"only {loaded} of {total} tensors of {block} are loaded"
+                problems.append(f"{text}; use the MODEL.NONLOCAL keys that it was trained with")
         elif names:
             count = f"{loaded}/{total} tensors" if lost else "all"
             summary.append(f"{'FPN' if prefix else 'heads'} {count if loaded else 'new'}")
     known = _find_blocks(expected, trunk)
-    extra = [block for block in _find_blocks(shapes, trunk) if block not in known]
-    if extra:
-        problems.append(
-            f"the file has {_join(extra)}, which the model lacks; compare MODEL.RESNETS.DEPTH and "
-            "the non-local blocks"
-        )
+    if extra := [block for block in _find_blocks(shapes, trunk) if block not in known]:
+        text = f"the file has {_join(extra)}, which the model lacks"
+        problems.append(f"{text}; compare MODEL.RESNETS.DEPTH and the non-local blocks")
     return f"weights: {', '.join(summary)}", problems
 
 

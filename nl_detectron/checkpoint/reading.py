@@ -36,10 +36,9 @@ class ReadError(LoadError):
 
 
 def read_checkpoint(path: str) -> dict:
-    """Read a checkpoint as ``DetectionCheckpointer._load_file`` does, and verify its weights.
+    """Read a checkpoint as ``DetectionCheckpointer._load_file`` does.
 
-    Raises:
-        ReadError: the file cannot be read, has another format, or has NaN or infinite values.
+    Raise a ReadError if it cannot be read, has another format, or NaN or infinite weights.
     """
     content, ignored = read_file(path), ()  # suffixes of names
     if not isinstance(content, dict):
@@ -74,17 +73,14 @@ def read_checkpoint(path: str) -> dict:
 def read_file(path: str) -> Any:
     """Read a file of ``torch.save`` or, if its name ends in ``.pkl``, of ``pickle.dump``.
 
-    Raises:
-        ReadError: the file is missing, damaged, or contains more than tensors, arrays and plain
-            values. TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 in the environment allows the latter.
+    Raise a ReadError if it is damaged, or has more than tensors, arrays and plain values.
     """
     trusted = os.environ.get(TRUST, "0").lower() in ("1", "y", "yes", "true")  # as in torch.load
     try:
         with open(path, "rb") as file:
             if not path.endswith(".pkl"):
                 return _torch_load(file, trusted)
-            unpickler = pickle.Unpickler if trusted else _Unpickler
-            return unpickler(file, encoding="latin1").load()
+            return (pickle.Unpickler if trusted else _Unpickler)(file, encoding="latin1").load()
     except Exception as error:  # unpickling a damaged file can raise anything
         # torch raises advice "from None", in place of the original error.
         reason = error.__context__ if error.__suppress_context__ else error
@@ -96,8 +92,7 @@ def read_file(path: str) -> Any:
 def _torch_load(file: IO[bytes], trusted: bool = False) -> Any:
     if file.read(4) == b"PK\3\4":
         archive = zipfile.ZipFile(file)
-        damaged = archive.testzip()  # torch writes check sums, but does not verify them
-        if damaged is not None:
+        if damaged := archive.testzip():  # torch writes check sums, but does not verify them
             raise zipfile.BadZipFile(f"wrong check sum of {damaged}")
         if any(name.endswith("constants.pkl") for name in archive.namelist()):
             raise pickle.UnpicklingError("it is TorchScript")  # torch 2.4 would load it

@@ -6,15 +6,14 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple, Optional
 
 from ..errors import UserError
 
-PathLike = Union[str, Path]
 MAX_ID = 2**53  # evaluators keep ids in doubles, which hold the integers below
 
 
@@ -61,59 +60,59 @@ FIELDS = {
 }
 
 
-def read_annotations(path: PathLike) -> dict:
-    """Return the content of an annotation file, with the types of all keys checked.
-
-    Integers that are written as floats, such as 64.0, become integers, and backslashes in file
-    names slashes. Raise a UserError if the file is not in COCO's format.
-    """
-    return read_form(path)[0]
-
-
-def read_form(path: PathLike) -> tuple[dict, bool]:
-    """Return :func:`read_annotations` and whether detectron2 would read the file otherwise."""
-    with without_garbage_collection():
-        data, is_encoded = decode(path)
-        changes = normalise(data)
-        if lines := list(describe_types(data)):
-            raise UserError(f"{path}: {'; '.join(lines)}. To repair it: {fix_command(path)}")
-    return data, is_encoded or changes > 0
-
-
-def read_for_evaluation(path: PathLike, *, masks: bool = False, keypoints: bool = False) -> dict:
-    """Return the content of an annotation file that detections can be scored against.
-
-    ``masks`` and ``keypoints`` are whether these are scored. Raise a UserError as
-    :func:`read_annotations`, and for annotations that would give wrong scores.
-    """
-    from .coco_check import Problem, check_annotations, describe, find_errors
-
-    data = read_annotations(path)
-    problems = check_annotations(data)
-    uses = {"evaluate", "score", *["masks"] * masks, *["keypoints"] * keypoints}
-    if lines := [describe(*item) for item in find_errors(problems, uses).items()]:
-        raise UserError(f"{path}: {'; '.join(lines)}. To repair it: {fix_command(path)}")
-    if crowds := problems.get(Problem.CROWD):
-        print(f"warning: {path}: {describe(Problem.CROWD, crowds)}", file=sys.stderr)
-    return data
-
-
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Pause the garbage collector, which doubles the time to create millions of objects."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
-def fix_command(path: PathLike) -> str:
-    """Return the command that writes a repaired copy."""
-    return f"python tools/check_dataset.py --json {shlex.quote(str(path))} --fix OUT.json"
+def read_annotations(path: str | Path) -> dict:
+    """Return the content of an annotation file, or raise a UserError if a type is wrong.
+
+    Integers that are written as floats become integers, and backslashes in file names slashes.
+    """
+    return read_form(path)[0]
 
 
-def decode(path: PathLike) -> tuple[dict, bool]:
+@without_garbage_collection()
+def read_form(path: str | Path) -> tuple[dict, bool]:
+    """Return :func:`read_annotations` and whether detectron2 would read the file otherwise."""
+    data, is_encoded = decode(path)
+    changes = normalise(data)
+    refuse(path, describe_types(data))
+    return data, is_encoded or changes > 0
+
+
+def read_for_evaluation(path: str | Path, *, masks: bool = False, keypoints: bool = False) -> dict:
+    """As :func:`read_annotations`; also raise a UserError if scores would be wrong.
+
+    ``masks`` and ``keypoints`` are whether these are scored.
+    """
+    from .coco_check import Problem, check_annotations
+
+    data = read_annotations(path)
+    problems = check_annotations(data)
+    uses = {"evaluate", "score", *["masks"] * masks, *["keypoints"] * keypoints}
+    refuse(path, (str(finding) for finding in problems.values() if finding.is_error(uses)))
+    if crowds := problems.get(Problem.CROWD):
+        print(f"warning: {path}: {crowds}", file=sys.stderr)
+    return data
+
+
+def refuse(path: str | Path, errors: Iterable[str]) -> None:
+    """Raise a UserError that has the errors in a file, if there are any, and names the repair."""
+    if text := "; ".join(errors):
+        command = f"python tools/check_dataset.py --json {shlex.quote(str(path))} --fix OUT.json"
+        raise UserError(f"{path}: {text}. To repair it: {command}")
+
+
+def decode(path: str | Path) -> tuple[dict, bool]:
     """Return the content of a file with COCO's lists, and whether it is not in plain UTF-8."""
     if not os.path.isfile(path):
         raise UserError(f"no file {os.path.abspath(path)}")
@@ -121,24 +120,17 @@ def decode(path: PathLike) -> tuple[dict, bool]:
     encoding = json.detect_encoding(content)
     try:
         data = json.loads(content.decode(encoding))
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is neither UTF-8 nor UTF-16 ({error.reason} at byte "
-            f"{error.start}); save it as UTF-8, for example with iconv -f ENCODING -t UTF-8"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if isinstance(data, dict):
-        data.setdefault("annotations", ())  # absent from files that are only to predict on
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        hint = "iconv -f ENCODING -t UTF-8 converts a file in another encoding"
+        raise UserError(f"{path} is not JSON in UTF-8 or UTF-16: {error}; {hint}") from error
+    data = data if isinstance(data, dict) else {}
+    data.setdefault("annotations", ())  # absent from files that are only to predict on
     for key in FIELDS:
-        entries = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(entries, list | tuple):
-            raise UserError(f"{path} is not in COCO's format: it has no list {key!r}")
-        if not entries and key != "annotations":
-            raise UserError(f"{path}: the list {key!r} is empty")
-        for index, entry in enumerate(entries):
-            if type(entry) is not dict:
-                raise UserError(f"{path} is not in COCO's format: {key}[{index}] is not an object")
+        entries = data.get(key)
+        if not isinstance(entries, list | tuple) or not entries and key != "annotations":
+            raise UserError(f"{path} is not in COCO's format: it has no list {key!r} with entries")
+        if wrong := [i for i, entry in enumerate(entries) if type(entry) is not dict]:
+            raise UserError(f"{path} is not in COCO's format: {key}[{wrong[0]}] is not an object")
     return data, encoding != "utf-8"
 
 
@@ -146,8 +138,9 @@ def normalise(data: dict) -> int:
     """Replace harmless forms of values, in place, and return how many there were."""
     count = 0
     for key, fields in FIELDS.items():
-        for name in (name for name, field in fields.items() if field.types == (int,)):
-            for entry in data[key]:
+        names = [name for name, field in fields.items() if field.types == (int,)]
+        for entry in data[key]:
+            for name in names:
                 value = entry.get(name)
                 if type(value) is float and value.is_integer():
                     entry[name] = int(value)
@@ -177,10 +170,10 @@ def wrong_values(data: dict) -> Iterator[tuple[str, str, list[dict]]]:
 def describe_types(data: dict) -> Iterator[str]:
     """Yield a line for each key with values that are missing or not valid."""
     for key, name, wrong in wrong_values(data):
-        first = wrong[0]
-        where = f"{key}[{next(i for i, entry in enumerate(data[key]) if entry is first)}]"
+        first, count = wrong[0], len(data[key])
+        index = next(i for i, entry in enumerate(data[key]) if entry is first)
         value = json.dumps(first[name], ensure_ascii=False)[:60] if name in first else "missing"
         yield (
-            f"{len(wrong)} of {len(data[key])} {key} have a value of {name!r} that is not "
-            f"{FIELDS[key][name].text}; the first is {where}, id {first.get('id')}: {value}"
+            f"{len(wrong)} of {count} {key} have a value of {name!r} that is not "
+            f"{FIELDS[key][name].text}; the first is {key}[{index}], id {first.get('id')}: {value}"
         )

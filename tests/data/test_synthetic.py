@@ -6,17 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
-from PIL import Image, ImageDraw
-from pycocotools import mask as mask_util
-from pycocotools.coco import COCO
+from PIL import ImageDraw
 
-from nl_detectron import add_nonlocal_config, get_config_file
+from nl_detectron import get_config_file
 from nl_detectron.data import synthetic
-from nl_detectron.data.synthetic import COLOURS, GAP, HEIGHT, KEYS, LOCKS, WIDTH, draw, generate
+from nl_detectron.data.synthetic import COLOURS, GAP, KEYS, LOCKS, WIDTH, draw, generate
+from nl_detectron.engine import load_config
 
 SIZES = {"train": 6, "val": 3}
 
@@ -27,19 +25,15 @@ def dataset(tmp_path_factory):
 
 
 def synthetic_model(name):
-    cfg = get_cfg()
-    add_nonlocal_config(cfg)
-    cfg.merge_from_file(get_config_file(f"Synthetic/{name}.yaml"))
-    cfg.MODEL.DEVICE = "cpu"
     torch.manual_seed(0)
-    return build_model(cfg).eval()
+    return build_model(load_config(get_config_file(f"Synthetic/{name}.yaml"))).eval()
 
 
 def test_same_seed_same_files(dataset, tmp_path):
     again, other = (generate(tmp_path / str(seed), SIZES, seed=seed) for seed in (0, 1))
-    for name in ("train.json", "val.json", "train/000006.jpg", "val/000003.jpg"):
-        assert (again / name).read_bytes() == (dataset / name).read_bytes()
-        assert (other / name).read_bytes() != (dataset / name).read_bytes()
+    for name in ("train.json", "val/000003.jpg"):
+        content = (dataset / name).read_bytes()
+        assert (again / name).read_bytes() == content != (other / name).read_bytes()
 
 
 def test_drawings_are_unchanged():
@@ -47,22 +41,6 @@ def test_drawings_are_unchanged():
     objects = [draw(np.random.default_rng(seed))[1] for seed in range(100)]
     text = json.dumps(objects).encode()
     assert hashlib.sha256(text).hexdigest().startswith("d0c5186d231e2c2b795f32ef56fa21ca")
-
-
-@pytest.mark.parametrize("split", SIZES)
-def test_annotations_agree_with_the_images(dataset, split):
-    coco = COCO(dataset / f"{split}.json")
-    assert len(coco.imgs) == SIZES[split]
-    assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == KEYS + LOCKS
-    for image in coco.imgs.values():
-        with Image.open(dataset / split / image["file_name"]) as file:
-            assert file.size == (image["width"], image["height"]) == (WIDTH, HEIGHT)
-    for annotation in coco.anns.values():
-        assert annotation["area"] == mask_util.area(coco.annToRLE(annotation)) > 0
-        points = np.array(annotation["segmentation"]).reshape(-1, 2)
-        assert 0 <= points.min() and (points.max(0) <= (WIDTH, HEIGHT)).all()
-        box = [*points.min(0), *np.ptp(points, 0)]
-        assert annotation["bbox"] == pytest.approx(box, abs=1e-9)
 
 
 def test_one_key_and_locks_of_its_colour_beyond_the_gap():
@@ -102,15 +80,6 @@ def test_only_the_block_sees_the_colour_of_the_key():
     model = synthetic_model("mask_rcnn_R_18_FPN_NL")
     torch.nn.init.normal_(model.backbone.bottom_up.res4.nonlocal0.out.weight, std=0.1)
     assert not torch.equal(lock_scores(model, red, boxes), lock_scores(model, blue, boxes))
-
-
-def test_generation_that_fails_leaves_nothing(tmp_path):
-    def fail(rng):
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"):
-        generate(tmp_path / "set", SIZES, draw=fail)
-    assert not list(tmp_path.iterdir())
 
 
 def test_generation_by_two_processes(tmp_path):

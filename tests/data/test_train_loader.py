@@ -1,8 +1,6 @@
 """Batches that depend on seed and iteration only, and errors that name the image."""
 
-import os
 import re
-import subprocess
 from itertools import islice
 
 import detectron2.data.build
@@ -20,9 +18,8 @@ from nl_detectron.data.train_loader import ImageError, ImageLoader, TrainLoader
 SIZES = [(40, 30), (30, 40), (50, 30), (30, 50), (44, 30), (60, 30), (30, 36)]  # width, height
 
 
-def picture(width, height, seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    return Image.fromarray(pixels)
+def picture(width, height):
+    return Image.effect_noise((width, height), 50).convert("RGB")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +28,7 @@ def dataset(tmp_path_factory):
     dicts = []
     for i, (width, height) in enumerate(SIZES):
         file = str(tmp_path_factory.mktemp("images") / f"{i}.png")
-        picture(width, height, seed=i).save(file)
+        picture(width, height).save(file)
         box = {"bbox": [i, 2, i + 9, 20], "bbox_mode": 0, "category_id": i % 2}
         size = {"width": width, "height": height}
         dicts.append({"file_name": file, "image_id": i, "annotations": [box], **size})
@@ -44,10 +41,8 @@ def config(dataset, *options):
     cfg = get_cfg()
     cfg.DATASETS.TRAIN = (dataset,)
     cfg.INPUT.MIN_SIZE_TRAIN = (20, 24, 28, 32)
-    cfg.INPUT.CROP.ENABLED = True
-    cfg.SOLVER.IMS_PER_BATCH = 2
-    cfg.DATALOADER.NUM_WORKERS = 0
-    cfg.SEED = 3
+    cfg.INPUT.CROP.ENABLED, cfg.SEED = True, 3
+    cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER.NUM_WORKERS = 2, 0
     cfg.merge_from_list(list(options))
     return cfg
 
@@ -119,11 +114,6 @@ def test_processes_share_the_batch_of_one_process(dataset, monkeypatch):
         assert not equal(drawn, drawn_too)
 
 
-def save_truncated(path):
-    picture(96, 64).save(path)
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
 def fail(dataset_dict):
     raise ValueError("broken\nimage")
 
@@ -134,9 +124,7 @@ READ = DatasetMapper(get_cfg(), is_train=True)
 @pytest.mark.parametrize(
     "save, mapper, workers, reason",
     [
-        (save_truncated, READ, 0, "OSError: image file is truncated"),
         (lambda path: path.write_bytes(b""), READ, 0, "cannot identify image file"),
-        (lambda path: None, READ, 0, "No such file or directory"),
         (lambda path: path.mkdir(), READ, 1, "Is a directory"),
         (lambda path: picture(1, 5000).save(path), READ, 0, "height and width must be > 0"),
         (lambda path: picture(50, 50).save(path), READ, 0, r"got \(50, 50\), expect \(96"),
@@ -154,16 +142,3 @@ def test_error_names_the_image(tmp_path, save, mapper, workers, reason):
         next(iter(loader))
     assert re.match(f"{path} cannot be used .*{reason}", str(error.value)), str(error.value)
     assert "\n" not in str(error.value)
-
-
-def worker_pid(dataset_dict):
-    return {"pid": os.getpid()}
-
-
-def test_workers_ignore_signals_of_other_processes():
-    loader = ImageLoader(worker_pid, [[({}, None)]] * 20, num_workers=1)
-    iterator = iter(loader)
-    pid = next(iterator)[0]["pid"]
-    for name in ("INT", "TERM"):
-        subprocess.run(["kill", f"-{name}", str(pid)], check=True)
-    assert [image["pid"] for (image,) in iterator] == [pid] * 19

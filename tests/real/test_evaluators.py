@@ -54,27 +54,20 @@ def test_detections_of_cocoapi(task, limit):
 
 
 def near(annotations):
-    """Two detections near each object, some of another class, many with equal scores."""
+    """Yield two detections near each object, some of another class, many with equal scores."""
     random = np.random.default_rng(0)
-    detections = []
-    categories = sorted(annotations.cats)
     for annotation in annotations.dataset["annotations"] * 2:
-        pixels = annotations.annToMask(annotation)
-        rle = mask.encode(np.asfortranarray(np.roll(pixels, random.integers(-2, 3), 1)))
+        pixels = np.roll(annotations.annToMask(annotation), random.integers(-2, 3), 1)
+        rle = mask.encode(np.asfortranarray(pixels))
         box = np.array(annotation["bbox"]) + random.normal(0, 2, 4)
-        category = annotation["category_id"]
-        detections.append(
-            {
-                "image_id": annotation["image_id"],
-                "category_id": category
-                if random.random() < 0.8
-                else int(random.choice(categories)),
-                "bbox": [*box[:2].tolist(), *box[2:].clip(1).tolist()],
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                "score": round(random.random(), 1),
-            }
-        )
-    return detections
+        category = random.choice(sorted(annotations.cats)) if random.random() < 0.2 else None
+        yield {
+            "image_id": annotation["image_id"],
+            "category_id": int(category or annotation["category_id"]),
+            "bbox": [*box[:2].tolist(), *box[2:].clip(1).tolist()],
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            "score": round(random.random(), 1),
+        }
 
 
 def test_clean_cases(capsys):
@@ -86,7 +79,7 @@ def test_clean_cases(capsys):
             continue
         clean.append(path.stem)
         for task in ("bbox", "segm"):
-            detections = near(annotations)
+            detections = list(near(annotations))
             if task == "segm":  # as detectron2 does
                 detections = [d | {"bbox": []} for d in detections]
             faster, plain = evaluate(annotations, detections, task, limit=300)
