@@ -2,7 +2,7 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -24,54 +24,54 @@ COCO_KEYPOINTS = 17  # pycocotools has OKS sigmas for these
 def check_datasets(
     cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset]
 ) -> list[CustomDataset]:
-    """Check the datasets of a config, and return those that spawned processes have to register.
+    """Register and check the datasets of a run; return those that other processes must register.
 
-    ``datasets`` are the custom datasets, registered. Those that other code has registered with an
-    annotation file are read and checked as well. All are returned, and registered again: with a
-    copy of the annotations in OUTPUT_DIR if detectron2 would not read the file as it is meant.
+    If detectron2 would not read a file as it is meant, a copy in OUTPUT_DIR is registered.
     """
     splits = ["TEST"] if args.eval_only else ["TRAIN", "TEST"]
     if not cfg.DATASETS[splits[0]]:
         raise UserError(f"DATASETS.{splits[0]} is empty; set it by --config-file or an option")
-    names = [(split, name) for split in splits for name in cfg.DATASETS[split]]
-    for split, name in names:
+    for dataset in datasets:
+        dataset.register()
+    uses = [(split, name) for split in splits for name in cfg.DATASETS[split]]
+    for split, name in uses:
         check_registered(f"DATASETS.{split}", name)
-    check_files([name for _, name in names])
-    result = []
-    for dataset in [*datasets, *_read_registered([name for _, name in names], datasets)]:
+    check_files([name for _, name in uses])
+
+    custom = {dataset.name: dataset for dataset in datasets}  # and what other code has registered
+    for _, name in uses:
+        metadata = MetadataCatalog.get(name)
+        is_coco = metadata.get("json_file") and metadata.get("evaluator_type") in EVALUATOR_TYPES
+        if is_coco and name not in custom:
+            images = metadata.get("image_root", "")
+            custom[name] = CustomDataset.read(name, metadata.json_file, images)
+    for name, dataset in custom.items():
         check_custom_data(cfg, dataset)
-        result.append(dataset.with_copy(cfg.OUTPUT_DIR, write=comm.is_main_process()))
+        custom[name] = dataset.with_copy(cfg.OUTPUT_DIR, write=comm.is_main_process())
         comm.synchronize()
-        result[-1].register()
-    for split, name in names:
-        _check_classes(cfg, name)
-        if cfg.MODEL.KEYPOINT_ON:
-            _check_keypoints(cfg, split, name)
+        custom[name].register()
+
+    for split, name in uses:
+        _check_classes(cfg, split, name)
         evaluator_type = MetadataCatalog.get(name).get("evaluator_type")
         if split == "TEST" and evaluator_type not in EVALUATOR_TYPES:
-            raise UserError(
-                f"DATASETS.TEST: {name!r} has evaluator_type {evaluator_type!r}; valid are "
-                f"{', '.join(EVALUATOR_TYPES)}. For others, run a training script with "
-                "python -m nl_detectron.run"
-            )
-    return result
+            problem = f"DATASETS.TEST: {name!r} has evaluator_type {evaluator_type!r}"
+            valid = ", ".join(EVALUATOR_TYPES)
+            raise UserError(f"{problem}; valid are {valid}. For others, use nl_detectron.run")
+    return list(custom.values())
 
 
 def check_input(
-    cfg: CfgNode,
-    args: Namespace,
-    datasets: Sequence[CustomDataset] = (),
-    check_datasets: Callable = check_datasets,
+    cfg: CfgNode, args: Namespace, datasets: Sequence = (), check_data: Callable = check_datasets
 ) -> list[CustomDataset]:
-    """Raise a UserError for the first problem of a config on this machine.
-
-    ``datasets`` and what is returned are as for :func:`check_datasets`.
-    """
+    """Raise a UserError for the first problem of a config; return what ``check_data`` does."""
     check_nonlocal(cfg)
     _check_processes(cfg, args)
     _check_test_augmentation(cfg)
-    datasets = check_datasets(cfg, args, datasets)
-    _check_weights(cfg, args)
+    datasets = check_data(cfg, args, datasets)
+    resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    if args.eval_only and not cfg.MODEL.WEIGHTS and not resumes:
+        raise UserError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
     return datasets
 
 
@@ -94,19 +94,14 @@ def check_nonlocal(cfg: CfgNode) -> None:
             f"{cfg.MODEL.BACKBONE.NAME!r}"
         )
     if options.FREEZE_REST and not cfg.MODEL.WEIGHTS:
-        raise UserError(
-            "MODEL.NONLOCAL.FREEZE_REST keeps the weights that are loaded, but MODEL.WEIGHTS is "
-            "empty; set it to the checkpoint of a trained detector"
-        )
+        raise UserError("MODEL.NONLOCAL.FREEZE_REST needs MODEL.WEIGHTS, a trained detector")
 
 
 def _check_processes(cfg: CfgNode, args: Namespace) -> None:
     gpus = torch.cuda.device_count()
     if args.num_gpus > max(gpus, 1):
-        raise UserError(
-            f"--num-gpus is {args.num_gpus}, but torch finds {gpus} on this machine; to run "
-            "several processes on a CPU, use torchrun"
-        )
+        problem = f"--num-gpus is {args.num_gpus}, but torch finds {gpus} on this machine"
+        raise UserError(f"{problem}; to run several processes on a CPU, use torchrun")
     processes = max(comm.get_world_size(), args.num_gpus * args.num_machines)
     divisor = cfg.SOLVER.REFERENCE_WORLD_SIZE or processes
     if not args.eval_only and cfg.SOLVER.IMS_PER_BATCH % divisor:
@@ -116,67 +111,35 @@ def _check_processes(cfg: CfgNode, args: Namespace) -> None:
         )
 
 
-def _read_registered(
-    names: Sequence[str], datasets: Sequence[CustomDataset]
-) -> Iterator[CustomDataset]:
-    """Read the annotation files of datasets that other code has registered."""
-    for name in dict.fromkeys(names):
-        metadata = MetadataCatalog.get(name)
-        is_coco = metadata.get("json_file") and metadata.get("evaluator_type") in EVALUATOR_TYPES
-        if is_coco and name not in [dataset.name for dataset in datasets]:
-            yield CustomDataset.read(name, metadata.json_file, metadata.get("image_root", ""))
-
-
 def _check_test_augmentation(cfg: CfgNode) -> None:
     """Raise if GeneralizedRCNNWithTTA would refuse the model, which it does after the training."""
     if not cfg.TEST.AUG.ENABLED or not cfg.DATASETS.TEST:
         return
-    architecture = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    problems = {
-        "META_ARCHITECTURE": architecture is PanopticFPN
-        or not issubclass(architecture, GeneralizedRCNN),
-        "KEYPOINT_ON": cfg.MODEL.KEYPOINT_ON,
-        "LOAD_PROPOSALS": cfg.MODEL.LOAD_PROPOSALS,
-    }
-    for key in filter(problems.get, problems):
+    name, keypoints = cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.KEYPOINT_ON
+    kind = META_ARCH_REGISTRY.get(name)
+    if keypoints or not issubclass(kind, GeneralizedRCNN) or issubclass(kind, PanopticFPN):
         raise UserError(
-            f"TEST.AUG.ENABLED does not work with MODEL.{key} {cfg.MODEL[key]}: detectron2 has "
-            "test-time augmentation for boxes and masks of GeneralizedRCNN only; set "
-            "TEST.AUG.ENABLED to False"
+            f"TEST.AUG.ENABLED does not work with {name} and MODEL.KEYPOINT_ON {keypoints}: "
+            "detectron2 has test-time augmentation for boxes and masks of GeneralizedRCNN only"
         )
 
 
-def _check_classes(cfg: CfgNode, name: str) -> None:
-    group, metadata = CLASSIFIERS.get(cfg.MODEL.META_ARCHITECTURE), MetadataCatalog.get(name)
-    classes = metadata.get("thing_classes")
-    if group and classes and cfg.MODEL[group].NUM_CLASSES != len(classes):
-        raise UserError(
-            f"MODEL.{group}.NUM_CLASSES is {cfg.MODEL[group].NUM_CLASSES}, but dataset {name!r} "
-            f"has {len(classes)} classes"
-        )
-
-
-def _check_keypoints(cfg: CfgNode, split: str, name: str) -> None:
-    count, sigmas = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, len(cfg.TEST.KEYPOINT_OKS_SIGMAS)
-    keypoints = MetadataCatalog.get(name).get("keypoint_names", ())
-    if split == "TRAIN" and count != len(keypoints):
-        raise UserError(
-            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {count}, but dataset {name!r} has "
-            f"{len(keypoints)} keypoint_names in its metadata"
-        )
+def _check_classes(cfg: CfgNode, split: str, name: str) -> None:
+    """Compare the classes and keypoints of a dataset with the model and the evaluation."""
+    metadata, model = MetadataCatalog.get(name), cfg.MODEL
+    group, classes = CLASSIFIERS.get(model.META_ARCHITECTURE), metadata.get("thing_classes")
+    if group and classes and model[group].NUM_CLASSES != len(classes):
+        key = f"MODEL.{group}.NUM_CLASSES is {model[group].NUM_CLASSES}"
+        raise UserError(f"{key}, but dataset {name!r} has {len(classes)} classes")
+    if not model.KEYPOINT_ON:
+        return
+    count, sigmas = model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS, len(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    keypoints = len(metadata.get("keypoint_names", ()))
+    if split == "TRAIN" and count != keypoints:
+        key = f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {count}"
+        raise UserError(f"{key}, but dataset {name!r} has {keypoints} keypoint_names")
     if split == "TEST" and count != (sigmas or COCO_KEYPOINTS):
         raise UserError(
             f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values, but dataset {name!r} has {count} "
             f"keypoints; give one value for each (only {COCO_KEYPOINTS} keypoints have defaults)"
         )
-
-
-def _check_weights(cfg: CfgNode, args: Namespace) -> None:
-    """Raise if there are no weights to load; AuditedCheckpointer checks what is in a file."""
-    if args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-        return
-    path = cfg.MODEL.WEIGHTS.partition("?")[0]  # detectron2 main allows options after it
-    if args.eval_only and not path:
-        raise UserError("--eval-only needs MODEL.WEIGHTS, the checkpoint to evaluate")
-    if path and "://" not in path and not os.path.isfile(path):
-        raise UserError(f"MODEL.WEIGHTS: there is no file {os.path.abspath(path)}")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import active_children
 from pathlib import Path
-from typing import Optional
 
 import torch
 import torch.distributed as dist
@@ -30,72 +29,43 @@ from .signals import forward_signals
 from .trainer import Trainer
 
 # torchrun sets these in each process that it starts.
-TORCHRUN_VARIABLES = (
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT"),
-)
+TORCHRUN_VARIABLES = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]
+TORCHRUN_VARIABLES += ["MASTER_ADDR", "MASTER_PORT"]
 
 
 def main(
-    args: Namespace,
-    *,
-    trainer: type[Trainer] = Trainer,
-    add_config: Optional[Callable[[CfgNode], None]] = None,
-) -> Optional[dict]:
+    args: Namespace, *, trainer: type[Trainer] = Trainer, add_config: Callable | None = None
+) -> dict | None:
     """Train or evaluate in the processes that ``args`` asks for; under torchrun, in this one.
 
     Args:
-        args: from :func:`argument_parser`, or, if only configs name datasets, from detectron2's.
+        args: from :func:`argument_parser`, or from detectron2's parser, which has no custom data.
         trainer: class that trains and evaluates; a project passes its own subclass.
         add_config: function that adds the config keys of a project.
-
-    Returns:
-        What :func:`run` returns, if it was called in this process.
     """
     with exit_on_user_error(), torchrun_process_group(args):
         args.config_file = find_config_file(args.config_file)
         custom = read_datasets(args) if hasattr(args, "train_json") else {}
-        cfg = load_config(
-            args.config_file, args.opts, overrides=overrides(custom), add_config=add_config
-        )
-        datasets = list(custom.values())
-        for dataset in datasets:
-            dataset.register()
-        datasets = check_input(cfg, args, datasets, trainer.check_datasets)
+        changes = overrides(custom)
+        cfg = load_config(args.config_file, args.opts, overrides=changes, add_config=add_config)
+        datasets = check_input(cfg, args, list(custom.values()), trainer.check_datasets)
+        job = (cfg, args, datasets, trainer)
         if args.num_gpus * args.num_machines <= 1:
-            return run(cfg, args, trainer=trainer)
+            return run(*job)
         try:
             with forward_signals(active_children):
-                launch(
-                    _run_spawned,
-                    args.num_gpus,
-                    num_machines=args.num_machines,
-                    machine_rank=args.machine_rank,
-                    dist_url=args.dist_url,
-                    args=(cfg, args, datasets, trainer),
-                )
+                launch(run, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, job)
         except ProcessExitedException as error:
             if error.exit_code != EXIT_STATUS:
                 raise
             sys.exit(EXIT_STATUS)  # the process has printed its error
 
 
-def _run_spawned(*args) -> None:
-    with exit_on_user_error():
-        run(*args)
-
-
+@exit_on_user_error()  # again, for a process that launch() has started
 def run(
-    cfg: CfgNode,
-    args: Namespace,
-    datasets: Sequence[CustomDataset] = (),
-    trainer: type[Trainer] = Trainer,
-) -> Optional[dict]:
-    """Train or evaluate in this process, which may be one of several; return the results.
-
-    ``datasets`` are those that this process has yet to register. After a training,
-    there are results only with TEST.EXPECTED_RESULTS.
-    """
+    cfg: CfgNode, args: Namespace, datasets: Sequence[CustomDataset], trainer: type[Trainer]
+) -> dict | None:
+    """Train or evaluate in this process, which may be one of several; return the results."""
     for dataset in datasets:
         dataset.register()
     cfg = _set_up(cfg, args)
@@ -134,10 +104,7 @@ def _set_up(cfg: CfgNode, args: Namespace) -> CfgNode:
 
 
 def choose_seed(cfg: CfgNode, resume: bool) -> CfgNode:
-    """Replace a negative SEED by a random number, the same in all processes.
-
-    If ``resume`` is True, use the seed in the environment.json of OUTPUT_DIR, if there is one.
-    """
+    """Replace a negative SEED by a random number, or, to resume, by that of the earlier start."""
     if cfg.SEED >= 0:
         return cfg
     seed = comm.shared_random_seed()
@@ -153,10 +120,9 @@ def choose_seed(cfg: CfgNode, resume: bool) -> CfgNode:
 
 @contextmanager
 def torchrun_process_group(args: Namespace) -> Iterator[None]:
-    """Join the process group if torchrun started this process, and leave it after the body.
+    """If torchrun started this process, join the process group, and leave it after the body.
 
-    The backend is NCCL with one GPU per process, or Gloo if torch finds no GPU. Do nothing unless
-    all of TORCHRUN_VARIABLES are in the environment.
+    The backend is NCCL with one GPU per process, or Gloo if torch finds no GPU.
     """
     if not all(name in os.environ for name in TORCHRUN_VARIABLES):
         yield
@@ -169,12 +135,8 @@ def torchrun_process_group(args: Namespace) -> Iterator[None]:
         raise UserError("--num-gpus, --num-machines: use torchrun's --nproc-per-node and --nnodes")
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-    if hasattr(comm, "create_local_process_group"):
-        comm.create_local_process_group(local_size)
-    else:  # release 0.5 has no function for it
-        comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(local_size)
-    comm.synchronize()
+    # As comm.create_local_process_group, which release 0.5 does not have.
+    comm._LOCAL_PROCESS_GROUP, _ = dist.new_subgroups(int(os.environ["LOCAL_WORLD_SIZE"]))
     yield
     # After an error the group stays, because exit_on_user_error uses its store.
     dist.destroy_process_group()

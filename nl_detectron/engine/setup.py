@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import yaml
@@ -29,11 +29,11 @@ examples:
 FILE is a path, or the name of a config that comes with nl_detectron.
 """
 
+# Added to the message about a file with a text such as "{MIN_SIZE_TRAIN: (224,)}".
 CUT_TUPLE = (
     ". Inside { }, YAML ends a value at the next comma, also inside ( ); write a list, such as "
     "[224], or give the key a line of its own"
 )
-
 # Exceptions of yacs on a key or a value that does not fit.
 MERGE_ERRORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
 
@@ -60,20 +60,16 @@ def load_config(
     opts: Sequence[Any] = (),
     *,
     overrides: Sequence[Any] = (),
-    add_config: Optional[Callable[[CfgNode], None]] = None,
+    add_config: Callable | None = None,
 ) -> CfgNode:
-    """Load a config file and options over the defaults of detectron2 and of this package.
+    """Load a config file and options over the defaults, and freeze the result.
 
     MODEL.DEVICE is "cpu" if torch finds no GPU, unless the file or an option sets it.
 
     Args:
-        config_file: path of a yaml file, or "".
         opts: ``KEY VALUE KEY VALUE ...``, as on the command line.
         overrides: the same, but set by the program; the options take precedence.
         add_config: function that adds the keys of a project to the defaults.
-
-    Returns:
-        The config, frozen.
     """
     cfg = get_cfg()
     add_nonlocal_config(cfg)
@@ -85,9 +81,8 @@ def load_config(
         _merge_file(cfg, config_file)
     cfg.merge_from_list(list(overrides))
     if len(opts) % 2:
-        raise UserError(
-            f"options are KEY VALUE pairs after all flags, not {' '.join(map(str, opts))}"
-        )
+        given = " ".join(map(str, opts))
+        raise UserError(f"options are KEY VALUE pairs after all flags, not {given}")
     try:
         cfg.merge_from_list(list(opts))
     except MERGE_ERRORS as error:
@@ -104,15 +99,10 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
         cfg.merge_from_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no file {os.path.abspath(error.filename)} (_BASE_)") from error
-    except yaml.YAMLError as error:
-        problem, mark = " ".join(str(error).split()), getattr(error, "problem_mark", None)
-        lines = Path(mark.name).read_text().splitlines()[mark.line :] if mark else []
-        if lines and re.search(r"\([^()]*,", lines[0]):
-            problem += CUT_TUPLE
-        raise UserError(f"{path}: not YAML: {problem}") from error
-    except MERGE_ERRORS as error:
-        problem = _find_problem(cfg, items) or f"not nested config keys with values ({error})"
-        if any(text.count("(") != text.count(")") for item in items for text in map(str, item)):
+    except (yaml.YAMLError, *MERGE_ERRORS) as error:
+        expected = "YAML" if isinstance(error, yaml.YAMLError) else "nested config keys with values"
+        problem = _find_problem(cfg, items) or f"not {expected}: {' '.join(str(error).split())}"
+        if re.search(r"\{[^}]*\([^)]*,", Path(path).read_text()):
             problem += CUT_TUPLE
         raise UserError(f"{path}: {problem}") from error
 

@@ -18,13 +18,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopOnSignal(HookBase):
     """On SIGTERM or SIGINT, finish the step, write a checkpoint and exit.
 
-    The exit status is 128 + the signal's number, as in a shell: 143 or 130. A second SIGINT ends
-    the process at once. An evaluation in progress is finished first, and one step after it. If one
-    process of a distributed run gets the signal, all of them stop after the same step.
+    The exit status is 128 + the signal's number, as in a shell. A second SIGINT ends the process at
+    once. An evaluation in progress is finished first. If one process of a distributed run gets the
+    signal, all of them stop after the same step.
     """
 
-    def __init__(self):
-        self._signal = 0
+    _signal = 0  # number of the signal that has arrived
 
     def before_train(self) -> None:
         self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
@@ -33,8 +32,7 @@ class StopOnSignal(HookBase):
         self._signal = number
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         if comm.is_main_process():  # os.write, because the signal may have interrupted a print
-            name = signal.Signals(number).name
-            os.write(2, f"{name}: stopping after this step; Ctrl-C to stop at once\n".encode())
+            os.write(2, b"stopping after this step; Ctrl-C to stop at once\n")
 
     def after_step(self) -> None:
         number = max(comm.all_gather(self._signal))
@@ -45,9 +43,8 @@ class StopOnSignal(HookBase):
             self.trainer.checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
         comm.synchronize()  # launchers kill all processes as soon as one has exited
         if comm.is_main_process():
-            name = signal.Signals(number).name
-            message = f"stopped by {name} after iteration {iteration}; to continue, add --resume"
-            print(message, file=sys.stderr)
+            stopped = f"stopped by {signal.Signals(number).name} after iteration {iteration}"
+            print(f"{stopped}; to continue, add --resume", file=sys.stderr)
         sys.exit(128 + number)
 
     def after_train(self) -> None:
@@ -58,10 +55,9 @@ class StopOnSignal(HookBase):
 
 @contextmanager
 def forward_signals(children: Callable[[], Iterable[Popen | Process]]) -> Iterator[None]:
-    """Pass SIGTERM on to child processes while the body waits for them to end.
+    """Pass SIGTERM on to ``children()`` while the body waits for them; Ctrl-C reaches them anyway.
 
-    Ctrl-C in a terminal reaches them anyway. After either signal, exit with status 128 + its number
-    when the body ends. ``children()`` returns the processes that are running.
+    After either signal, exit with status 128 + its number when the body ends.
     """
     received = []
 

@@ -4,26 +4,17 @@ import json
 import os
 import shutil
 import weakref
-from collections import OrderedDict
 from pathlib import Path
-from typing import Optional
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.engine.defaults import DefaultTrainer, create_ddp_model
 from detectron2.engine.hooks import CallbackHook, EvalHook, HookBase
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
-from detectron2.evaluation import (
-    COCOPanopticEvaluator,
-    DatasetEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-)
+from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ..checkpoint import AuditedCheckpointer
 from ..config import config_hash
@@ -52,8 +43,7 @@ class Trainer(DefaultTrainer):
         optimizer.register_step_pre_hook(lambda *_: check_gradients(model))
         data_loader = self.build_train_loader(cfg)
 
-        on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-        device_ids = [comm.get_local_rank()] if on_gpu else None
+        device_ids = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids)
         trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
         self._trainer = trainer_class(model=model, data_loader=data_loader, optimizer=optimizer)
@@ -69,32 +59,25 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[HookBase]:
-        """Build the hooks of DefaultTrainer and ours.
-
-        Ours come before those that write metrics. StopOnSignal stands between the checkpoint and
-        the evaluation, which may take long.
-        """
         hooks = super().build_hooks()
+        # Stop between the checkpoint and the evaluation, which may take long.
         evaluation_index = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks.insert(evaluation_index, StopOnSignal())
         memory = CallbackHook(after_step=log_max_memory)
-        return [NonLocalNorms(self.model), memory, *hooks]
+        return [NonLocalNorms(self.model), memory, *hooks]  # before those that write metrics
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
         iterations = comm.all_gather(self.start_iter)
         if len(set(iterations)) > 1:
-            raise UserError(
-                f"--resume: the processes would start from the iterations {iterations}; "
-                "OUTPUT_DIR must be a folder that all machines share"
-            )
+            problem = f"--resume: the processes would start from the iterations {iterations}"
+            raise UserError(f"{problem}; OUTPUT_DIR must be a folder that all machines share")
 
-    def train(self) -> Optional[OrderedDict]:
+    def train(self) -> dict | None:
         if comm.is_main_process():
             truncate_metrics(Path(self.cfg.OUTPUT_DIR, "metrics.json"), self.start_iter)
-            content = environment()
-            content.update(iterations=self.max_iter, seed=self.cfg.SEED)
-            content.update(config_hash=config_hash(self.cfg))  # scaled to the number of processes
+            content = {**environment(), "iterations": self.max_iter, "seed": self.cfg.SEED}
+            content["config_hash"] = config_hash(self.cfg)  # scaled to the number of processes
             with write_atomically(f"{self.cfg.OUTPUT_DIR}/environment.json", "w") as file:
                 json.dump(content, file, indent=1)
         self.data_loader.start_iter = self.start_iter
@@ -119,51 +102,37 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, **state) -> AuditedCheckpointer:
-        return AuditedCheckpointer(
-            model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL, **state
-        )
+        partial = cfg.MODEL.WEIGHTS_PARTIAL
+        return AuditedCheckpointer(model, cfg.OUTPUT_DIR, partial=partial, **state)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         return TrainLoader(cfg, DatasetMapper(cfg, is_train=True))
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        items = build_detection_test_loader(
-            cfg, dataset_name, mapper=lambda dataset_dict: (dataset_dict, None), num_workers=0
-        )
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> ImageLoader:
+        pairs = {"mapper": lambda dataset_dict: (dataset_dict, None)}  # as ImageLoader takes them
+        items = build_detection_test_loader(cfg, dataset_name, num_workers=0, **pairs)
         mapper = DatasetMapper(cfg, is_train=False)
         return ImageLoader(mapper, items, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def build_evaluator(
-        cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None
-    ) -> DatasetEvaluator:
-        """Build the evaluators of a dataset.
-
-        Their files are in OUTPUT_DIR/inference, or, if DATASETS.TEST has several datasets, in a
-        subfolder for each.
-        """
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluators:
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        if len(cfg.DATASETS.TEST) > 1:
+        if len(cfg.DATASETS.TEST) > 1:  # or their files would have the same names
             folder = os.path.join(folder, dataset_name)
-        evaluators = [
-            FasterCOCOEvaluator(
-                dataset_name,
-                output_dir=folder,
-                max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-                kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-            )
-        ]
+        options = {"max_dets_per_image": cfg.TEST.DETECTIONS_PER_IMAGE}
+        options["kpt_oks_sigmas"] = cfg.TEST.KEYPOINT_OKS_SIGMAS
+        evaluators = [FasterCOCOEvaluator(dataset_name, output_dir=folder, **options)]
         if MetadataCatalog.get(dataset_name).evaluator_type == "coco_panoptic_seg":
-            evaluators.insert(0, SemSegEvaluator(dataset_name, output_dir=folder))
-            evaluators.append(COCOPanopticEvaluator(dataset_name, output_dir=folder))
+            for kind in (SemSegEvaluator, COCOPanopticEvaluator):
+                evaluators.append(kind(dataset_name, output_dir=folder))
         return DatasetEvaluators(evaluators)
 
     @classmethod
-    def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: Optional[list[DatasetEvaluator]] = None
-    ) -> OrderedDict:
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
         """Evaluate; with TEST.AUG.ENABLED, again with test-time augmentation (names with _TTA)."""
         results = super().test(cfg, model, evaluators)
         if cfg.TEST.AUG.ENABLED and evaluators is None:
@@ -177,8 +146,7 @@ class Trainer(DefaultTrainer):
 def truncate_metrics(path: Path, iteration: int) -> None:
     """Remove the lines of ``iteration`` and later ones, which training is about to write again.
 
-    They are there if a run was killed after its last checkpoint, or is repeated in its folder. The
-    old file is kept as ``metrics.json.bak``.
+    They are from a run that was killed, or is repeated. The old file is kept as metrics.json.bak.
     """
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     whole = [line for line in lines if line.endswith("\n")]  # a kill may have cut off the last one

@@ -14,9 +14,7 @@ DATA = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
 def train_net(datasets):
     """Run train_net.py in this process, on the tiny config and data."""
 
-    def run(*arguments):
-        flags = [argument for argument in arguments if argument.startswith("--")]
-        options = [argument for argument in arguments if not argument.startswith("--")]
+    def run(*options, flags=()):
         main(argument_parser().parse_args(["--config-file", TINY, *flags, *DATA, *options]))
 
     return run
@@ -33,7 +31,7 @@ def error_of(capsys):
         assert exit_info.value.code == 2
         line = capsys.readouterr().err
         assert line.startswith("error: ") and line.count("\n") == 1, line
-        return line.removeprefix("error: ").rstrip("\n")
+        return line
 
     return call
 
@@ -41,8 +39,4 @@ def error_of(capsys):
 @pytest.fixture
 def tiny_config(datasets, tmp_path):
     """Return the tiny config with options, on the tiny data and with OUTPUT_DIR tmp_path."""
-
-    def load(*options):
-        return load_config(TINY, [*DATA, "OUTPUT_DIR", str(tmp_path), *options])
-
-    return load
+    return lambda *options: load_config(TINY, [*DATA, "OUTPUT_DIR", str(tmp_path), *options])

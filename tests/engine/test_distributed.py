@@ -1,7 +1,6 @@
 """Several processes with the Gloo backend, started by torchrun and by launch."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -13,73 +12,54 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
+import torch.distributed as dist
 
-from nl_detectron.data import generate
 from nl_detectron.engine import Trainer, argument_parser, load_config, main
+from nl_detectron.engine.launch import TORCHRUN_VARIABLES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 OPTIONS = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-OPTIONS["env"] = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 BLOCK = "backbone.bottom_up.res4.nonlocal4"
 
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["nl_detectron.engine"])  # once, and not in each process
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Flags for 8 training images and 3 test images."""
-    root = generate(tmp_path_factory.mktemp("data") / "synthetic", {"train": 8, "test": 3})
-    flags = []
-    for split in ("train", "test"):
-        flags += [f"--{split}-json", f"{root / split}.json", f"--{split}-images", f"{root / split}"]
+@pytest.fixture
+def data(datasets):
+    """Flags for 8 training images and 4 test images."""
+    root, flags = datasets / "nl_synthetic", []
+    for split, name in (("train", "train"), ("test", "val")):
+        flags += [f"--{split}-json", f"{root / name}.json", f"--{split}-images", f"{root / name}"]
     return flags
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     model = Trainer.build_model(load_config(TINY))
     torch.nn.init.normal_(model.get_submodule(BLOCK).out.weight, std=0.1)
-    DetectionCheckpointer(model, str(folder)).save("model")
-    return str(folder / "model.pth")
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return str(path)
 
 
-def process(folder, environment, arguments):
-    os.environ.update(environment, CUDA_VISIBLE_DEVICES="")
-    os.chdir(folder)
-    torch.set_num_threads(1)
-    for name in ("stdout", "stderr"):
-        setattr(sys, name, open(f"{name}{environment['RANK']}", "w"))
-    main(argument_parser().parse_args(arguments))
+def start(command, folder):
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, **OPTIONS)
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def processes(count, folder, *arguments):
-    """Start train_net.py as torchrun does; return the exit status and the stderr of each process.
-
-    They are forked from a process that has imported everything already.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    members = []
-    for rank in range(count):
-        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        members.append(FORK.Process(target=process, args=(folder, environment, arguments)))
-        members[-1].start()
-    for member in members:
-        member.join()
-    stderr = [(folder / f"stderr{rank}").read_text() for rank in range(count)]
-    return [member.exitcode for member in members], stderr
+def two_processes(folder, *arguments):
+    """Run train_net.py under torchrun; return its exit status and what is on stderr."""
+    torchrun = [
+        *TORCHRUN,
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(REPOSITORY / "train_net.py"),
+    ]
+    process = start([*torchrun, "--config-file", TINY, *arguments], folder)
+    _, stderr = process.communicate()
+    return process.returncode, stderr
 
 
 # The loss of a proposal network on all anchors is a mean over images, so the mean of two halves of
@@ -89,25 +69,23 @@ def processes(count, folder, *arguments):
 COMPARABLE = """
 MODEL.META_ARCHITECTURE ProposalNetwork MODEL.RESNETS.NORM FrozenBN INPUT.RANDOM_FLIP none
 MODEL.RPN.BATCH_SIZE_PER_IMAGE 11000 MODEL.PIXEL_STD [58.0,58.0,58.0] MODEL.BACKBONE.FREEZE_AT 3
-MODEL.WEIGHTS_PARTIAL True OUTPUT_DIR out SOLVER.CHECKPOINT_PERIOD 100
-SOLVER.REFERENCE_WORLD_SIZE 1 SOLVER.IMS_PER_BATCH {} SOLVER.BASE_LR {} SOLVER.MAX_ITER {}
-SOLVER.WARMUP_ITERS {}
+MODEL.WEIGHTS_PARTIAL True SOLVER.CHECKPOINT_PERIOD 100 SOLVER.REFERENCE_WORLD_SIZE 1
 """
+# The schedule is for one process; detectron2 scales it to two.
+SCHEDULE = "SOLVER.IMS_PER_BATCH {} SOLVER.BASE_LR {} SOLVER.MAX_ITER {} SOLVER.WARMUP_ITERS {}"
 
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(data, weights, tmp_path):
-    models = []
-    # The schedule is for one process; detectron2 scales it to two.
-    for count, schedule in ((1, (4, 0.03, 10, 4)), (2, (2, 0.015, 20, 8))):
-        options = [*COMPARABLE.format(*schedule).split(), "MODEL.WEIGHTS", weights]
-        folder = tmp_path / str(count)
-        statuses, stderr = processes(count, folder, "--config-file", TINY, *data, *options)
-        assert statuses == [0] * count, stderr
-        models.append(torch.load(folder / "out" / "model_final.pth", weights_only=False)["model"])
-        environment = json.loads((folder / "out" / "environment.json").read_text())
-        assert environment["processes"] == count
-    one, two = models
+    options = [*data, *COMPARABLE.split(), "MODEL.WEIGHTS", weights, "OUTPUT_DIR"]
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    schedule = SCHEDULE.format(4, 0.03, 10, 4).split()
+    main(argument_parser().parse_args(["--config-file", TINY, *options, one, *schedule]))
+    schedule = SCHEDULE.format(2, 0.015, 20, 8).split()
+    status, stderr = two_processes(tmp_path, *options, two, *schedule)
+    assert status == 0, stderr
+    assert json.loads(Path(two, "environment.json").read_text())["processes"] == 2
+    one, two = (torch.load(f"{folder}/model_final.pth")["model"] for folder in (one, two))
     before = torch.load(weights)["model"]
     for name in (f"{BLOCK}.theta.weight", f"{BLOCK}.out.weight"):
         assert (two[name] - before[name]).abs().max() > 1e-4
@@ -121,42 +99,45 @@ def test_the_command_for_two_machines(data, tmp_path):
     """The command in the docs, twice on this machine, with one process each."""
     text = (REPOSITORY / "docs" / "DISTRIBUTED.md").read_text()
     (command,) = re.findall("^torchrun --nnodes 2 .*$", text, re.MULTILINE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     for documented, here in {
-        "torchrun": f"{sys.executable} -m torch.distributed.run",
+        "torchrun": " ".join(TORCHRUN),
         "--nproc-per-node 8": "--nproc-per-node 1",
-        "HOST0:29500": f"127.0.0.1:{free_port()}",
+        "HOST0:29500": f"127.0.0.1:{port}",
         "train_net.py": str(REPOSITORY / "train_net.py"),
         "FILE": TINY,
     }.items():
         assert command.count(documented) == 1
         command = command.replace(documented, here)
     command = [*command.split(), *data, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out"]
-    machines = [subprocess.Popen(command, cwd=tmp_path, **OPTIONS) for _ in range(2)]
+    machines = [start(command, tmp_path) for _ in range(2)]
     stderr = [machine.communicate()[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], stderr
     out = tmp_path / "out"
-    assert json.loads((out / "environment.json").read_text())["processes"] == 2
     assert sorted(path.name for path in out.glob("log.txt*")) == ["log.txt", "log.txt.rank1"]
     predictions = torch.load(out / "inference/instances_predictions.pth", weights_only=False)
-    assert sorted(each["image_id"] for each in predictions) == [1, 2, 3]
+    assert sorted(each["image_id"] for each in predictions) == [1, 2, 3, 4]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ("--num-gpus 2", "--num-gpus, --num-machines: use torchrun's --nproc-per-node"),
-        ("MODEL.RESNETS.DEPTH 101 MODEL.WEIGHTS {weights}", "does not fit the model"),
-    ],
-)
-def test_an_error_of_the_user_is_printed_once(data, weights, tmp_path, arguments, message):
-    options = arguments.format(weights=weights).split()
-    statuses, stderr = processes(2, tmp_path, "--config-file", TINY, *data, *options)
-    assert statuses == [2, 2]
-    lines = [line for text in stderr for line in text.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    assert re.search(message, lines[0])
-    assert "Traceback" not in "".join(stderr)
+def test_an_error_of_the_user_is_printed_once(data, weights, tmp_path):
+    options = ["MODEL.RESNETS.DEPTH", "101", "MODEL.WEIGHTS", weights]
+    status, stderr = two_processes(tmp_path, *data, *options)
+    assert status == 1 and "exitcode  : 2" in stderr
+    (line,) = re.findall("^error: .*", stderr, re.MULTILINE)
+    assert "does not fit the model" in line
+
+
+def test_num_gpus_under_torchrun(data, error_of, monkeypatch):
+    for name, value in zip(TORCHRUN_VARIABLES, ["0", "1", "0", "1", "127.0.0.1", "0"]):
+        monkeypatch.setenv(name, value)
+    args = argument_parser().parse_args(["--config-file", TINY, "--num-gpus", "2", *data])
+    try:
+        assert "use torchrun's --nproc-per-node" in error_of(main, args)
+    finally:
+        dist.destroy_process_group()
 
 
 # train_net.py, with a launch that starts two processes without GPUs, also in release 0.5.
@@ -189,7 +170,7 @@ def test_launch(data, tmp_path):
     (tmp_path / "train.py").write_text(LAUNCH)
     command = [sys.executable, "train.py", "--num-gpus", "2", "--dist-url", "auto", *data]
     command += ["--config-file", TINY, "SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", "out"]
-    with subprocess.Popen(command, cwd=tmp_path, **OPTIONS) as launcher:
+    with start(command, tmp_path) as launcher:
         while not (tmp_path / "out" / "last_checkpoint").exists():
             assert launcher.poll() is None, launcher.stderr.read()
             time.sleep(0.1)

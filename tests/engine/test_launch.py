@@ -30,7 +30,7 @@ def test_train_resume_evaluate(train_net, tmp_path, capsys):
     train_net("OUTPUT_DIR", str(out), "SOLVER.MAX_ITER", "2")
     assert "Starting training from iteration 0" in capsys.readouterr().out
 
-    train_net("--resume", "OUTPUT_DIR", str(out))
+    train_net("OUTPUT_DIR", str(out), flags=["--resume"])
     resumed = capsys.readouterr().out
     assert "Starting training from iteration 2" in resumed
     assert "Task: bbox" in results(resumed) and "Task: segm" in results(resumed)
@@ -39,14 +39,15 @@ def test_train_resume_evaluate(train_net, tmp_path, capsys):
     assert [line["iteration"] for line in metrics] == [1, 3, 4]  # 4: the evaluation at the end
     assert metrics[0]["lr"] < metrics[1]["lr"]  # the warm-up continues
     weight = torch.load(out / "model_final.pth", map_location="cpu")["model"][OUT_WEIGHT]
+    assert 50 < metrics[0]["max_memory"] < 1e5
     norm = metrics[1]["nonlocal/backbone.bottom_up.res4.nonlocal4/out_norm"]
     assert norm > 0 and norm == pytest.approx(weight.norm().item(), rel=1e-6)
     assert metrics[1]["nonlocal/backbone.bottom_up.res4.nonlocal4/grad_norm"] > 0
     saved = load_config(str(out / "config.yaml"))
     assert (saved.DATASETS.TRAIN, saved.SOLVER.MAX_ITER, saved.SEED) == (("tiny_train",), 4, 1)
 
-    weights = ["MODEL.WEIGHTS", str(out / "model_final.pth")]
-    train_net("--eval-only", "OUTPUT_DIR", str(tmp_path / "evaluated"), *weights)
+    options = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "OUTPUT_DIR"]
+    train_net(*options, str(tmp_path / "evaluated"), flags=["--eval-only"])
     assert results(capsys.readouterr().out) == results(resumed)
     file = "inference/coco_instances_results.json"
     predictions, again = ((tmp_path / name / file).read_text() for name in ("out", "evaluated"))

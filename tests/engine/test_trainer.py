@@ -22,9 +22,8 @@ PARAMETER = "backbone.bottom_up.res4.nonlocal4.g.weight"
 @pytest.mark.parametrize("amp", [False, True])
 def test_has_what_default_trainer_has(tiny_config, amp):
     """Also the same parts in its checkpoints, in each version of detectron2."""
-    ours, default = (
-        kind(tiny_config("SOLVER.AMP.ENABLED", amp)) for kind in (Trainer, DefaultTrainer)
-    )
+    cfg = tiny_config("SOLVER.AMP.ENABLED", amp)
+    ours, default = Trainer(cfg), DefaultTrainer(cfg)
     assert type(ours._trainer) is type(default._trainer)
     assert vars(default).keys() - vars(ours).keys() == set()
     assert vars(default._trainer).keys() == vars(ours._trainer).keys()
@@ -51,8 +50,7 @@ def test_processes_that_found_different_checkpoints(tiny_config, monkeypatch):
 
 
 def evaluations(folder):
-    lines = (folder / "metrics.json").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if "bbox/AP" in line]
+    return (folder / "metrics.json").read_text().count("bbox/AP75")
 
 
 def test_stopped_in_the_last_step(tiny_config, tmp_path):
@@ -67,13 +65,13 @@ def test_stopped_in_the_last_step(tiny_config, tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL  # Ctrl-C would end it at once
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert sorted(file.name for file in tmp_path.glob("*.pth")) == ["model_final.pth"]
-    assert evaluations(tmp_path) == []
+    assert [file.name for file in tmp_path.glob("*.pth")] == ["model_final.pth"]
+    assert evaluations(tmp_path) == 0
 
     resumed = Trainer(tiny_config("SOLVER.MAX_ITER", 1))
     resumed.resume_or_load(resume=True)
     resumed.train()
-    assert len(evaluations(tmp_path)) == 1
+    assert evaluations(tmp_path) == 1
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
@@ -93,27 +91,17 @@ def test_truncate_metrics(tmp_path):
     assert path.with_name("metrics.json.bak").read_text() == "".join(lines)
 
 
-@pytest.fixture
-def trainer(tiny_config):
-    def build(*options):
-        return Trainer(tiny_config("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1, *options))
-
-    return build
-
-
-def values(trainer):
-    """Copies of the parameters and of the optimizer's momenta."""
+def state(trainer):
+    """Return copies of the parameters and of the optimizer's momenta."""
     parameters = list(trainer.model.parameters())
-    momenta = [trainer.optimizer.state[p].get("momentum_buffer") for p in parameters]
-    return [v.detach().clone() for v in [*parameters, *momenta] if v is not None]
+    momenta = [trainer.optimizer.state[p]["momentum_buffer"] for p in parameters]
+    return [value.detach().clone() for value in [*parameters, *momenta]]
 
 
 def break_loss(trainer, value):
     predictor = trainer.model.roi_heads.box_predictor
     losses = predictor.losses
-    predictor.losses = lambda *args: {
-        name: loss * (value if trainer.iter else 1) for name, loss in losses(*args).items()
-    }
+    predictor.losses = lambda *args: {name: loss * value for name, loss in losses(*args).items()}
 
 
 def break_gradient(trainer, value):
@@ -121,7 +109,7 @@ def break_gradient(trainer, value):
     parameter = trainer.model.get_parameter(PARAMETER)
     bad = torch.zeros_like(parameter)
     bad.view(-1)[3] = value
-    parameter.register_hook(lambda gradient: gradient + bad if trainer.iter else None)
+    parameter.register_hook(lambda gradient: gradient + bad)
 
 
 LOSS = "Loss became infinite or NaN at iteration=1! .*loss_cls"
@@ -131,44 +119,40 @@ GRADIENT = rf"the gradient of {re.escape(PARAMETER)} is not finite"
 @pytest.mark.parametrize(
     "break_step, value, clip, message",
     [
-        (break_loss, float("nan"), "", LOSS),
-        (break_loss, float("inf"), "", LOSS),
-        (break_gradient, float("nan"), "", GRADIENT),
-        (break_gradient, float("nan"), "value", GRADIENT),
-        (break_gradient, float("nan"), "norm", GRADIENT),
+        (break_loss, float("nan"), [], LOSS),
+        (break_loss, float("inf"), [], LOSS),
+        (break_gradient, float("nan"), [], GRADIENT),
+        (break_gradient, float("nan"), ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"], GRADIENT),
+        (break_gradient, float("nan"), ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"], GRADIENT),
     ],
 )
-def test_a_value_that_is_not_finite(trainer, tmp_path, break_step, value, clip, message):
+def test_a_value_that_is_not_finite(tiny_config, tmp_path, break_step, value, clip, message):
     """Training stops without that step, its checkpoint, or an evaluation."""
-    options = ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", clip] if clip else []
-    stopped = trainer("SOLVER.CLIP_GRADIENTS.ENABLED", bool(clip), *options)
-    break_step(stopped, value)
-    run_step, before = stopped.run_step, []
+    options = ["SOLVER.CLIP_GRADIENTS.ENABLED", bool(clip), *clip]
+    trainer = Trainer(tiny_config("SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 1, *options))
+    run_step, before = trainer.run_step, []
 
-    def run_step_and_remember():
-        before[:] = values(stopped)
+    def break_second_step():
+        if trainer.iter == 1:
+            before.extend(state(trainer))
+            break_step(trainer, value)
         run_step()
 
-    stopped.run_step = run_step_and_remember
+    trainer.run_step = break_second_step
     with pytest.raises(FloatingPointError) as error:
-        stopped.train()
+        trainer.train()
     assert re.match(f"iteration 1: {message}", str(error.value)), error.value
     files = re.search(r"Images of the batch: (.*?)\. The step", str(error.value))[1].split(", ")
     assert len(files) == 2 and all(map(os.path.isfile, files))
-    after = values(stopped)
-    assert len(before) == len(after) == 2 * len(list(stopped.model.parameters()))
-    assert all(map(torch.equal, before, after))
+    assert len(before) > 0 and all(map(torch.equal, before, state(trainer)))
     assert [file.name for file in tmp_path.glob("*.pth")] == ["model_0000000.pth"]
-    assert "bbox/AP" not in (tmp_path / "metrics.json").read_text()
+    assert evaluations(tmp_path) == 0
 
 
-def test_training_writes_its_environment(trainer, tmp_path):
-    whole = trainer()
-    whole.train()
+def test_training_writes_its_environment(tiny_config, tmp_path):
+    trainer = Trainer(tiny_config("SOLVER.MAX_ITER", 1))
+    trainer.train()
     written = json.loads((tmp_path / "environment.json").read_text())
-    own = {"iterations": 2, "config_hash": config_hash(whole.cfg), "seed": 1}
+    own = {"iterations": 1, "config_hash": config_hash(trainer.cfg), "seed": 1}
     assert written == {**environment(), **own}
     assert written["processes"] == 1 and written["torch"] == torch.__version__
-    metrics = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
-    assert 50 < metrics[0]["max_memory"] < 1e5
-    assert "bbox/AP" in metrics[-1]
