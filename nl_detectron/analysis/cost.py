@@ -28,8 +28,8 @@ def analyze_cost(
         of the config. For each size, stage and sub-sampling: one block. A registered block without
         sub-sampling or affinity has "" or 0 there.
     """
-    options = block_options(cfg)
-    block_class = find_block_class(cfg.MODEL.NONLOCAL.BLOCK)
+    with name_config_key():
+        options, block_class = block_options(cfg), find_block_class(cfg.MODEL.NONLOCAL.BLOCK)
     model, plain_model = meta_model(cfg), meta_model(cfg)
     blocks = len(named_blocks(model))
     if blocks:

@@ -29,9 +29,9 @@ from .reading import LoadError, read_file
 
 # Source -> patterns in its names and their replacements, applied in this order.
 SOURCES = {
-    # ResNets of torchvision, mmdet and mmaction2 with NonLocal2d, NonLocal3d or ContextBlock of mmcv,
-    # which mmdet calls nonlocal_block and context_block (with a postfix) and mmaction2
-    # non_local_block, or with the dnl_block of mmseg.
+    # ResNets of torchvision, mmdet and mmaction2 with blocks of mmcv. mmdet calls NonLocal2d
+    # nonlocal_block and ContextBlock context_block (with a postfix), mmaction2 calls NonLocal3d
+    # non_local_block, and mmseg calls its disentangled block dnl_block.
     "mmdet": (
         (r"^(module\.)?(backbone\.)?", ""),
         (r"^layer(\d)\.(\d+)\.(non_?local|dnl|context)_block\w*\.", r"layer\1.nonlocal\2."),

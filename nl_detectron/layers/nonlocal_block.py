@@ -164,8 +164,9 @@ class NonLocalBlock(CNNBlockBase):
         log_scale = self.log_scale
         if log_scale is None:
             return theta, phi
-        # eps is representable in float16. Autocast returns lengths in float32.
-        unit_theta, unit_phi = F.normalize(theta, 2.0, 2, 1e-6), F.normalize(phi, 2.0, 2, 1e-6)
+        # Gradients stay bounded where x is zero, as in the padding of images: no length below 0.1.
+        unit_theta, unit_phi = F.normalize(theta, 2.0, 2, 0.1), F.normalize(phi, 2.0, 2, 0.1)
+        # With autocast, lengths are float32.
         return (unit_theta * log_scale.exp()).to(theta.dtype), unit_phi.to(phi.dtype)
 
     def values(self, x: Tensor) -> Tensor:
