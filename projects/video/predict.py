@@ -22,7 +22,6 @@ from nl_detectron.files import write_atomically
 from nl_detectron.visualization.attention import AttentionRecorder, find_blocks
 
 CONFIG = Path(__file__).parent / "configs/C2D_R50_NL_5_blocks.yaml"
-ARROWS = 20  # as in the paper
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
@@ -38,16 +37,14 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE ...")
     args = parser.parse_args(argv)
     with exit_on_user_error(), torch.no_grad():
-        cfg = load_config(args.config_file, ["TEST.CLIP.PROTOCOL", "views", *args.opts])
-        names = range(cfg.MODEL.VIDEO.NUM_CLASSES)
-        for name in cfg.DATASETS.TEST:
-            names = MetadataCatalog.get(name).get("classes") or class_names(name) or names
-        if len(names) != cfg.MODEL.VIDEO.NUM_CLASSES:
-            raise UserError(f"MODEL.VIDEO.NUM_CLASSES does not fit the {len(names)} class names")
+        cfg = load_config(args.config_file, [*args.opts, "TEST.CLIP.PROTOCOL", "views"])
+        dataset, count = cfg.DATASETS.TEST[0], cfg.MODEL.VIDEO.NUM_CLASSES
+        names = MetadataCatalog.get(dataset).get("classes") or class_names(dataset) or range(count)
+        if len(names) != count:
+            raise UserError(f"MODEL.VIDEO.NUM_CLASSES is {count}, but {dataset} has {len(names)}")
         model = VideoTrainer.build_model(cfg).eval()
         VideoTrainer.build_checkpointer(cfg, model).load(args.weights)
-        video = {"file_name": args.video, "video_id": args.video}
-        clips = ClipMapper(cfg, is_train=False)(video)["clips"]
+        clips = ClipMapper(cfg, is_train=False)({"file_name": args.video})["clips"]
         scores = model([{"clips": clips}])[0]["scores"].cpu()
         for label in scores.argsort(descending=True)[: args.top].tolist():
             print(f"{scores[label]:6.1%}  {names[label]}")
@@ -60,7 +57,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 def draw_attention(
     model: VideoClassifier, clip: Tensor, block: str, query: Optional[Sequence[int]]
 ) -> Figure:
-    """Draw a frame for each position in time, and arrows from the query to the strongest targets.
+    """Draw a frame for each position in time, and arrows from the query to the 20 strongest.
 
     Args:
         clip: (1, 3, T, H, W), RGB.
@@ -94,7 +91,7 @@ def draw_attention(
         axes.set_title(f"frame {shown}, weight {weights[t].sum():.2f}", fontsize=8)
         axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     start = (x + 0.5, y + 0.5)
-    strongest, indices = weights.flatten().topk(min(ARROWS, weights.numel()))
+    strongest, indices = weights.flatten().topk(min(20, weights.numel()))
     shares = (strongest / strongest[0]).tolist()
     for share, t, row, column in zip(shares, *np.unravel_index(indices.numpy(), weights.shape)):
         end = ((column + 0.5) * width / columns, (row + 0.5) * height / rows)

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean
 from typing import Optional
 
 import numpy as np
@@ -70,14 +69,13 @@ def train(row: str, seed: int, output: Path, opts: Sequence[str]) -> dict:
         options += [] if row == WARM_UP else ["MODEL.WEIGHTS", start]
         config_file = PROJECT / f"configs/{row}.yaml"
         run_script("train_net.py", "--resume", "--config-file", config_file, *options)
-    commit = read_environment(folder)["commit"]
-    return {"row": row, "seed": seed, "commit": commit, **read_curves(folder)}
+    return {"row": row, "seed": seed, **read_curves(folder)}
 
 
 def run_script(name: str, *arguments) -> None:
     command = [str(part) for part in (sys.executable, "-W", "ignore", PROJECT / name, *arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+    threads = {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=os.environ | threads, stdout=subprocess.DEVNULL, check=True)
 
 
 def read_curves(folder: Path) -> Optional[dict[str, list]]:
@@ -96,10 +94,10 @@ def table(results: Sequence[dict]) -> str:
     for row, name in ROWS.items():
         of_row = [result for result in results if result["row"] == row]
         top1 = [100 - result["video/error"][-1][1] for result in of_row]
-        entropy = mean(result["video/cross_entropy"][-1][1] for result in of_row)
+        entropy = [result["video/cross_entropy"][-1][1] for result in of_row]
         each = ", ".join(f"{value:.1f}" for value in top1)
-        cells.append([name, f"{mean(top1):.1f}", each, f"{entropy:.2f}"])
-    headers = ["", "top-1, mean", "of each seed", "cross-entropy, mean"]
+        cells.append([name, f"{np.mean(top1):.1f}", each, f"{np.mean(entropy):.2f}"])
+    headers = ["", "top-1", "of each seed", "cross-entropy"]
     return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
 
 
@@ -112,20 +110,17 @@ def plot(results: Sequence[dict], path: Path) -> None:
             axes.plot(*curves.mean(axis=0).T, color=f"C{number}", label=ROWS[row])
             axes.plot(*curves.T, color=f"C{number}", linewidth=0.5, alpha=0.5)
         axes.set(title=title, xlabel="iteration", ylim=(0, 80))
-        axes.grid(color="0.9")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
 
 
 def draw_example(run: Path, report: Path) -> None:
-    """Draw the attention from a cue, in the first validation video whose event is drawn as well."""
-    videos = DatasetCatalog.get("nl_synthetic_video_xor_val")
-    places = [synthetic.draw((1, number), 0, 0)[1] for number in range(len(videos))]
-    # The view begins at frame 2, and the last frame that is drawn is its frame 24.
-    video, place = next((v, p) for v, p in zip(videos, places) if p["event"][0] <= 26)
-    options = ["--config-file", PROJECT / "configs/Synthetic_C2D_NL.yaml", "--figure"]
-    options += [report / "attention.png", "--query", *place["cue"]]
-    run_script("predict.py", video["file_name"], "--weights", run / "model_final.pth", *options)
+    """Draw what the block attends to, asked at the cue of the first validation video."""
+    video = DatasetCatalog.get("nl_synthetic_video_xor_val")[0]["file_name"]
+    cue = synthetic.draw((1, 0), 0, 0)[1]["cue"]
+    options = ["--config-file", PROJECT / "configs/Synthetic_C2D_NL.yaml", "--query", *cue]
+    options += ["--weights", run / "model_final.pth", "--figure", report / "attention.png"]
+    run_script("predict.py", video, *options)
 
 
 if __name__ == "__main__":

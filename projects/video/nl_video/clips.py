@@ -9,7 +9,6 @@ import torch
 from detectron2.config import CfgNode
 
 from nl_detectron.data.train_loader import ImageError
-from nl_detectron.errors import OptionError
 
 try:
     import av
@@ -91,14 +90,11 @@ class ClipMapper:
     The input has also "clips", (V, 3, T, H, W), uint8, RGB. In training, and in evaluation with
     ``TEST.CLIP.PROTOCOL "jitter"``, it is V = 1 clip with random time, scale, crop and flip, which
     in evaluation depend on the video alone. With "views", V = CLIPS * CROPS: at equal distances in
-    time, square crops of SIDE from one end of the long side to the other; whole frames if CROPS 1.
+    time, square crops of SIDE from one end of the long side to the other.
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool):
         self._clip, self._test, self._is_train = cfg.INPUT.CLIP, cfg.TEST.CLIP, is_train
-        if self._clip.MIN_SIDE[0] < self._clip.CROP:
-            problem = f"is {self._clip.MIN_SIDE}, smaller than INPUT.CLIP.CROP, {self._clip.CROP}"
-            raise OptionError("INPUT.CLIP.MIN_SIDE", problem)
 
     def __call__(self, dataset_dict: dict) -> dict:
         if self._is_train or self._test.PROTOCOL == "jitter":
@@ -106,13 +102,13 @@ class ClipMapper:
             video_id = dataset_dict["video_id"].encode()
             seed = np.random.randint(2**31) if self._is_train else zlib.crc32(video_id)
             rng = np.random.default_rng(seed)
-            side, size = rng.integers(*self._clip.MIN_SIDE, endpoint=True), self._clip.CROP
+            size = self._clip.CROP
+            side = max(rng.integers(*self._clip.MIN_SIDE, endpoint=True), size)
             starts, places = rng.random(1), rng.random((1, 2))
             step = -1 if self._clip.FLIP and rng.random() < 0.5 else 1
         else:
-            side, step = self._test.SIDE, 1
-            size = None if self._test.CROPS == 1 else side
-            starts = spread(self._test.CLIPS)
+            side = size = self._test.SIDE
+            starts, step = spread(self._test.CLIPS), 1
             places = [(place, place) for place in spread(self._test.CROPS)]
 
         def choose(count: int) -> np.ndarray:
@@ -125,9 +121,8 @@ class ClipMapper:
         frames = read_frames(dataset_dict["file_name"], choose, resize)
         clips = np.stack(frames).reshape(len(starts), -1, *frames[0].shape)
         height, width = clips.shape[2:4]
-        if size:
-            corners = [(position(y, height, size), position(x, width, size)) for y, x in places]
-            clips = np.concatenate([clips[:, :, y : y + size, x : x + size] for y, x in corners])
+        corners = [(position(y, height, size), position(x, width, size)) for y, x in places]
+        clips = np.concatenate([clips[:, :, y : y + size, x : x + size] for y, x in corners])
         clips = np.ascontiguousarray(clips[:, :, :, ::step].transpose(0, 4, 1, 2, 3))
         return {**dataset_dict, "clips": torch.from_numpy(clips)}
 

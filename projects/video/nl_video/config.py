@@ -8,7 +8,6 @@ from detectron2.config import CfgNode as CN
 from nl_detectron import engine
 from nl_detectron.errors import OptionError
 
-# Valid values of keys that choose one of several ways.
 CHOICES = {
     "MODEL.VIDEO.ARCH": ("c2d", "i3d"),
     "MODEL.VIDEO.INFLATE": ("3x1x1", "3x3x3"),
@@ -40,7 +39,7 @@ def add_video_config(cfg: CN) -> None:
     cfg.INPUT.CLIP = CN()
     cfg.INPUT.CLIP.FRAMES = 32
     cfg.INPUT.CLIP.STRIDE = 2  # keep every second frame, so a clip covers 64 frames of the video
-    cfg.INPUT.CLIP.MIN_SIDE = (256, 320)  # range of the short side in training, in pixels
+    cfg.INPUT.CLIP.MIN_SIDE = (256, 320)  # range of the short side in training; it is at least CROP
     cfg.INPUT.CLIP.CROP = 224  # side of the square crop in training, in pixels
     cfg.INPUT.CLIP.FLIP = True  # flip half of the clips horizontally
     cfg.INPUT.CLIP.SHORT_VIDEO = "loop"  # start it again; "hold": repeat its last frame

@@ -94,8 +94,7 @@ def check_datasets(cfg: CfgNode, args: Namespace, _: Sequence[Any] = ()) -> list
             hint = "INPUT.CLIP.ON_BAD_VIDEO skip leaves them out"
             raise UserError(f"{summary} cannot be used. The first: {problems[0]}. {hint}")
         if problems:
-            logger = logging.getLogger("nl_detectron.video")
-            logger.warning("\n".join([f"{summary} skipped:", *problems]))
+            logging.getLogger(__name__).warning("\n".join([f"{summary} skipped:", *problems]))
         checked.append(VideoDataset(name, partial(list, usable), classes))
         checked[-1].register()
     return checked

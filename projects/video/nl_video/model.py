@@ -119,8 +119,7 @@ class VideoResNet(Backbone):
         """Max pooling with a stride in time and a size and a stride in space."""
         time_size = 3 if self.pooling == "paper" and time_stride > 1 else time_stride
         padding = (time_size // 2, size // 2, size // 2) if self.pooling == "paper" else 0
-        strides = (time_stride, stride, stride)
-        return F.max_pool3d(x, (time_size, size, size), strides, padding)
+        return F.max_pool3d(x, (time_size, size, size), (time_stride, stride, stride), padding)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         return self._output_shape

@@ -1,7 +1,7 @@
 """Synthetic videos whose class is an exclusive or of a cue early and an event late.
 
 The cue is a disc, red or blue, in four of the frames 4 to 11. The event is a light bar, horizontal
-or vertical, in four of the frames 24 to 31. Class 1 is (red and vertical) or (blue and horizontal).
+or vertical, in four of the frames 24 to 29. Class 1 is (red and vertical) or (blue and horizontal).
 Other shapes move through all frames. The four combinations are equally frequent in each split. The
 README proves that C2D without a non-local block is at chance.
 """
@@ -14,12 +14,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from nl_detectron.files import write_atomically
-
 from .data import VideoDataset, read_videos
 
 SIDE, FRAMES, DURATION = 48, 36, 4  # pixels, frames, and frames that cue and event are visible
-FIRST_CUE, FIRST_EVENT = (4, 8), (24, 28)  # ranges of their first frames
+FIRST_CUE, FIRST_EVENT = (4, 8), (24, 26)  # ranges of their first frames
 COLOURS = {"red": (210, 40, 40), "blue": (50, 70, 220)}  # of the cue
 BARS = {"horizontal": (8, 2), "vertical": (2, 8)}  # half of the width and height of the event
 DISTRACTORS = [(60, 160, 70), (200, 180, 60), (150, 150, 150), (110, 60, 140)]
@@ -70,10 +68,7 @@ def write_video(path: Path, frames: list[np.ndarray]) -> None:
 
 
 def generate(folder: Path, split: str, count: int) -> None:
-    """Write the videos of a split, and list files with the classes "xor" and "both", the last.
-
-    A split that has its list files is left as it is.
-    """
+    """Write the videos of a split, and its list files, unless the second of them exists."""
     if (folder / f"{split}_both.txt").is_file():
         return
     (folder / split).mkdir(parents=True, exist_ok=True)
@@ -85,8 +80,7 @@ def generate(folder: Path, split: str, count: int) -> None:
         lines["xor"].append(f"{name} {cue ^ event}\n")
         lines["both"].append(f"{name} {2 * cue + event}\n")
     for task in lines:
-        with write_atomically(folder / f"{split}_{task}.txt", "w") as file:
-            file.writelines(lines[task])
+        (folder / f"{split}_{task}.txt").write_text("".join(lines[task]))
 
 
 def _load(split: str, task: str) -> list[dict]:

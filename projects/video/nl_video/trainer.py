@@ -4,7 +4,6 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Optional
 
 import torch
@@ -12,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
-from detectron2.engine.hooks import CallbackHook, HookBase, PreciseBN
+from detectron2.engine.hooks import PreciseBN
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -70,7 +69,6 @@ class VideoEvaluator(DatasetEvaluator):
     def __init__(self, cfg: CfgNode, dataset_name: str):
         self._classes = MetadataCatalog.get(dataset_name).get("classes")
         self._output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
-        self.reset()
 
     def reset(self) -> None:
         self._results = []
@@ -94,12 +92,9 @@ class VideoEvaluator(DatasetEvaluator):
         os.makedirs(self._output_folder, exist_ok=True)
         with write_atomically(os.path.join(self._output_folder, "video_results.json"), "w") as file:
             json.dump({"per_class": per_class, "videos": videos}, file)
-        metrics = {
-            "top1": top1.mean().item(),
-            "top5": 100 * (rank <= 5).double().mean().item(),
-            "error": 100 - top1.mean().item(),
-            "cross_entropy": F.nll_loss(scores.log(), labels).item(),
-        }
+        entropy = F.nll_loss(scores.log(), labels).item()
+        metrics = {"top1": top1.mean().item(), "top5": 100 * (rank <= 5).double().mean().item()}
+        metrics.update(error=100 - metrics["top1"], cross_entropy=entropy)
         return OrderedDict(video=metrics)
 
 
@@ -107,13 +102,11 @@ class VideoTrainer(Trainer):
     check_datasets = staticmethod(check_datasets)
     build_evaluator = VideoEvaluator
 
-    def build_hooks(self) -> list[HookBase]:
-        hooks = super().build_hooks()
-        for precise_bn in [hook for hook in hooks if isinstance(hook, PreciseBN)]:
-            # Take the same batches each time, so that a resumed training repeats the statistics.
-            restart = partial(setattr, precise_bn, "_data_iter", None)
-            hooks.append(CallbackHook(after_step=lambda _, restart=restart: restart()))
-        return hooks
+    def after_step(self) -> None:
+        for hook in self._hooks:
+            if isinstance(hook, PreciseBN):
+                hook._data_iter = None  # take the same batches each time, so that resuming is exact
+        super().after_step()
 
     @classmethod
     def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, **state) -> AuditedCheckpointer:
@@ -126,8 +119,7 @@ class VideoTrainer(Trainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> ImageLoader:
         videos = build_detection_test_loader(cfg, dataset_name, mapper=lambda video: (video, None))
-        mapper = ClipMapper(cfg, is_train=False)
-        return ImageLoader(mapper, videos, num_workers=cfg.DATALOADER.NUM_WORKERS)
+        return ImageLoader(ClipMapper(cfg, False), videos, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Optional[list] = None) -> OrderedDict:

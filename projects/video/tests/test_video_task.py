@@ -102,6 +102,7 @@ def test_only_relations_over_time_combine_cue_and_event(row):
 def test_metrics_of_known_scores(tmp_path):
     MetadataCatalog.get("six").set(classes=list("abcdef"))
     evaluator = VideoEvaluator(config("Synthetic_C2D", "OUTPUT_DIR", str(tmp_path)), "six")
+    evaluator.reset()
     rows = [
         [0.5, 0.1, 0.1, 0.1, 0.1, 0.1],  # right
         [0.2, 0.3, 0.1, 0.2, 0.1, 0.1],  # second or third
