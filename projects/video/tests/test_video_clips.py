@@ -1,5 +1,6 @@
 """Decoding, sampling, list files, and bad input."""
 
+import wave
 from argparse import Namespace
 from fractions import Fraction
 
@@ -104,15 +105,14 @@ def test_short_videos_loop_or_hold(short, expected, backend, tmp_path):
 
 
 def test_jitter_depends_on_the_seed_in_training_and_on_the_video_in_evaluation(tmp_path):
-    path, starts, jitter = write(tmp_path / "v.mp4"), set(), ["TEST.CLIP.PROTOCOL", "jitter"]
-    for seed in range(8):
+    path, starts = write(tmp_path / "v.mp4"), set()
+    for seed in [0, 0, *range(1, 8)]:
         seed_all_rng(seed)
-        clip, shown = map_video(path)
-        seed_all_rng(seed)
-        assert torch.equal(clip, map_video(path)[0])
+        _, shown = map_video(path)
         assert shown == list(range(shown[0], shown[0] + 16, 2))
         starts.add(shown[0])
-    assert len(starts) > 3 and max(starts) <= 40 - 16
+    assert 3 < len(starts) < 9 and max(starts) <= 40 - 16
+    jitter = ("TEST.CLIP.PROTOCOL", "jitter")
     first, second = (map_video(path, *jitter, is_train=False)[0] for _ in range(2))
     assert torch.equal(first, second)
 
@@ -131,46 +131,29 @@ def check(name, *options):
     return VideoTrainer.check_datasets(cfg, Namespace(eval_only=True), [])
 
 
-def test_batches_do_not_depend_on_where_training_starts(tmp_path):
-    for label in range(2):
-        (tmp_path / f"class{label}").mkdir()
-        for number in range(3):
-            write(tmp_path / f"class{label}/{number}.mp4")
-    options = ["SEED", 7, "SOLVER.IMS_PER_BATCH", 2, "DATASETS.TRAIN", (str(tmp_path),)]
-    cfg = small_config("DATALOADER.ASPECT_RATIO_GROUPING", False, *options)
-    (dataset,) = check(str(tmp_path))
-    assert dataset.classes == ["class0", "class1"]
-
-    def batches(start, stop):
-        loader = VideoTrainer.build_train_loader(cfg)
-        loader.start_iter = start
-        return [video for _, batch in zip(range(start, stop), loader) for video in batch]
-
-    for video, same in zip(batches(0, 5)[6:], batches(3, 5), strict=True):
-        assert video["video_id"] == same["video_id"]
-        assert torch.equal(video["clips"], same["clips"])
+def test_a_folder_has_a_subfolder_for_each_class(tmp_path):
+    for path in ("fall/1.mp4", "rise/b.MP4", "rise/notes.txt"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    found = [(video["video_id"], video["label"]) for video in data.read_videos(tmp_path)]
+    assert found == [("fall/1.mp4", 0), ("rise/b.MP4", 1)]
+    assert data.class_names(tmp_path) == ["fall", "rise"]
 
 
 def write_bad(path):
-    kind = path.stem
-    if kind == "audio":
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("aac", rate=8000)
-            sound = np.zeros((1, 1024), np.float32)
-            frame = av.AudioFrame.from_ndarray(sound, format="fltp", layout="mono")
-            frame.sample_rate = 8000
-            container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-    elif kind != "missing":
+    if path.stem == "audio":
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(bytes(16000))
+    elif path.stem != "missing":
         content = open(write(path), "rb").read()
         half = content[: len(content) // 2]
-        path.write_bytes({"cut": half, "label": content, "empty": b"", "text": b"text"}[kind])
+        path.write_bytes({"cut": half, "label": content, "empty": b"", "text": b"text"}[path.stem])
 
 
-BAD = ["missing.mp4", "cut.mp4", "cut.avi", "audio.mp4", "empty.mp4", "text.mp4", "label.mp4"]
-
-
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize(
+    "bad", ["missing.mp4", "cut.mp4", "cut.avi", "audio.wav", "empty.mp4", "text.mp4", "label.mp4"]
+)
 def test_bad_videos_are_named_or_skipped_with_a_count(bad, backend, tmp_path, caplog):
     write(tmp_path / "good.mp4")
     write_bad(tmp_path / bad)
@@ -184,12 +167,7 @@ def test_bad_videos_are_named_or_skipped_with_a_count(bad, backend, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    "lines, problem",
-    [
-        ("v.mp4 0\nv.mp4\n", "line 2: 'v.mp4' is not a path and a label"),
-        ("v.mp4 -1\n", "line 1: 'v.mp4 -1'"),
-        ("", "not a list of videos"),
-    ],
+    "lines, problem", [("v.mp4 0\nv.mp4 -1\n", "line 2: 'v.mp4 -1'"), ("", "not a list of videos")]
 )
 def test_broken_lists_are_named(lines, problem, tmp_path):
     (tmp_path / "list.txt").write_text(lines)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_backbone, build_model
 from nl_video import load_config
+from nl_video.model import AXES
 from nl_video.trainer import VideoCheckpointer
 
 from nl_detectron.analysis import count_multiply_adds, meta_model
-from nl_detectron.errors import UserError
+from nl_detectron.layers import NonLocalBlock
 
 PROJECT = Path(__file__).resolve().parents[1]
 FIVE = "C2D_R50_NL_5_blocks"
@@ -54,63 +55,55 @@ def assert_same(a, b):
         (8, 224, (1, 1, 2), [(8, 56), (4, 28), (4, 14), (4, 7)]),
     ],
 )
-@pytest.mark.parametrize("arch, pooling", [("c2d", "paper"), ("i3d", "paper"), ("i3d", "released")])
-def test_output_sizes(frames, side, strides, expected, arch, pooling):
-    options = ["MODEL.VIDEO.STRIDES", strides, "MODEL.VIDEO.ARCH", arch]
-    options += ["MODEL.VIDEO.POOLING", pooling, "MODEL.RESNETS.OUT_FEATURES"]
-    model = meta_model(config(FIVE, *options, ["res2", "res3", "res4", "res5"]))
+@pytest.mark.parametrize("pooling", ["paper", "released"])
+def test_output_sizes(frames, side, strides, expected, pooling):
+    options = ["MODEL.VIDEO.STRIDES", strides, "MODEL.VIDEO.POOLING", pooling]
+    options += ["MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]]
+    model = meta_model(config("I3D_R50_NL_5_blocks", *options))
     features = model.backbone(torch.zeros(2, 3, frames, side, side, device="meta"))
     if pooling == "released":  # without padding, 112 becomes 55
         expected = [(expected[0][0], expected[0][1] - 1), *expected[1:]]
     assert [tuple(feature.shape[2:4]) for feature in features.values()] == expected
-    assert features["res5"].shape[:2] == (2, 2048)
 
 
-def count_by_hand(blocks=(), axes="spacetime", i3d=False):
+def count_by_hand(name):
     """Parameters and multiply-adds of Table 1 for one clip of 32 frames of 224 pixels."""
+    i3d, axes = "I3D" in name, name.split("_")[-1]
+    blocks = FIVE_BLOCKS if "5_blocks" in name else [(4, 4)] if "NL" in name else []
 
     def conv(c_in, c_out, kernel, outputs):
         return c_in * c_out * kernel + 2 * c_out, c_in * c_out * kernel * outputs
 
-    counts = [conv(3, 64, 49 * (5 if i3d else 1), 16 * 112**2)]
-    channels = 64
-    stages = [(3, 64, 8, 56, (0, 1, 2)), (4, 128, 4, 28, (0, 2)), (6, 256, 4, 14, (0, 2, 4))]
-    for stage, (depth, width, t, side, inflated) in enumerate([*stages, (3, 512, 4, 7, (1,))]):
+    counts = [conv(3, 64, 49 * (5 if i3d else 1), 16 * 112**2), (2048 * 400 + 400, 2048 * 400)]
+    c = 64
+    for stage, depth, width, t, side, inflated in (
+        *((2, 3, 64, 8, 56, (0, 1, 2)), (3, 4, 128, 4, 28, (0, 2))),
+        *((4, 6, 256, 4, 14, (0, 2, 4)), (5, 3, 512, 4, 7, (1,))),
+    ):
+        n = t * side**2
         for i in range(depth):
-            before = t * (side * (2 if i == 0 and stage else 1)) ** 2
             temporal = 3 if i3d and i in inflated else 1
-            counts.append(conv(channels, width, temporal, before))
-            counts += [conv(width, width, 9, t * side**2), conv(width, 4 * width, 1, t * side**2)]
-            if i == 0:
-                counts.append(conv(channels, 4 * width, 1, t * side**2))
-            channels = 4 * width
-            if (stage + 2, i) in blocks:
-                c, d, n = channels, channels // 2, t * side**2
+            counts.append(conv(c, width, temporal, 4 * n if i == 0 and stage > 2 else n))
+            counts += [conv(width, width, 9, n), conv(width, 4 * width, 1, n)]
+            counts += [conv(c, 4 * width, 1, n)] if i == 0 else []
+            c, d = 4 * width, 2 * width
+            if (stage, i) in blocks:
                 pooled = n if axes == "time" else n // 4
-                keys = {"spacetime": pooled, "space": pooled // t, "time": t}[axes]
+                keys = {"space": pooled // t, "time": t}.get(axes, pooled)
                 products = 2 * c * d * n + 2 * c * d * pooled + 2 * n * keys * d
                 counts.append((4 * c * d + 3 * d + 2 * c, products))
-    counts.append((2048 * 400 + 400, 2048 * 400))
     return tuple(map(sum, zip(*counts)))
 
 
 @pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("C2D_R50", count_by_hand()),
-        ("C2D_R50_NL", count_by_hand([(4, 4)])),
-        (FIVE, count_by_hand(FIVE_BLOCKS)),
-        (f"{FIVE}_space", count_by_hand(FIVE_BLOCKS, axes="space")),
-        (f"{FIVE}_time", count_by_hand(FIVE_BLOCKS, axes="time")),
-        ("I3D_R50", count_by_hand(i3d=True)),
-        ("I3D_R50_NL_5_blocks", count_by_hand(FIVE_BLOCKS, i3d=True)),
-    ],
+    "name",
+    ["C2D_R50", "C2D_R50_NL", FIVE, f"{FIVE}_space", f"{FIVE}_time", "I3D_R50"]
+    + [f"I3D{FIVE[3:]}"],
 )
-def test_parameters_and_multiply_adds(name, expected):
-    model = meta_model(config(name))
-    clip = torch.zeros(1, 3, 32, 224, 224, device="meta")
+def test_parameters_and_multiply_adds(name):
+    model, clip = meta_model(config(name)), torch.zeros(1, 3, 32, 224, 224, device="meta")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    assert (parameters, count_multiply_adds(model.scores, clip)) == expected
+    assert (parameters, count_multiply_adds(model.scores, clip)) == count_by_hand(name)
 
 
 def test_configs_are_in_the_readme_and_differ():
@@ -159,26 +152,15 @@ def test_new_blocks_are_the_identity(arch, axes, norm):
     assert torch.equal(model(inputs)[0]["scores"], plain(inputs)[0]["scores"])
 
 
-@pytest.mark.parametrize("axes", ["spacetime", "space", "time"])
-def test_positions_that_a_block_relates(axes):
-    """Compare with the block on the clip, or on each frame or each place alone."""
-    model = narrow("C2D_R50_NL", "MODEL.VIDEO.NONLOCAL_AXES", axes)
-    stage, block = model.backbone.res4, model.backbone.res4.nonlocal4
-    torch.nn.init.normal_(block.out.norm.weight)
-    seen = []
-    getattr(stage, "4").register_forward_hook(lambda module, inputs, output: seen.append(output))
-    getattr(stage, "5").register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    model.backbone(torch.randn(2, 3, 32, 64, 48, dtype=torch.float64))
-    x, z = seen
-    assert x.shape[2:] == (4, 4, 3)
-    if axes == "spacetime":
-        expected = block(x)
-    elif axes == "space":
-        expected = torch.stack([block(frame) for frame in x.unbind(2)], 2)
-    else:
-        places = [block(x[..., i : i + 1, j : j + 1]) for i in range(4) for j in range(3)]
-        expected = torch.cat(places, 4).reshape(x.shape[:3] + (4, 3))
-    assert_same(z, expected)
+def test_axes_of_a_block():
+    block = NonLocalBlock(8).double()
+    torch.nn.init.normal_(block.out.weight)
+    x = torch.randn(2, 8, 4, 4, 3, dtype=torch.float64)
+    frames = torch.stack([block(frame) for frame in x.unbind(2)], dim=2)
+    places = [block(x[..., i : i + 1, j : j + 1]) for i in range(4) for j in range(3)]
+    expected = {"spacetime": block(x), "space": frames, "time": torch.cat(places, 4).view_as(x)}
+    for axes, apply in AXES.items():
+        assert_same(apply(block, x), expected[axes])
 
 
 def test_evaluation_averages_views_and_windows():
@@ -193,11 +175,6 @@ def test_evaluation_averages_views_and_windows():
     assert_same(outputs[0]["scores"], pooled.mean(dim=0))
     assert_same(outputs[1]["scores"], expected[0])
     assert model([{"clips": clips(1, 3, 1, 8, 8)}])[0]["scores"].shape == (7,)
-
-
-def test_bad_keys():
-    with pytest.raises(UserError, match="MODEL.VIDEO.ARCH 'c3d' is unknown; valid: 'c2d', 'i3d'"):
-        build_model(config("C2D_R50", "MODEL.VIDEO.ARCH", "c3d"))
 
 
 def released_network(blobs, x, strides, i3d):
