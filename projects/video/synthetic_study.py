@@ -56,7 +56,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     with open(args.report / "results.jsonl", "w") as file:
         file.writelines(json.dumps(result) + "\n" for result in results)
     readme, pattern = args.report / "README.md", r"(?s)(<!-- study -->).*?(<!-- end -->)"
-    readme.write_text(re.sub(pattern, rf"\1\n\n{table(results)}\n\n\2", readme.read_text()))
+    text = f"{table(results)}\n\n![Errors](curves.png)\n\n![Attention](attention.png)"
+    readme.write_text(re.sub(pattern, rf"\1\n\n{text}\n\n\2", readme.read_text()))
     plot(results, args.report / "curves.png")
     draw_example(args.output / f"Synthetic_C2D_NL/seed{args.seeds[0]}", args.report)
 

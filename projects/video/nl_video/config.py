@@ -47,8 +47,7 @@ def add_video_config(cfg: CN) -> None:
     cfg.INPUT.CLIP.ON_BAD_VIDEO = "error"  # if that fails; "skip": leave it out, with a count
 
     cfg.TEST.CLIP = CN()
-    # "views": CLIPS x CROPS views of each video. "jitter": one clip, sampled and cropped as in
-    # training (validation of Fig. 4).
+    # "views": CLIPS x CROPS of each video. "jitter": one clip as in training, as for Fig. 4.
     cfg.TEST.CLIP.PROTOCOL = "views"
     cfg.TEST.CLIP.CLIPS = 10  # evenly spaced in time
     cfg.TEST.CLIP.CROPS = 3  # evenly spaced along the long side

@@ -67,12 +67,10 @@ def test_variable_frame_rate_does_not_change_the_numbers(tmp_path):
 
 def test_decodes_only_from_the_last_key_frame(tmp_path):
     path = tmp_path / "video.mp4"
-    content = bytearray(open(write(path), "rb").read())  # key frames: 0, 8, 16, 24, 32
+    content = open(write(path), "rb").read()  # key frames: 0, 8, 16, 24, 32
     with av.open(str(path)) as container:
-        packets = [p for p in container.demux(video=0) if p.size and p.pts < 32 * p.duration]
-    for packet in packets:
-        content[packet.pos : packet.pos + packet.size] = bytes(packet.size)
-    path.write_bytes(content)
+        first, last = [p.pos for p in container.demux(video=0) if p.is_keyframe][::4]
+    path.write_bytes(content[:first] + bytes(last - first) + content[last:])
     assert numbers(clips.read_frames(str(path), lambda n: np.array([36, 34]))) == [36, 34]
     with pytest.raises(UserError):
         clips.read_frames(str(path), lambda n: np.array([30, 34]))
@@ -112,9 +110,8 @@ def test_jitter_depends_on_the_seed_in_training_and_on_the_video_in_evaluation(t
         assert shown == list(range(shown[0], shown[0] + 16, 2))
         starts.add(shown[0])
     assert 3 < len(starts) < 9 and max(starts) <= 40 - 16
-    jitter = ("TEST.CLIP.PROTOCOL", "jitter")
-    first, second = (map_video(path, *jitter, is_train=False)[0] for _ in range(2))
-    assert torch.equal(first, second)
+    jitter = [map_video(path, "TEST.CLIP.PROTOCOL", "jitter", is_train=False) for _ in range(2)]
+    assert torch.equal(jitter[0][0], jitter[1][0])
 
 
 def test_views_are_all_clips_times_all_crops(tmp_path):
@@ -135,9 +132,8 @@ def test_a_folder_has_a_subfolder_for_each_class(tmp_path):
     for path in ("fall/1.mp4", "rise/b.MP4", "rise/notes.txt"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).touch()
-    found = [(video["video_id"], video["label"]) for video in data.read_videos(tmp_path)]
-    assert found == [("fall/1.mp4", 0), ("rise/b.MP4", 1)]
-    assert data.class_names(tmp_path) == ["fall", "rise"]
+    found = {video["video_id"]: video["label"] for video in data.read_videos(tmp_path)}
+    assert found == {"fall/1.mp4": 0, "rise/b.MP4": 1}
 
 
 def write_bad(path):

@@ -1,7 +1,6 @@
 """The synthetic task, training, evaluation, prediction, and the study."""
 
 import json
-import math
 import runpy
 import shutil
 import subprocess
@@ -42,7 +41,6 @@ def test_files_are_lossless_and_balanced(videos):
 
 
 def test_linear_probe_on_averaged_frame_labels_is_at_chance():
-    """It tells the combinations of cue and event, and nothing about their exclusive or."""
     labels, combinations = np.zeros((64, synthetic.FRAMES, 5)), np.arange(64) % 4
     labels[:, :, 4] = 1  # the constant of the probe
     for i, (cue, event) in enumerate(map(divmod, combinations, [2] * 64)):
@@ -58,7 +56,6 @@ def test_linear_probe_on_averaged_frame_labels_is_at_chance():
 
 @pytest.mark.parametrize("row", list(study.ROWS)[1:])
 def test_only_relations_over_time_combine_cue_and_event(row):
-    """Without them, d(A, B) = a(A) + b(B) for the difference d of the logits."""
     torch.manual_seed(0)
     model = build_model(config(row)).eval().double()
     for name, parameter in model.named_parameters():
@@ -86,20 +83,22 @@ def test_metrics_of_known_scores(tmp_path):
         (5, [0.2, 0.2, 0.2, 0.2, 0.15, 0.05]),  # the last of six
     ):
         evaluator.process([{"video_id": "v", "label": label}], [{"scores": torch.tensor(scores)}])
-    entropy = pytest.approx(-sum(map(math.log, (0.5, 0.2, 0.2, 0.05))) / 4)
-    expected = {"top1": 25, "top5": 75, "error": 75, "cross_entropy": entropy}
-    assert evaluator.evaluate()["video"] == expected
+    metrics = evaluator.evaluate()["video"]
+    assert metrics.pop("cross_entropy") == pytest.approx(-np.log(0.5 * 0.2 * 0.2 * 0.05) / 4)
+    assert metrics == {"top1": 25, "top5": 75, "error": 75}
     assert json.loads((tmp_path / RESULTS).read_text())["per_class"] == {"a": 50, "c": 0, "f": 0}
 
 
-def arguments(videos, output, *options, flags=(), name="I3D_R50_NL_5_blocks"):
-    file = str(PROJECT / "configs" / f"{name}.yaml")
-    opts = ["DATASETS.TRAIN", (f"{videos}/train_both.txt",), "MODEL.VIDEO.NUM_CLASSES", 4]
-    opts += ["DATASETS.TEST", (f"{videos}/val_both.txt",), "INPUT.CLIP.FRAMES", 8, "SEED", 1]
-    opts += ["INPUT.CLIP.MIN_SIDE", (64, 72), "SOLVER.IMS_PER_BATCH", 2, "OUTPUT_DIR", output]
-    opts += ["TEST.EVAL_PERIOD", 2, "TEST.PRECISE_BN.NUM_ITER", 2, "DATALOADER.NUM_WORKERS", 0]
-    opts = [str(option) for option in (*NARROW, *opts, "SOLVER.MAX_ITER", 4, *options)]
-    return [*flags, "--config-file", file, *opts]
+OPTIONS = """INPUT.CLIP.FRAMES 8 INPUT.CLIP.MIN_SIDE (64,72) DATALOADER.NUM_WORKERS 0 SEED 1
+SOLVER.IMS_PER_BATCH 2 SOLVER.MAX_ITER 4 TEST.EVAL_PERIOD 2 TEST.PRECISE_BN.NUM_ITER 2""".split()
+
+
+def arguments(videos, output, *options, flags=()):
+    files = {split: (f"{videos}/{split}_both.txt",) for split in synthetic.SPLITS}
+    data = ["DATASETS.TRAIN", files["train"], "DATASETS.TEST", files["val"], "OUTPUT_DIR", output]
+    opts = [*NARROW, *OPTIONS, *data, "MODEL.VIDEO.NUM_CLASSES", 4, *options]
+    file = PROJECT / "configs/I3D_R50_NL_5_blocks.yaml"
+    return [str(part) for part in (*flags, "--config-file", file, *opts)]
 
 
 def train(*options, **flags):
@@ -123,29 +122,13 @@ def test_resumed_training_and_evaluations(videos, tmp_path):
     jitter = train(videos, one, *weights, "jitter", flags=["--eval-only"])["video"]
     line = json.loads((one / "metrics.json").read_text().splitlines()[-1])
     assert jitter["cross_entropy"] == pytest.approx(line["video/cross_entropy"])
-    # Two processes evaluate each video once, with the same scores.
     views = [*weights, "views", "TEST.CLIP.SIDE", 72, "TEST.CLIP.CLIPS", 2]
     train(videos, one, *views, flags=["--eval-only"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", TRAIN_NET]
     subprocess.run([*torchrun, *arguments(videos, two, *views, flags=["--eval-only"])], check=True)
     single, double = (json.loads((run / RESULTS).read_text())["videos"] for run in (one, two))
-    assert [video["video_id"] for video in double] == [f"val/{i:04}.mp4" for i in range(8)]
     for video, same in zip(single, double, strict=True):
         assert same == {**video, "scores": pytest.approx(video["scores"])}
-
-
-@pytest.mark.parametrize(
-    "key, value, message",
-    [
-        ("MODEL.WEIGHTS", "missing.pth", "there is no file"),
-        ("MODEL.VIDEO.NUM_CLASSES", 3, "has label 3"),
-        ("MODEL.VIDEO.ARCH", "c3d", "MODEL.VIDEO.ARCH 'c3d' is unknown; valid: 'c2d', 'i3d'"),
-    ],
-)
-def test_bad_input_ends_in_one_line(videos, tmp_path, key, value, message, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        train(videos, tmp_path, key, value)
-    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_predict_prints_classes_and_draws_attention(videos, tmp_path, capsys):
@@ -157,9 +140,10 @@ def test_predict_prints_classes_and_draws_attention(videos, tmp_path, capsys):
     script["main"]([str(videos / "val/0000.mp4"), *flags, "26", "20", "30"])
     lines = capsys.readouterr().out.splitlines()
     assert {line[8:] for line in lines[-2:]} == set(synthetic.CLASSES["xor"])
-    assert (tmp_path / "figure.png").is_file()
-    with pytest.raises(SystemExit, match="2"):
-        script["main"]([str(videos / "val/0000.mp4"), *flags, "99", "0", "0"])
+    for bad in (["99", "0", "0"], ["0", "0", "0", "--opts", "MODEL.VIDEO.ARCH", "c3d"]):
+        with pytest.raises(SystemExit, match="2"):
+            script["main"]([str(videos / "val/0000.mp4"), *flags, *bad])
+    assert "MODEL.VIDEO.ARCH 'c3d' is unknown; valid: 'c2d', 'i3d'" in capsys.readouterr().err
     clip = torch.randint(0, 256, (1, 3, 32, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
         figure = script["draw_attention"](model, clip, "res4.4", None)
@@ -172,10 +156,10 @@ def test_study_trains_and_reports(videos, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(videos.parent))
     monkeypatch.setattr(synthetic, "FOLDER", videos)
     shutil.copy(PROJECT / "README.md", tmp_path)
-    options = ["SOLVER.MAX_ITER", "5", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "3"]
-    arguments = ["--seeds", "7", "--output", str(tmp_path), "--report", str(tmp_path), "--opts"]
-    for _ in range(2):  # the second time nothing is trained
-        study.main([*arguments, *options, "TEST.PRECISE_BN.NUM_ITER", "1"])
+    options = (
+        "SOLVER.MAX_ITER 5 SOLVER.IMS_PER_BATCH 2 TEST.EVAL_PERIOD 3 TEST.PRECISE_BN.NUM_ITER 1"
+    )
+    study.main(f"--seeds 7 --output {tmp_path} --report {tmp_path} --opts {options}".split())
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [result["row"] for result in results] == list(study.ROWS)
     assert "| warm-up: all four combinations |" in (tmp_path / "README.md").read_text()
