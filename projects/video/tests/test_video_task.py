@@ -156,10 +156,8 @@ def test_study_trains_and_reports(videos, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(videos.parent))
     monkeypatch.setattr(synthetic, "FOLDER", videos)
     shutil.copy(PROJECT / "README.md", tmp_path)
-    options = (
-        "SOLVER.MAX_ITER 5 SOLVER.IMS_PER_BATCH 2 TEST.EVAL_PERIOD 3 TEST.PRECISE_BN.NUM_ITER 1"
-    )
-    study.main(f"--seeds 7 --output {tmp_path} --report {tmp_path} --opts {options}".split())
+    opts = "SOLVER.MAX_ITER 5 SOLVER.IMS_PER_BATCH 2 TEST.EVAL_PERIOD 3 TEST.PRECISE_BN.NUM_ITER 1"
+    study.main(f"--seeds 7 --output {tmp_path} --report {tmp_path} --opts {opts}".split())
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [result["row"] for result in results] == list(study.ROWS)
     assert "| warm-up: all four combinations |" in (tmp_path / "README.md").read_text()
