@@ -15,7 +15,8 @@ def train_net(datasets):
     """Run train_net.py in this process, on the tiny config and data."""
 
     def run(*options, flags=()):
-        main(argument_parser().parse_args(["--config-file", TINY, *flags, *DATA, *options]))
+        args = ["--config-file", TINY, *flags, *DATA, *options]
+        return main(argument_parser().parse_args(args))
 
     return run
 

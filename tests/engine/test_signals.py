@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from torch.utils._pytree import tree_flatten
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
 ITERATIONS = 38
+# With the config's learning rate, training diverges for some seeds.
+OPTIONS = ["INPUT.MIN_SIZE_TRAIN", "(48,56,64)", "SOLVER.BASE_LR", "0.002", "DATASETS.TEST", "()"]
 TIMEOUT = 120  # seconds
 
 
@@ -24,28 +27,20 @@ TIMEOUT = 120  # seconds
 def start(datasets, tmp_path):
     """Start train_net.py in a new process group; return the process and its OUTPUT_DIR."""
     started = []
+    environment = {"DETECTRON2_DATASETS": str(datasets), "CUDA_VISIBLE_DEVICES": ""}
+    settings = {"env": {**os.environ, **environment, "OMP_NUM_THREADS": "1"}, "text": True}
+    settings.update(stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
     def start(name, workers):
-        options = ["OUTPUT_DIR", str(tmp_path / name), "DATASETS.TEST", "()", "SOLVER.MAX_ITER"]
-        options += [str(ITERATIONS), "DATALOADER.NUM_WORKERS", str(workers)]
-        # With the config's learning rate, training diverges for some seeds.
-        options += ["INPUT.MIN_SIZE_TRAIN", "(48,56,64)", "SOLVER.BASE_LR", "0.002"]
-        train_net = [sys.executable, str(REPOSITORY / "train_net.py"), "--config-file", TINY]
-        environment = {"DETECTRON2_DATASETS": str(datasets), "CUDA_VISIBLE_DEVICES": ""}
-        process = subprocess.Popen(
-            [*train_net, "--resume", *options],
-            env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process, tmp_path / name
+        command = [sys.executable, str(REPOSITORY / "train_net.py"), "--config-file", TINY]
+        command += ["--resume", *OPTIONS, "SOLVER.MAX_ITER", str(ITERATIONS), "OUTPUT_DIR"]
+        command += [str(tmp_path / name), "DATALOADER.NUM_WORKERS", str(workers)]
+        started.append(subprocess.Popen(command, **settings))
+        return started[-1], tmp_path / name
 
     yield start
     for process in started:  # those that a failed test has left
-        if process.poll() is None:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
@@ -62,14 +57,6 @@ def wait_for_new_checkpoint(process, folder):
         time.sleep(0.01)
 
 
-def assert_equal(one, other):
-    """Compare nested containers of tensors exactly."""
-    (one, keys), (other, other_keys) = tree_flatten(one), tree_flatten(other)
-    assert keys == other_keys
-    for pair in zip(one, other):
-        assert torch.equal(*pair) if torch.is_tensor(pair[0]) else pair[0] == pair[1]
-
-
 def finish(process, folder):
     """Wait for the end of a training; return its last checkpoint and what it printed."""
     output = "".join(process.communicate(timeout=TIMEOUT))
@@ -79,13 +66,11 @@ def finish(process, folder):
 
 @pytest.mark.slow
 def test_interrupted_training_is_equal_to_an_undisturbed_one(start):
-    pause = random.uniform(0, 0.2)
-    print(f"killed {pause:.3f} s after the checkpoint")  # shown if the test fails
     stops = []
     for number, workers in ((signal.SIGKILL, 2), (signal.SIGTERM, 0), (signal.SIGINT, 2)):
         process, folder = start("interrupted", workers)
         wait_for_new_checkpoint(process, folder)
-        time.sleep(pause if number == signal.SIGKILL else 0)
+        time.sleep(random.uniform(0, 0.2) if number == signal.SIGKILL else 0)
         os.killpg(process.pid, number)  # to the data loader's workers too, as Ctrl-C does
         _, errors = process.communicate(timeout=TIMEOUT)
         assert not (folder / "model_final.pth").exists()
@@ -96,9 +81,8 @@ def test_interrupted_training_is_equal_to_an_undisturbed_one(start):
         said = re.search(rf"stopped by {number.name} after iteration (\d+); .* --resume", errors)
         assert said and "Traceback" not in errors, errors
         stops.append(int(said[1]))
-        assert last_iteration(folder) == stops[-1]
-        last = torch.load(folder / f"model_{stops[-1]:07d}.pth", weights_only=False)
-        assert last["iteration"] == stops[-1]
+        last = torch.load(folder / f"model_{last_iteration(folder):07d}.pth", weights_only=False)
+        assert last["iteration"] == last_iteration(folder) == stops[-1]
     final, _ = finish(*start("interrupted", workers=0))
     lines = (folder / "metrics.json").read_text().splitlines()
     written = sorted({*stops, 19, ITERATIONS - 1})
@@ -107,7 +91,10 @@ def test_interrupted_training_is_equal_to_an_undisturbed_one(start):
     undisturbed, output = finish(*start("undisturbed", workers=0))
     trainer = final if "_trainer" in final else final["trainer"]  # its place in detectron2 main
     assert trainer["_trainer"]["optimizer"]["state"]
-    assert_equal(final, undisturbed)
+    (values, keys), (expected, expected_keys) = tree_flatten(final), tree_flatten(undisturbed)
+    assert keys == expected_keys
+    for one, other in zip(values, expected):
+        assert torch.equal(one, other) if torch.is_tensor(one) else one == other
     assert "Starting training from iteration 0" in output
     for alarming in ("not built correctly", "No CUDA runtime"):
         assert alarming not in output

@@ -1,6 +1,5 @@
 """The trainer against DefaultTrainer, its files, and how it stops."""
 
-import json
 import os
 import re
 import signal
@@ -9,10 +8,10 @@ import pytest
 import torch
 from detectron2.engine import DefaultTrainer
 from detectron2.utils import comm
+from torch.nn.utils import parameters_to_vector
 
 from nl_detectron.checkpoint import AuditedCheckpointer
-from nl_detectron.config import config_hash
-from nl_detectron.engine import Trainer, environment
+from nl_detectron.engine import Trainer
 from nl_detectron.engine.trainer import truncate_metrics
 from nl_detectron.errors import UserError
 
@@ -36,21 +35,11 @@ def test_has_what_default_trainer_has(tiny_config, amp):
     assert [type(hook) for hook in ours._hooks if type(hook) in expected] == expected
 
 
-def test_batch_and_schedule_are_scaled(tiny_config):
-    scaled = Trainer(tiny_config("SOLVER.REFERENCE_WORLD_SIZE", 2, "SOLVER.MAX_ITER", 10))
-    assert scaled.cfg.SOLVER.IMS_PER_BATCH == 1
-    assert scaled.max_iter == scaled.cfg.SOLVER.MAX_ITER == 20
-
-
 def test_processes_that_found_different_checkpoints(tiny_config, monkeypatch):
     trainer = Trainer(tiny_config())
     monkeypatch.setattr(comm, "all_gather", lambda iteration: [iteration, 5])
     with pytest.raises(UserError, match=r"iterations \[0, 5\]; OUTPUT_DIR .* all machines share"):
         trainer.resume_or_load()
-
-
-def evaluations(folder):
-    return (folder / "metrics.json").read_text().count("bbox/AP75")
 
 
 def test_stopped_in_the_last_step(tiny_config, tmp_path):
@@ -66,19 +55,18 @@ def test_stopped_in_the_last_step(tiny_config, tmp_path):
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     assert [file.name for file in tmp_path.glob("*.pth")] == ["model_final.pth"]
-    assert evaluations(tmp_path) == 0
+    assert "bbox/AP" not in (tmp_path / "metrics.json").read_text()
 
     resumed = Trainer(tiny_config("SOLVER.MAX_ITER", 1))
     resumed.resume_or_load(resume=True)
     resumed.train()
-    assert evaluations(tmp_path) == 1
+    assert "bbox/AP" in (tmp_path / "metrics.json").read_text()
     assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_truncate_metrics(tmp_path):
     path = tmp_path / "metrics.json"
-    truncate_metrics(path, 0)
-    assert not path.exists()
+    truncate_metrics(path, 0)  # as when a training starts
     lines = ['{"iteration": 19}\n', '{"iteration": 39}\n', '{"itera']
     path.write_text(lines[0])
     truncate_metrics(path, 30)
@@ -92,10 +80,10 @@ def test_truncate_metrics(tmp_path):
 
 
 def state(trainer):
-    """Return copies of the parameters and of the optimizer's momenta."""
+    """Return a copy of the parameters and of the optimizer's momenta."""
     parameters = list(trainer.model.parameters())
     momenta = [trainer.optimizer.state[p]["momentum_buffer"] for p in parameters]
-    return [value.detach().clone() for value in [*parameters, *momenta]]
+    return parameters_to_vector([*parameters, *momenta]).detach()
 
 
 def break_loss(trainer, value):
@@ -119,7 +107,6 @@ GRADIENT = rf"the gradient of {re.escape(PARAMETER)} is not finite"
 @pytest.mark.parametrize(
     "break_step, value, clip, message",
     [
-        (break_loss, float("nan"), [], LOSS),
         (break_loss, float("inf"), [], LOSS),
         (break_gradient, float("nan"), [], GRADIENT),
         (break_gradient, float("nan"), ["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value"], GRADIENT),
@@ -134,7 +121,7 @@ def test_a_value_that_is_not_finite(tiny_config, tmp_path, break_step, value, cl
 
     def break_second_step():
         if trainer.iter == 1:
-            before.extend(state(trainer))
+            before.append(state(trainer))
             break_step(trainer, value)
         run_step()
 
@@ -144,15 +131,6 @@ def test_a_value_that_is_not_finite(tiny_config, tmp_path, break_step, value, cl
     assert re.match(f"iteration 1: {message}", str(error.value)), error.value
     files = re.search(r"Images of the batch: (.*?)\. The step", str(error.value))[1].split(", ")
     assert len(files) == 2 and all(map(os.path.isfile, files))
-    assert len(before) > 0 and all(map(torch.equal, before, state(trainer)))
+    assert torch.equal(*before, state(trainer))
     assert [file.name for file in tmp_path.glob("*.pth")] == ["model_0000000.pth"]
-    assert evaluations(tmp_path) == 0
-
-
-def test_training_writes_its_environment(tiny_config, tmp_path):
-    trainer = Trainer(tiny_config("SOLVER.MAX_ITER", 1))
-    trainer.train()
-    written = json.loads((tmp_path / "environment.json").read_text())
-    own = {"iterations": 1, "config_hash": config_hash(trainer.cfg), "seed": 1}
-    assert written == {**environment(), **own}
-    assert written["processes"] == 1 and written["torch"] == torch.__version__
+    assert "bbox/AP" not in (tmp_path / "metrics.json").read_text()
