@@ -30,10 +30,10 @@ class NonLocalNorms(HookBase):
       norm after W_z, or W_z itself.
     - ``nonlocal/<name>/grad_norm``: L2 norm of the gradient of all parameters, as the optimizer
       used it.
-    - ``nonlocal/<name>/change``: L2 norm of the difference of output and input, divided by that of
-      the input; for the batch of the step, like the next one.
-    - ``nonlocal/<name>/query_difference``: see :func:`affinity.query_difference`. Not for blocks
-      without affinity matrix.
+    - ``nonlocal/<name>/change``: L2 norm of the difference of output and input in this step,
+      divided by that of the input.
+    - ``nonlocal/<name>/query_difference``: :func:`affinity.query_difference` of a few positions in
+      this step. Not for blocks without affinity matrix.
     """
 
     def __init__(self, model: nn.Module):

@@ -8,23 +8,7 @@ from torch import nn
 
 from nl_detectron.checkpoint.conversion import convert
 from nl_detectron.errors import OptionError
-from nl_detectron.layers import NonLocalBlock, affinity
-
-
-def assert_same_gradients(results, inputs):
-    assert_near(*results)
-    cotangent = torch.randn_like(results[0])
-    for actual, expected in zip(*(torch.autograd.grad(y, inputs, cotangent) for y in results)):
-        assert_near(actual, expected)
-
-
-def test_operation_equals_its_matrix_form():
-    torch.manual_seed(0)
-    shapes = (2, 7, 4), (2, 5, 4), (2, 5, 4), (2, 5)
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    theta, phi, g, mask = inputs
-    matrix = affinity.disentangled_affinity(theta, phi, mask, 0.7)
-    assert_same_gradients((affinity.disentangled(*inputs, 0.7), matrix @ g), inputs)
+from nl_detectron.layers import GlobalContextBlock, NonLocalBlock, affinity
 
 
 def reference(block, x, subsample):
@@ -49,24 +33,31 @@ def reference(block, x, subsample):
 @subsamples
 @pytest.mark.parametrize("options", [{"instantiation": "disentangled"}, {"unit_norm": True}])
 def test_block_equals_the_formula(options, subsample, batch, size):
-    """Compare results, gradients and the affinity matrix."""
+    """Compare results, gradients and the affinity matrix with their matrix form."""
     x = make_input(batch, 8, *size).requires_grad_()
     block = make_block(**options, subsample=subsample, temperature=0.5)
     expected, weights = reference(block, x, subsample)
     assert_near(block.affinity_matrix(x), weights)
-    assert_same_gradients((block(x), expected), [x, *block.parameters()])
+    results, cotangent, inputs = (block(x), expected), torch.randn_like(x), [x, *block.parameters()]
+    assert_near(*results)
+    for actual, expected in zip(*(torch.autograd.grad(z, inputs, cotangent) for z in results)):
+        assert_near(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_new_block_with_unit_norm(dtype):
-    """It is the identity and has finite gradients, also where theta is zero."""
-    x = 32 * make_input(2, 64, 5, 6, dtype=torch.float32)
+@pytest.mark.parametrize(
+    "make_new", [lambda: NonLocalBlock(64, unit_norm=True), lambda: GlobalContextBlock(64)]
+)
+def test_new_block(make_new, dtype):
+    """It is the identity, compiled too, and has finite gradients, also where theta is zero."""
+    x = 32 * make_input(2, 64, 5, 6, dtype=dtype)
     x[0, :, :2] = 0
-    block = NonLocalBlock(64, unit_norm=True).to(dtype)
-    assert torch.equal(block(x.to(dtype)), x.to(dtype))
+    block = make_new().to(dtype)
+    assert torch.equal(block(x), x)
+    assert torch.equal(torch.compile(block, fullgraph=True, backend="eager")(x), x)
     nn.init.normal_(block.float().out.weight)
     with torch.autocast("cpu", dtype):
-        block(x).mean().backward()
+        block(x.float() / 32).mean().backward()
     assert all(p.grad.isfinite().all() for p in block.parameters())
     assert all(p.grad.any() for name, p in block.named_parameters() if not name.endswith("bias"))
 
@@ -94,8 +85,7 @@ def test_weights_of_mmseg(norm):
     for tensor in theirs.double().eval().state_dict().values():
         tensor.copy_(torch.rand(tensor.shape))
     weights = {f"backbone.layer3.1.dnl_block.{key}": t for key, t in theirs.state_dict().items()}
-    tensors, left_out = convert(weights, "mmdet")
-    assert not left_out
+    tensors, _ = convert(weights, "mmdet")
     options = {"instantiation": "disentangled", "subsample": "none", "temperature": 0.05}
     ours = make_block(**options, norm=norm).eval()
     ours.load_state_dict({key.removeprefix("res4.nonlocal1."): t for key, t in tensors.items()})

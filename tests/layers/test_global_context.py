@@ -18,8 +18,7 @@ def test_block_equals_that_of_mmcv():
     for parameter in theirs.parameters():
         nn.init.normal_(parameter)
     weights = {f"layer2.0.context_block1.{key}": t for key, t in theirs.state_dict().items()}
-    tensors, left_out = convert(weights, "mmdet")
-    assert not left_out
+    tensors, _ = convert(weights, "mmdet")
     ours = GlobalContextBlock(8, reduction=2).double()
     ours.load_state_dict({key.removeprefix("res3.nonlocal0."): t for key, t in tensors.items()})
 
@@ -32,9 +31,3 @@ def test_block_equals_that_of_mmcv():
         assert_near(z.flatten(2), results[0][:batch].flatten(2))
     count = count_multiply_adds(ours.to("meta"), torch.empty_like(x, device="meta"))
     assert count == 2 * ours.multiply_adds(4, 6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_new_block_is_the_identity(dtype):
-    block, x = GlobalContextBlock(64).to(dtype), (32 * make_input(2, 64, 5, 6)).to(dtype)
-    assert torch.equal(block(x), x)
