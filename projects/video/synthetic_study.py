@@ -98,8 +98,8 @@ def table(results: Sequence[dict]) -> str:
         entropy = [result["video/cross_entropy"][-1][1] for result in of_row]
         each = ", ".join(f"{value:.1f}" for value in top1)
         cells.append([name, f"{np.mean(top1):.1f}", each, f"{np.mean(entropy):.2f}"])
-    headers = ["", "top-1", "of each seed", "cross-entropy"]
-    return tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+    headers = ["", "top-1", "by seed", "cross-entropy"]
+    return tabulate(cells, headers, "github", disable_numparse=True)
 
 
 def plot(results: Sequence[dict], path: Path) -> None:

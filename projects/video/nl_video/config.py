@@ -35,7 +35,6 @@ def add_video_config(cfg: CN) -> None:
     # The positions that a non-local block relates (Table 2d): "spacetime" is all of the clip,
     # "space" those of the same frame, "time" those at the same place, without sub-sampling.
     cfg.MODEL.VIDEO.NONLOCAL_AXES = "spacetime"
-
     cfg.INPUT.CLIP = CN()
     cfg.INPUT.CLIP.FRAMES = 32
     cfg.INPUT.CLIP.STRIDE = 2  # keep every second frame, so a clip covers 64 frames of the video

@@ -94,23 +94,24 @@ class VideoResNet(Backbone):
             stage = getattr(resnet, name)
             start, step = INFLATED_BLOCKS[name]
             inflated = list(stage)[start::step] if arch == "i3d" else []
-            for block in stage:
+            for block in inflated:
                 for key, conv in list(block.named_children()):
-                    in_time = block in inflated and key == INFLATED[inflate]
-                    setattr(block, key, ClipConv(conv, 3 if in_time else 1))
+                    setattr(block, key, ClipConv(conv, 3 if key == INFLATED[inflate] else 1))
             self.add_module(name, stage)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Map clips (B, 3, T, H, W) to features (B, C, T', H', W') by the name of their stage."""
-        x = F.relu_(self.stem.conv1(x))
+        x = F.relu(self.stem.conv1(x))
         x = self._pool(x, self.pool_strides[0], size=3, stride=2)
         features = {}
         for stage_name in self.stage_names:
             if stage_name == "res3":
                 x = self._pool(x, self.pool_strides[1])
             for name, block in getattr(self, stage_name).named_children():
-                is_nonlocal = name.startswith("nonlocal")
-                x = AXES[self.nonlocal_axes](block, x) if is_nonlocal else block(x)
+                if name.startswith("nonlocal"):
+                    x = AXES[self.nonlocal_axes](block, x)
+                else:
+                    x = block(x) if isinstance(block.conv1, ClipConv) else per_frame(block, x)
             if stage_name in self._output_shape:
                 features[stage_name] = x
         return features
