@@ -64,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if runs[0] == runs[1]:
             print(f"warning: {paths[0]} and {paths[1]} have the same detections", file=sys.stderr)
         sigmas, limit = args.keypoint_sigmas, args.max_dets_per_image
-        scoring = scoring_options(
-            annotations, paths, [task], keypoint_sigmas=sigmas, max_dets_per_image=limit
-        )
+        scoring = scoring_options(annotations, paths, [task], sigmas, limit)
         for path, run in zip(paths, runs):
             run[:] = [found for found in run if found["score"] >= args.confidence_threshold]
             if not run:

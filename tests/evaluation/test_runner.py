@@ -1,6 +1,5 @@
 """The runner of the paper's tables: real runs, killed and resumed, and small processes."""
 
-import json
 import os
 import signal
 import sys
@@ -8,9 +7,7 @@ from dataclasses import replace
 
 import pytest
 import reproduce as tool
-from detectron2.engine import DefaultTrainer
 
-from nl_detectron.config import config_hash
 from nl_detectron.evaluation import TABLES, read_run, runner
 from nl_detectron.evaluation.runner import jobs, run_jobs
 
@@ -76,23 +73,19 @@ time.sleep(60)
     assert signal.getsignal(number) == handler
 
 
-def test_a_run_is_resumed_with_the_same_options_only(tmp_path, monkeypatch, capfd):
+def test_a_run_is_resumed_with_the_same_options_only(tmp_path, monkeypatch, write_run, capfd):
     """environment.json has the hash of the config as scaled to the number of processes."""
     monkeypatch.setattr(runner, "POLL_PERIOD", 0.01)
-    options = {"rows": ["R_50_FPN_noaug_1x"], "num_gpus": 2}
-    (job,) = jobs(TABLES["table5"], tmp_path, **options)
-    job.folder.mkdir(parents=True)
-    cfg = DefaultTrainer.auto_scale_workers(job.cfg, 2)
-    environment = {"iterations": 400, "processes": 2, "config_hash": config_hash(cfg)}
-    (job.folder / "environment.json").write_text(json.dumps(environment))
-    (job.folder / "metrics.json").write_text('{"iteration": 199}\n{"iter\n')
-    code = """import sys; open(sys.argv[1], "a").write('{"iteration": 400}')"""
-    command = [sys.executable, "-c", code, str(job.folder / "metrics.json")]
-    assert run_jobs([replace(job, command=command)]) == []
+    (job,) = jobs(TABLES["table5"], tmp_path, rows=["R_50_FPN_noaug_1x"])
+    write_run(job, {}, iterations=400, processes=2)
+    metrics = job.folder / "metrics.json"
+    metrics.write_text('{"iteration": 199}\n{"iter\n')
+    code = f"""open({str(metrics)!r}, "a").write('{{"iteration": 400}}')"""
+    assert run_jobs([replace(job, command=[sys.executable, "-c", code])]) == []
     error = capfd.readouterr().err
     assert "200it" in error and "100%|" in error and "400/400" in error
-    other = jobs(TABLES["table5"], tmp_path, **options, opts=["MODEL.MASK_ON", "False"])
-    (failure,) = run_jobs(other)
+    other = replace(job, cfg=jobs(TABLES["table5"], tmp_path, opts=["VERSION", "1"])[0].cfg)
+    (failure,) = run_jobs([other])
     assert str(job.folder) in failure and "this run has another config" in failure
 
 
@@ -111,17 +104,16 @@ def test_plan(tmp_path, write_run, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "options, message",
     [
-        (["run", "table7"], "invalid choice: 'table7'"),
-        (["run", "synthetic", "--seeds", "0"], "'0' is not a whole number of at least 1"),
-        (["run", "synthetic", "--rows", "R_34"], "no row R_34; the rows are R_18_FPN, R_18_FPN_NL"),
-        (["run", "synthetic", "--opts", "SOLVER.BAES_LR", "1"], "SOLVER.BAES_LR"),
+        ("--seeds 0", "'0' is not a whole number of at least 1"),
+        ("--rows R_34", "no row R_34; the rows are R_18_FPN, R_18_FPN_NL"),
+        ("--opts SOLVER.BAES_LR 1", "SOLVER.BAES_LR"),
     ],
 )
-def test_bad_arguments(arguments, message, tmp_path, monkeypatch, capsys):
+def test_bad_arguments(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_info:
-        tool.main(arguments)
+        tool.main(["run", "synthetic", *options.split()])
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
