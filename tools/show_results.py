@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not run:
                 raise UserError(f"{path}: no score reaches --confidence-threshold")
         runs = dict(zip(run_names(args.runs), runs))
-        options = {"task": task, "metadata": metadata, "count": args.count, "scoring": scoring}
+        options = {"metadata": metadata, "count": args.count, "task": task, **scoring}
         print(write_results(annotations, Path(files[1]), runs, args.output, **options))
     print(f"written to {args.output}")
 

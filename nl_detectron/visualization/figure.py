@@ -1,6 +1,9 @@
-"""Attention figures as in the paper's Fig. 3."""
+"""Attention figures as in the paper's Fig. 3, and drawings of objects."""
 
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from detectron2.data import Metadata
@@ -9,11 +12,12 @@ from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, findSystemFonts, fontManager, get_font
 from matplotlib.patches import FancyArrowPatch
+from matplotlib.text import Text
 from torch import Tensor
 
 from .attention import Attention, ImageGeometry
-from .fonts import use_fonts
 
 WIDTH = 7  # inches
 STACK_ASPECT = 1.6  # the map of a wider image is below the image, not beside it
@@ -23,25 +27,17 @@ POSITIVE, NEGATIVE, QUERY = "#ffb000", "#4aa3ff", "#e6004c"
 
 
 def draw_attention(
-    attention: Attention,
-    name: str,
-    points: Sequence[tuple[float, float]],
-    *,
-    arrows: int = 20,
-    pictures: Sequence[np.ndarray] = (),
+    attention: Attention, name: str, points: Sequence[tuple[float, float]], arrows=20, pictures=()
 ) -> Figure:
-    """For each query, draw arrows to the strongest targets, and the map of all weights.
+    """For each query, draw arrows to the strongest targets, and the map of a block's weights.
 
     Negative weights, which only the dot product has, get another colour.
 
     Args:
-        attention: returned by :func:`attend`.
-        name: name of a block.
         points: (x, y) of each query in pixels of the image.
         arrows: maximum number of arrows per query; the paper draws 20.
         pictures: for each query, an RGB image of any size to draw on instead of the input image.
     """
-    weights = attention.rows(name, points)
     geometry, block = attention.geometry[name], attention.recorder.blocks[name]
     signed = block.instantiation == "dot_product"
     image = attention.image[:, :, ::-1]
@@ -56,23 +52,18 @@ def draw_attention(
     figure = Figure(figsize=(WIDTH, row_height * len(points) + 0.3), layout="constrained")
     figure.suptitle(f"{name}, {block.instantiation}", fontsize=10)
     pairs = figure.subplots(rows * len(points), columns, squeeze=False).reshape(-1, 2)
-
-    for i, ((left, right), point, row) in enumerate(zip(pairs, points, weights)):
+    for i, ((left, right), point) in enumerate(zip(pairs, points)):
+        (row,) = attention.rows(name, [point])
         left.imshow(pictures[i] if pictures else image, extent=(0, width, height, 0))
         left.set_title(_draw_arrows(left, geometry, point, row, arrows), fontsize=8)
         right.imshow(pale, extent=(0, width, height, 0))
         largest = row.abs().max().item() or 1.0
-        heat_image = right.imshow(
-            row.numpy(),
-            extent=(0, row.shape[1] * cell_width, row.shape[0] * cell_height, 0),
-            interpolation="bilinear",
-            cmap="RdBu_r" if signed else "inferno",
-            vmin=-largest if signed else 0,
-            vmax=largest,
-            alpha=0.4 + 0.45 * row.abs().numpy() / largest,
-        )
-        bar = right.inset_axes([1.01, 0, 0.02, 1])
-        figure.colorbar(heat_image, cax=bar).ax.tick_params(labelsize=6)
+        style = {"cmap": "RdBu_r", "vmin": -largest} if signed else {"cmap": "inferno", "vmin": 0}
+        style |= {"vmax": largest, "alpha": 0.4 + 0.45 * row.abs().numpy() / largest}
+        extent = (0, row.shape[1] * cell_width, row.shape[0] * cell_height, 0)
+        colors = right.imshow(row.numpy(), extent=extent, interpolation="bilinear", **style)
+        bar = figure.colorbar(colors, cax=right.inset_axes([1.01, 0, 0.02, 1]))
+        bar.ax.tick_params(labelsize=6)
         for axes in (left, right):
             axes.plot(*point, "o", color="white", markeredgecolor="black", markersize=7, zorder=5)
             axes.plot(*point, "o", color=QUERY, markersize=3.5, zorder=6)
@@ -89,26 +80,20 @@ def draw_objects(
     """
     palette = np.array(metadata.get("thing_colors") or colormap(rgb=True)) / 255
     numbers = {key: number for number, key in enumerate(sorted(class_names))}
-    boxes, labels, colors, masks, keypoints = [], [], [], None, None
+    boxes, labels, colors = [], [], []
     for instance in objects:
         key = instance["category_id"]
         score = f" {instance['score']:.0%}" if "score" in instance else ""
         boxes.append(BoxMode.convert(instance["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
         labels.append(f"{class_names.get(key, f'class {key}')}{score}")
         colors.append(tuple(palette[numbers.get(key, key) % len(palette)]))
+    fields = {"boxes": np.reshape(boxes, (-1, 4)), "labels": labels, "assigned_colors": colors}
     if all("segmentation" in instance for instance in objects):
-        masks = [instance["segmentation"] for instance in objects]
+        fields["masks"] = [instance["segmentation"] for instance in objects]
     if all("keypoints" in instance for instance in objects):
-        keypoints = [np.reshape(instance["keypoints"], (-1, 3)) for instance in objects]
+        fields["keypoints"] = [np.reshape(instance["keypoints"], (-1, 3)) for instance in objects]
     visualizer = Visualizer(image, metadata, scale=legible_scale(image))
-    drawn = visualizer.overlay_instances(
-        boxes=np.reshape(boxes, (-1, 4)),
-        masks=masks,
-        keypoints=keypoints,
-        labels=labels,
-        assigned_colors=colors,
-        alpha=0.4,
-    )
+    drawn = visualizer.overlay_instances(**fields, alpha=0.4)
     use_fonts(drawn.fig)
     return drawn.get_image()
 
@@ -127,13 +112,54 @@ def _draw_arrows(
     strongest = [t for t in strongest if abs(t[2]) >= MIN_RELATIVE_WEIGHT * largest]
     for x, y, weight in reversed(strongest):
         share = abs(weight) / largest
-        color = POSITIVE if weight >= 0 else NEGATIVE
-        style = {"color": color, "linewidth": 0.4 + 1.6 * share, "alpha": 0.2 + 0.8 * share}
-        style |= {"arrowstyle": "-|>", "mutation_scale": 5 + 6 * share, "shrinkA": 0, "shrinkB": 0}
-        axes.add_patch(FancyArrowPatch(query, (x, y), **style))
+        style = {"color": POSITIVE if weight >= 0 else NEGATIVE, "alpha": 0.2 + 0.8 * share}
+        style |= {"linewidth": 0.4 + 1.6 * share, "mutation_scale": 5 + 6 * share}
+        arrow = FancyArrowPatch(query, (x, y), arrowstyle="-|>", shrinkA=0, shrinkB=0, **style)
+        axes.add_patch(arrow)
     share = sum(abs(weight) for _, _, weight in strongest) / (row.abs().sum().item() or 1.0)
     return (
         f"query ({query[0]:.4g}, {query[1]:.4g}): arrows to {len(strongest)} of {row.numel()} "
         f"targets\n{share:.0%} of the weight in the arrows, "
         f"{geometry.padding_share(row[None]).item():.0%} in padding"
     )
+
+
+def use_fonts(figure: Figure) -> None:
+    """Set fonts that have the characters of all texts; warn if no installed font has some.
+
+    matplotlib's default font has no Chinese, Japanese and Korean characters, among others.
+    """
+    texts = figure.findobj(Text)
+    characters = sorted({c for text in texts for c in text.get_text() if c.isprintable()})
+    families = {character: _find_family(character) for character in characters}
+    for text in texts:
+        text.set_fontfamily(["sans-serif", *dict.fromkeys(filter(None, families.values()))])
+    if missing := "".join(c for c, family in families.items() if not family):
+        is_wide = any(unicodedata.east_asian_width(c) in "WF" for c in missing)
+        package = f"fonts-noto-{'cjk' if is_wide else 'core'}"
+        text = f"no installed font has the characters {missing} of labels: apt install {package}"
+        warnings.warn(text, stacklevel=2)
+
+
+@cache
+def _find_family(character: str) -> str:
+    """Return the family of a font with this character, the default if possible; "" if none has."""
+    # Not fontManager's list, which misses new fonts. LastResort has a box for every character.
+    fonts = [path for path in findSystemFonts() if "LastResort" not in path]
+    fonts.sort(key=lambda path: ("Sans" not in path, "Regular" not in path, path))
+    for path in [findfont(FontProperties()), *fonts]:
+        if ord(character) in _characters_of(path):
+            _add_font(path)
+            return get_font(path).family_name
+    return ""
+
+
+@cache
+def _characters_of(path: str) -> frozenset[int]:
+    try:
+        return frozenset(get_font(path).get_charmap())
+    except (OSError, RuntimeError):  # not a font that FreeType reads
+        return frozenset()
+
+
+_add_font = cache(fontManager.addfont)

@@ -4,7 +4,7 @@ import os
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,8 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
-from .figure import legible_scale
-from .fonts import use_fonts
+from .figure import legible_scale, use_fonts
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -40,10 +39,7 @@ def read_image(path: Path, format: str = "BGR") -> np.ndarray:
 
 
 def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Return the output file, .jpg or .mp4 in ``folder``, of each image and video.
-
-    ``paths`` are files, and folders of files.
-    """
+    """Return the output file in ``folder`` of each image and video; ``paths`` may be folders."""
     outputs = {}
     for path in paths:
         files = sorted(path.glob("[!.]*")) if path.is_dir() else [path]
@@ -90,19 +86,12 @@ def _parts(path: str) -> list[str]:
 
 
 def predict(
-    outputs: Mapping[Path, Path],
-    predictor: DefaultPredictor,
-    metadata: Metadata,
-    image_ids: Mapping[Path, int],
+    outputs: dict[Path, Path], predictor: DefaultPredictor, metadata: Metadata, image_ids: dict
 ) -> tuple[list[dict], int]:
     """Draw the predictions for all inputs; report and skip those that cannot be read.
 
-    Args:
-        outputs: input file -> output file, from :func:`find_inputs`.
-        metadata: class names, and ``thing_dataset_id_to_contiguous_id`` for category ids.
-        image_ids: input file -> image id, from :func:`find_image_ids`. By default, the id is the
-            file name, or its number as in COCO, such as 42 for "000042.jpg". The id of a frame is
-            "<file name>/<number>".
+    An input has the image id that :func:`find_image_ids` has found, or else its file name, or its
+    number as in COCO, such as 42 for "000042.jpg". The id of a frame is "<file name>/<number>".
 
     Returns:
         The detections as COCO results, and the number of inputs that could not be read.
@@ -112,13 +101,13 @@ def predict(
     results, failures = [], 0
     for path, output in tqdm(outputs.items(), desc="predicting", unit="file"):
         image_id = image_ids.get(path, int(path.stem) if path.stem.isdecimal() else path.name)
+        is_video = output.suffix == ".mp4"
+        draw = _draw_video if is_video else _draw_image
         try:
-            for frame, predictions in enumerate(_predict_file(path, output, predictor, metadata)):
-                if path.suffix.lower() in VIDEOS:
-                    image_id = f"{path.name}/{frame}"
+            for frame, predictions in enumerate(draw(path, output, predictor, metadata)):
                 if "instances" in predictions:
-                    instances = predictions["instances"].to("cpu")
-                    results += instances_to_coco_json(instances, image_id)
+                    key = f"{path.name}/{frame}" if is_video else image_id
+                    results += instances_to_coco_json(predictions["instances"].to("cpu"), key)
         except UserError as error:
             failures += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
@@ -127,17 +116,15 @@ def predict(
     return results, failures
 
 
-def _predict_file(
-    path: Path, output: Path, predictor: DefaultPredictor, metadata: Metadata
-) -> Iterator[dict]:
-    """Draw an image or a video, and yield the predictions for each frame."""
-    if path.suffix.lower() not in VIDEOS:
-        image = read_image(path)
-        predictions = predictor(image)
-        visualizer = Visualizer(image[:, :, ::-1], metadata, scale=legible_scale(image))
-        Image.fromarray(_draw(predictions, visualizer)).save(output, quality=95)
-        yield predictions
-        return
+def _draw_image(path: Path, output: Path, predictor, metadata: Metadata) -> Iterator[dict]:
+    image = read_image(path)
+    predictions = predictor(image)
+    visualizer = Visualizer(image[:, :, ::-1], metadata, scale=legible_scale(image))
+    Image.fromarray(_draw(predictions, visualizer)).save(output, quality=95)
+    yield predictions
+
+
+def _draw_video(path: Path, output: Path, predictor, metadata: Metadata) -> Iterator[dict]:
     video, visualizer, writer = cv2.VideoCapture(str(path)), VideoVisualizer(metadata), None
     while (frame := video.read()[1]) is not None:
         predictions = predictor(frame)
