@@ -1,17 +1,14 @@
 """Attention of non-local blocks: the affinity of single query positions.
 
 A point is (x, y) in pixels of the original image; pixel i covers [i, i + 1). A query position is
-(row, column) in the input map of the block, a target position in the map that phi and g are
-computed at, which sub-sampling halves. Index i of a map covers the pixels
-[i * stride, (i + 1) * stride) of the resized and padded image.
+(row, column) in the input map of the block, a target position in the map of phi and g, which
+sub-sampling halves. Index i covers [i * stride, (i + 1) * stride) of the resized, padded image.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +19,6 @@ from ..analysis.multiply_adds import padded_size
 from ..errors import UserError
 from ..layers import NonLocalBlock, affinity
 
-_INSERTED = re.compile(r"(?:.+\.)?(\w+)\.nonlocal(\d+)")
-
 
 def find_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
     """Return the non-local blocks that process whole images, by location, such as "res4.4".
@@ -33,30 +28,25 @@ def find_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
     blocks = {}
     for name, module in model.named_modules():
         if isinstance(module, NonLocalBlock) and "roi_heads" not in name.split("."):
-            inserted = _INSERTED.fullmatch(name)
-            location = ".".join(inserted.groups()) if inserted else name
+            stage, _, number = name.rpartition(".nonlocal")
+            location = f"{stage.split('.')[-1]}.{number}" if stage else name
             blocks[name if location in blocks else location] = module
     if not blocks:
-        problem = "the model has no non-local block outside RoI heads"
+        problem = "no non-local block outside RoI heads"
         raise UserError(f"{problem}; is MODEL.BACKBONE.NAME build_nonlocal_backbone?")
     return blocks
 
 
 class AttentionRecorder:
-    """Record the inputs of non-local blocks in a ``with`` statement, to compute attention later.
-
-    Attributes:
-        blocks (dict[str, NonLocalBlock]): the blocks, named as by :func:`find_blocks`.
-        inputs (dict[str, Tensor]): (B, C, H, W), the last input of each block.
-    """
+    """Record the inputs of non-local blocks in a ``with`` statement, to compute attention later."""
 
     def __init__(self, model: nn.Module, blocks: Sequence[str] = ()):
-        """Find the named blocks; all by default."""
+        """Find the blocks with these names, as :func:`find_blocks` gives them; all by default."""
         found = find_blocks(model)
         if unknown := [name for name in blocks if name not in found]:
             raise UserError(f"no non-local block {unknown[0]!r}; there are: {', '.join(found)}")
         self.blocks = {name: found[name] for name in (blocks or found)}
-        self.inputs = {}
+        self.inputs: dict[str, Tensor] = {}  # (B, C, H, W), the last input of each block
 
     def __enter__(self) -> "AttentionRecorder":
         def save_input(name, _, inputs):
@@ -108,8 +98,9 @@ class ImageGeometry:
         height, width = self.image_size
         for x, y in points.tolist():
             if not (0 <= x < width and 0 <= y < height):
-                size = f"which is {width} wide and {height} high"
-                raise UserError(f"({x:g}, {y:g}) is outside the image, {size}")
+                raise UserError(
+                    f"({x:g}, {y:g}) is outside the image, of {width} x {height} pixels"
+                )
         cell_size = torch.tensor(self.cell_size(self.stride), dtype=torch.float64)
         return (points / cell_size).long().flip(1)
 
@@ -132,10 +123,9 @@ class ImageGeometry:
         return padding.sum((1, 2)) / total
 
     def strongest(self, row: Tensor, count: int) -> list[tuple[float, float, float]]:
-        """Return x, y and weight of the ``count`` targets with the largest absolute weights.
+        """Return x, y and weight of the targets in a row, (Hm, Wm), with the largest weights.
 
-        ``row`` are the weights of one query position, (Hm, Wm). The point (x, y) is the centre of
-        the part of the target position that is inside the image.
+        The point (x, y) is the centre of the part of the target that is inside the image.
         """
         height, width = self.visible(self.target_stride)
         weights = row[:height, :width].flatten()
@@ -152,7 +142,7 @@ class Attention:
     """The attention of a model's non-local blocks on one image."""
 
     image: np.ndarray  # (H, W, 3), uint8, BGR
-    predictions: dict[str, Any]  # output of the model, in pixels of the image
+    predictions: dict  # output of the model, in pixels of the image
     recorder: AttentionRecorder
     geometry: dict[str, ImageGeometry]  # by name of the block
 

@@ -19,22 +19,19 @@ PANELS = {  # key in metrics.json -> title of the panel
     "segm/AP": "validation, mask AP",
     "keypoints/AP": "validation, keypoint AP",
 }
-Curve = dict[int, float]  # iteration -> value
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
     """Return the names of runs, ``<name>`` or ``<name>/seed<number>``; paths if not unique."""
-    names = []
-    for path in paths:
-        path = path.resolve()
-        names.append(path.parent.name if re.fullmatch(r"seed\d+", path.name) else path.name)
+    resolved = [path.resolve() for path in paths]
+    names = [p.parent.name if re.fullmatch(r"seed\d+", p.name) else p.name for p in resolved]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def read_curves(folders: Sequence[Path]) -> dict[str, dict[str, list[Curve]]]:
-    """Read the metrics of runs, finished or not: name of the config -> metric -> curve of each run.
+def read_curves(folders: Sequence[Path]) -> dict[str, dict[str, list[dict]]]:
+    """Read the metrics of runs, finished or not: name -> metric -> one curve for each run.
 
-    Runs that differ in the seed alone have the same name.
+    Runs that differ in the seed alone have one name. A curve maps iterations to values.
     """
     groups, first_folders = {}, {}  # by config hash
     for folder in folders:
@@ -49,7 +46,7 @@ def read_curves(folders: Sequence[Path]) -> dict[str, dict[str, list[Curve]]]:
     return dict(zip(run_names(list(first_folders.values())), groups.values()))
 
 
-def plot_curves(groups: dict[str, dict[str, list[Curve]]], path: Path) -> None:
+def plot_curves(groups: dict[str, dict[str, list[dict]]], path: Path) -> None:
     """Plot the mean of each group, in a band of one standard deviation on either side.
 
     A curve has the iterations for which all runs of the group have values.

@@ -1,6 +1,5 @@
 """Attention figures as in the paper's Fig. 3, and drawings of objects."""
 
-import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -31,12 +30,8 @@ def draw_attention(
 ) -> Figure:
     """For each query, draw arrows to the strongest targets, and the map of a block's weights.
 
-    Negative weights, which only the dot product has, get another colour.
-
-    Args:
-        points: (x, y) of each query in pixels of the image.
-        arrows: maximum number of arrows per query; the paper draws 20.
-        pictures: for each query, an RGB image of any size to draw on instead of the input image.
+    Negative weights, which only the dot product has, get another colour. The paper draws 20 arrows.
+    ``pictures`` are RGB images of any size, one per query, to draw on instead of the input image.
     """
     geometry, block = attention.geometry[name], attention.recorder.blocks[name]
     signed = block.instantiation == "dot_product"
@@ -47,8 +42,7 @@ def draw_attention(
     pale = (0.4 * image + 0.6 * image.mean(2, keepdims=True)).astype(np.uint8)
 
     rows, columns = (2, 1) if width > STACK_ASPECT * height else (1, 2)  # of each query
-    panel_width = 0.93 * WIDTH / columns  # the rest is for the colour bar
-    row_height = rows * panel_width * height / width + 0.5
+    row_height = rows * 0.93 * WIDTH / columns * height / width + 0.5  # 7% are for the colour bar
     figure = Figure(figsize=(WIDTH, row_height * len(points) + 0.3), layout="constrained")
     figure.suptitle(f"{name}, {block.instantiation}", fontsize=10)
     pairs = figure.subplots(rows * len(points), columns, squeeze=False).reshape(-1, 2)
@@ -74,10 +68,7 @@ def draw_attention(
 def draw_objects(
     image: np.ndarray, objects: Sequence[dict], class_names: Mapping[int, str], metadata: Metadata
 ) -> np.ndarray:
-    """Draw COCO annotations or detections on an RGB image, each class in one colour.
-
-    A small image is enlarged. Masks and keypoints are drawn if all objects have them.
-    """
+    """Draw COCO objects on an RGB image, enlarged if it is small, each class in one colour."""
     palette = np.array(metadata.get("thing_colors") or colormap(rgb=True)) / 255
     numbers = {key: number for number, key in enumerate(sorted(class_names))}
     boxes, labels, colors = [], [], []
@@ -103,9 +94,7 @@ def legible_scale(image: np.ndarray) -> float:
     return max(1.0, MIN_SIDE / max(image.shape[:2]))
 
 
-def _draw_arrows(
-    axes: Axes, geometry: ImageGeometry, query: tuple[float, float], row: Tensor, count: int
-) -> str:
+def _draw_arrows(axes: Axes, geometry: ImageGeometry, query: tuple, row: Tensor, count: int) -> str:
     """Draw the arrows and return the title."""
     strongest = geometry.strongest(row, count)
     largest = max((abs(weight) for *_, weight in strongest), default=0.0) or 1.0
@@ -125,20 +114,15 @@ def _draw_arrows(
 
 
 def use_fonts(figure: Figure) -> None:
-    """Set fonts that have the characters of all texts; warn if no installed font has some.
-
-    matplotlib's default font has no Chinese, Japanese and Korean characters, among others.
-    """
+    """Set fonts that have the characters of all texts; warn if no installed font has some."""
     texts = figure.findobj(Text)
     characters = sorted({c for text in texts for c in text.get_text() if c.isprintable()})
     families = {character: _find_family(character) for character in characters}
     for text in texts:
         text.set_fontfamily(["sans-serif", *dict.fromkeys(filter(None, families.values()))])
-    if missing := "".join(c for c, family in families.items() if not family):
-        is_wide = any(unicodedata.east_asian_width(c) in "WF" for c in missing)
-        package = f"fonts-noto-{'cjk' if is_wide else 'core'}"
-        text = f"no installed font has the characters {missing} of labels: apt install {package}"
-        warnings.warn(text, stacklevel=2)
+    if missing := "".join(character for character in characters if not families[character]):
+        install = "apt install fonts-noto-core, or fonts-noto-cjk for Chinese, Japanese and Korean"
+        warnings.warn(f"no installed font has {missing}, see labels: {install}", stacklevel=2)
 
 
 @cache
@@ -146,7 +130,7 @@ def _find_family(character: str) -> str:
     """Return the family of a font with this character, the default if possible; "" if none has."""
     # Not fontManager's list, which misses new fonts. LastResort has a box for every character.
     fonts = [path for path in findSystemFonts() if "LastResort" not in path]
-    fonts.sort(key=lambda path: ("Sans" not in path, "Regular" not in path, path))
+    fonts.sort(key=lambda path: ("Sans" not in path, "Regular" not in path))
     for path in [findfont(FontProperties()), *fonts]:
         if ord(character) in _characters_of(path):
             _add_font(path)

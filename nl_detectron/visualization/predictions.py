@@ -34,8 +34,7 @@ def read_image(path: Path, format: str = "BGR") -> np.ndarray:
     try:
         return detection_utils.read_image(str(path), format)
     except Exception as error:  # decoders raise many types of errors on broken files
-        problem = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({problem})") from error
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
 
 
 def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -57,11 +56,7 @@ def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def find_image_ids(images: Sequence[dict], inputs: Iterable[Path]) -> dict[Path, int]:
-    """Return the image id of each input that the annotations have.
-
-    Of images with the same name in several folders, it is the one whose ``file_name`` has the most
-    parts, from the end, in common with the path.
-    """
+    """Return the id of the image whose ``file_name`` has the most parts in common with an input."""
     candidates = defaultdict(list)  # by the file name without folders
     for image in images:
         candidates[_parts(image["file_name"])[0]].append(image)
@@ -92,21 +87,18 @@ def predict(
 
     An input has the image id that :func:`find_image_ids` has found, or else its file name, or its
     number as in COCO, such as 42 for "000042.jpg". The id of a frame is "<file name>/<number>".
-
-    Returns:
-        The detections as COCO results, and the number of inputs that could not be read.
+    Return the detections as COCO results, and the number of inputs that could not be read.
     """
     categories = metadata.get("thing_dataset_id_to_contiguous_id", {})
     category_ids = {contiguous: category for category, contiguous in categories.items()}
     results, failures = [], 0
     for path, output in tqdm(outputs.items(), desc="predicting", unit="file"):
         image_id = image_ids.get(path, int(path.stem) if path.stem.isdecimal() else path.name)
-        is_video = output.suffix == ".mp4"
-        draw = _draw_video if is_video else _draw_image
+        draw = _draw_video if output.suffix == ".mp4" else _draw_image
         try:
             for frame, predictions in enumerate(draw(path, output, predictor, metadata)):
                 if "instances" in predictions:
-                    key = f"{path.name}/{frame}" if is_video else image_id
+                    key = f"{path.name}/{frame}" if draw is _draw_video else image_id
                     results += instances_to_coco_json(predictions["instances"].to("cpu"), key)
         except UserError as error:
             failures += 1

@@ -13,8 +13,7 @@ from ..evaluation.comparison import image_scores
 from .figure import draw_objects, legible_scale, use_fonts
 from .predictions import read_image
 
-NOTE = """The images with the largest difference come first. F1 is 2 hits / (detections + objects),
-averaged over the IoU thresholds 0.50, 0.55, ..., 0.95."""
+NOTE = "F1 is 2 hits / (detections + objects), averaged over the IoU thresholds 0.50, ..., 0.95."
 STYLE = "body { margin: 1rem; font: 1rem/1.5 sans-serif } img { max-width: 100% }"
 
 
