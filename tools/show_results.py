@@ -10,14 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import Metadata, MetadataCatalog
-
 from nl_detectron.data.coco import coco_files
 from nl_detectron.data.coco_check import find_images
 from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.evaluation.coco_results import JUDGED, read_results, scoring_options
 from nl_detectron.visualization.curves import run_names
 from nl_detectron.visualization.results import write_results
+
+# isort: split
+# After nl_detectron, which silences a warning of torch that importing detectron2 causes.
+from detectron2.data import Metadata, MetadataCatalog
 
 RESULTS = "coco_instances_results.json"
 
