@@ -41,9 +41,8 @@ def attention():
 
 @pytest.fixture(scope="module")
 def instances():
-    found = Instances((HEIGHT, WIDTH))
+    found = Instances((HEIGHT, WIDTH), scores=torch.tensor([0.987, 0.5]))
     found.pred_boxes = Boxes(torch.tensor([[200.0, 20.0, 260.0, 60.0], [10.0, 5.0, 60.0, 90.0]]))
-    found.scores = torch.tensor([0.987, 0.5])
     found.pred_classes = torch.tensor([1, 0])
     return found
 
@@ -52,23 +51,22 @@ def data_of(page):
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
-def test_all_weights(attention, instances):
+def test_all_weights(attention):
     """The page has the largest weight of each query, and all others relative to it."""
-    blocks = data_of(attention_page(attention, "noise.png", instances))["blocks"]
+    blocks = data_of(attention_page(attention, "noise.png"))["blocks"]
     assert [block["name"] for block in blocks] == ["res3.1", "res4.4"]
     for block, stride in zip(blocks, (8, 16)):
-        geometry = attention.geometry[block["name"]]
         counts = [-(-side // stride) for side in RESIZED]
         assert [len(indices) for indices in block["queries"]] == counts
+        height, width = block["targets"]
+        assert [height, width] == [-(-side // (2 * stride)) for side in RESIZED]
         queries = torch.cartesian_prod(*map(torch.tensor, block["queries"]))
         rows = attention.recorder.rows(block["name"], queries)
         buffer = zlib.decompress(base64.b64decode(block["maps"]))
-        count = len(queries)
-        largest, padding = np.frombuffer(buffer, "<f4", 2 * count).reshape(2, count)
-        levels = np.frombuffer(buffer, "i1", offset=8 * count).reshape(count, -1)
-        assert padding.tolist() == geometry.padding_share(rows).tolist()
-        height, width = block["targets"]
-        assert [height, width] == [-(-side // (2 * stride)) for side in RESIZED]
+        largest, padding = np.frombuffer(buffer, "<f4", 2 * len(rows)).reshape(2, -1)
+        levels = np.frombuffer(buffer, "i1", offset=8 * len(rows)).reshape(len(rows), -1)
+        shares = attention.geometry[block["name"]].padding_share(rows)
+        assert padding.tolist() == shares.tolist()
         exact = rows[:, :height, :width].flatten(1).double().numpy()
         assert largest.tolist() == np.abs(exact).max(1).tolist()
         root = np.sign(exact) * np.sqrt(np.abs(exact) / largest[:, None])
@@ -79,7 +77,6 @@ def test_detections_are_shown_with_their_classes(attention, instances):
     data = data_of(attention_page(attention, "noise.png", instances, ["<lock>", "key"]))
     assert [detection["label"] for detection in data["detections"]] == ["key 99%", "<lock> 50%"]
     assert data["detections"][1]["box"] == [10.0, 5.0, 60.0, 90.0]
-    assert data_of(attention_page(attention, "noise.png"))["detections"] == []
 
 
 @pytest.mark.parametrize("subsample, step", [("pool_conv", 1), ("none", 2)])
@@ -89,32 +86,23 @@ def test_page_of_a_large_image_is_below_10_MB(subsample, step):
     page = attention_page(attention, "noise.png")
     assert len(page.encode()) < 10e6
     (block,) = data_of(page)["blocks"]
-    assert block["step"] == step
     assert block["queries"] == [list(range(step - 1, count, step)) for count in (50, 84)]
 
 
 # ---- in Chromium ----
 
 
-@pytest.fixture(scope="module")
-def chromium():
+@pytest.fixture
+def open_page(attention, instances, tmp_path):
+    """Open the page. At the end, it must have loaded nothing and logged no error."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(chromium, attention, instances, tmp_path):
-    """Open the page. At the end, it must have loaded nothing and logged no error."""
     messages, requests = [], []
     file = tmp_path / "page.html"
     file.write_text(attention_page(attention, "noise.png", instances), "utf-8")
 
     def open_in(width):
-        page = chromium.new_page(viewport={"width": width, "height": 700}, has_touch=width < 600)
+        page = browser.new_page(viewport={"width": width, "height": 700}, has_touch=width < 600)
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
@@ -122,7 +110,10 @@ def open_page(chromium, attention, instances, tmp_path):
         page.wait_for_selector("#readout:not(:empty)")
         return page
 
-    yield open_in
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield open_in
+        browser.close()
     assert messages == []
     assert {url for url in requests if not url.startswith("data:")} == {file.as_uri()}
 
@@ -135,10 +126,9 @@ def assert_shows(page, attention, name, point):
     text = page.inner_text("#readout").replace("\N{MINUS SIGN}", "-")
     geometry = attention.geometry[name]
     (row,) = attention.rows(name, [point])
-    (position,) = geometry.query_positions([point]).tolist()
-    width, height = geometry.cell_size(geometry.stride)
-    x, y = position[1] * width, position[0] * height
-    query = (x + min(x + width, WIDTH)) / 2, (y + min(y + height, HEIGHT)) / 2
+    cell = np.array(geometry.cell_size(geometry.stride))
+    start = cell * (np.array(point) // cell)
+    query = (start + np.minimum(start + cell, [WIDTH, HEIGHT])) / 2
     padding = 100 * geometry.padding_share(row[None]).item()
     ((_, _, weight),) = geometry.strongest(row, 1)
     shown = tuple(map(float, re.match(READOUT, text).groups()))
@@ -152,40 +142,19 @@ def on_screen(page, x, y):
     return box["x"] + x * scale, box["y"] + y * scale
 
 
-POINTS = [(4.0, 5.0), (100.5, 40.0), (318.0, 95.0), (250.0, 1.0), (166.0, 60.0)]
+POINTS = [(4.0, 5.0), (100.5, 40.0), (318.0, 95.0), (250.0, 1.0)]
 
 
 @needs_chromium
-def test_readout_follows_the_pointer(open_page, attention):
+def test_page_in_a_browser(open_page, attention):
     page = open_page(1280)
     assert_shows(page, attention, "res3.1", (230.0, 40.0))  # the centre of the first detection
-    for name in ("res3.1", "res4.4", "res3.1"):
+    for name in ("res4.4", "res3.1"):
         page.select_option("#block", name)
         page.wait_for_selector(f"#about:text('{name}:')")
         for point in POINTS:
             page.mouse.move(*on_screen(page, *point))
             assert_shows(page, attention, name, point)
-            (row,) = attention.rows(name, [point])
-            strongest = attention.geometry[name].strongest(row, 20)
-            cells = page.locator("#strongest tr td:nth-child(2)").all_inner_texts()
-            weights = [float(cell.strip("\N{MINUS SIGN}")) for cell in cells]
-            exact = [abs(weight) for _, _, weight in strongest]
-            assert weights == pytest.approx(exact, abs=0.06 * exact[0])
-        assert "\N{MINUS SIGN}" in page.inner_text("#ticks")
-
-
-@needs_chromium
-def test_keyboard_click_and_controls(open_page, attention):
-    page = open_page(1280)
-    page.keyboard.press("Tab")
-    x, y = 230.0, 40.0
-    for key, right, down in [("ArrowRight", 1, 0), ("ArrowUp", 0, -1), ("Shift+ArrowLeft", -5, 0)]:
-        page.keyboard.press(key)
-        x, y = x + 8 * right * WIDTH / RESIZED[1], y + 8 * down * HEIGHT / RESIZED[0]
-        assert_shows(page, attention, "res3.1", (x, y))
-    for _ in range(3):
-        page.keyboard.press("Shift+ArrowDown")  # stops at the edge
-    assert_shows(page, attention, "res3.1", (x, 96.9))
     page.mouse.click(*on_screen(page, *POINTS[1]))
     page.mouse.move(*on_screen(page, *POINTS[2]))
     assert_shows(page, attention, "res3.1", POINTS[1])  # a click holds the query
@@ -198,6 +167,20 @@ def test_keyboard_click_and_controls(open_page, attention):
     assert page.locator(".arrow").count() == 3
     page.check("#detections")
     assert page.locator(".box text").all_text_contents() == ["class 1 99%", "class 0 50%"]
+
+
+@needs_chromium
+def test_keyboard_and_touch(open_page, attention):
+    page = open_page(1280)
+    page.keyboard.press("Tab")
+    x, y = 230.0, 40.0
+    for key, right, down in [("ArrowRight", 1, 0), ("ArrowUp", 0, -1), ("Shift+ArrowLeft", -5, 0)]:
+        page.keyboard.press(key)
+        x, y = x + 8 * right * WIDTH / RESIZED[1], y + 8 * down * HEIGHT / RESIZED[0]
+        assert_shows(page, attention, "res3.1", (x, y))
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowDown")  # stops at the edge
+    assert_shows(page, attention, "res3.1", (x, 96.9))
 
     page = open_page(375)
     assert page.evaluate("document.documentElement.scrollWidth") == 375

@@ -1,13 +1,17 @@
 """The attention figure: its arrows, maps and titles, and the drawing of a detection."""
 
+import warnings
+
 import numpy as np
 import pytest
+from detectron2.data import Metadata
+from matplotlib import get_data_path
 from matplotlib.patches import FancyArrowPatch
 from PIL import Image
 from test_attention import QUERY, SIZES, box_of, known_block, make_predictor, paint
 
-from nl_detectron.visualization import attend
-from nl_detectron.visualization.figure import draw_attention
+from nl_detectron.visualization import attend, figure
+from nl_detectron.visualization.figure import draw_attention, draw_objects
 
 
 def arrows_of(axes):
@@ -55,3 +59,28 @@ def test_layout(size, shape):
     attention = attend(predictor, np.zeros((*size, 3), np.uint8))
     figure = draw_attention(attention, "res4.0", [(10.0 * i + 1, 1) for i in range(3)])
     assert figure.axes[0].get_gridspec().get_geometry() == shape
+
+
+@pytest.fixture
+def draw(monkeypatch, tmp_path):
+    """Draw an object of a class, where these fonts and a broken file are installed."""
+
+    def draw(name, *fonts):
+        (tmp_path / "Sans-Regular.ttf").write_bytes(b"not a font")
+        fonts = [str(tmp_path / "Sans-Regular.ttf"), *fonts]
+        monkeypatch.setattr(figure, "findSystemFonts", lambda: fonts)
+        figure._find_family.cache_clear()
+        found = {"category_id": 1, "bbox": [200, 200, 300, 200]}
+        draw_objects(np.zeros((480, 640, 3), np.uint8), [found], {1: name}, Metadata())
+
+    yield draw
+    figure._find_family.cache_clear()
+
+
+def test_labels_in_any_script(draw):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of matplotlib, on characters without a glyph
+        draw("clé Ж قفل \u24b6 7%", f"{get_data_path()}/fonts/ttf/STIXGeneral.ttf")
+    with pytest.warns(UserWarning) as caught:
+        draw("红 Ж", f"{get_data_path()}/fonts/ttf/STIXGeneral.ttf")
+    assert "no installed font has 红, see labels" in str(caught[0].message)

