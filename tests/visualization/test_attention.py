@@ -57,16 +57,28 @@ def test_rows_equal_those_of_the_matrix(instantiation, subsample, size):
 
 
 class ColourModel(nn.Module):
-    """A detector whose backbone is average pooling and one block."""
+    """A detector whose backbone is average pooling and a block with known attention.
+
+    Red queries attend to blue only. Channels are blue, green and red.
+    """
 
     device = torch.device("cpu")
 
-    def __init__(self, block):
+    def __init__(self, instantiation, subsample):
         super().__init__()
+        options = {"subsample": subsample, "bottleneck_channels": 1, "scale": False}
+        block = NonLocalBlock(3, instantiation=instantiation, **options).double()
         self.backbone = nn.Sequential(nn.AvgPool2d(STRIDE, ceil_mode=True))
         self.backbone.size_divisibility = 32
         self.backbone.res4 = nn.Sequential()
         self.backbone.res4.nonlocal0 = block
+        for parameter in block.parameters():
+            nn.init.zeros_(parameter)
+        block.theta.weight.data[0, 2] = 1
+        block.phi.weight.data[0, 0] = 1
+        if instantiation == "concatenation":
+            block.theta.bias.data[0] = -200  # only red and blue together exceed it
+            block.w_f.data.fill_(1)
 
     def forward(self, inputs):
         images = ImageList.from_tensors([x["image"] for x in inputs], size_divisibility=32)
@@ -74,67 +86,44 @@ class ColourModel(nn.Module):
         return [{} for _ in inputs]
 
 
-def known_block(instantiation, subsample):
-    """Return a block whose red queries attend to blue only. Channels are blue, green and red."""
-    options = {"bottleneck_channels": 1, "scale": False}
-    block = NonLocalBlock(3, instantiation=instantiation, subsample=subsample, **options).double()
-    with torch.no_grad():
-        for parameter in block.parameters():
-            parameter.zero_()
-        block.theta.weight[0, 2] = 1
-        block.phi.weight[0, 0] = 1
-        if instantiation == "concatenation":
-            block.theta.bias[0] = -300  # only red and blue together exceed it
-            block.w_f.fill_(1)
-    return block
-
-
-def make_predictor(block):
+def make_predictor(*options):
     """Return detectron2's predictor, which resizes the shortest edge to 100 pixels."""
     predictor = DefaultPredictor.__new__(DefaultPredictor)
     predictor.cfg = load_config(opts=["MODEL.DEVICE", "cpu"])  # detectron2's main reads the device
-    predictor.model = ColourModel(block)
+    predictor.model = ColourModel(*options)
     predictor.aug = ResizeShortestEdge([100, 100], 400)
     predictor.input_format = "BGR"
     return predictor
 
 
-def box_of(position, image_size, resized_size):
-    """Return x0, y0, x1, y1: pixels that lie in one position alone after resizing."""
-    sides = []
-    for cell, before, after in zip(position, image_size, resized_size):
-        cell_side, margin = STRIDE * before / after, math.ceil(max(1, before / after))
-        start, end = cell * cell_side + margin, (cell + 1) * cell_side - margin
-        sides.append((math.ceil(start), math.floor(end)))
-    (y0, y1), (x0, x1) = sides
-    return x0, y0, x1, y1
+def box_of(position, scale):
+    """Return rows and columns of the pixels that are in one position alone after resizing."""
+    margin = math.ceil(max(1, 1 / scale))
+    starts = (int(STRIDE * cell / scale) for cell in position)
+    return tuple(slice(i + margin, int(i + STRIDE / scale) - margin) for i in starts)
 
 
-def paint(image_size, resized_size):
-    """Return a black image with a red query and a blue target."""
-    image = np.zeros((*image_size, 3), np.uint8)
-    for position, colour in ((QUERY, (0, 0, 255)), (TARGET, (255, 0, 0))):
-        x0, y0, x1, y1 = box_of(position, image_size, resized_size)
-        image[y0:y1, x0:x1] = colour
+def paint(scale):
+    """Return an image that becomes 100 x 152: black, with a red query and a blue target."""
+    image = np.zeros((int(100 / scale), int(152 / scale), 3), np.uint8)
+    image[box_of(QUERY, scale)] = 0, 0, 255
+    image[box_of(TARGET, scale)] = 255, 0, 0
     return image
 
 
-# Original and resized: enlarged, reduced; most sides are odd.
-SIZES = [((75, 113), (100, 151)), ((301, 437), (100, 145))]
-
-
-@pytest.mark.parametrize("image_size, resized_size", SIZES, ids=str)
+@pytest.mark.parametrize("scale", [2, 1, 0.5])
 @pytest.mark.parametrize("subsample", ["pool_conv", "none"])
 @pytest.mark.parametrize("instantiation", ["embedded_gaussian", "concatenation"])
-def test_known_attention(instantiation, subsample, image_size, resized_size):
-    predictor = make_predictor(known_block(instantiation, subsample))
-    attention = attend(predictor, paint(image_size, resized_size))
+def test_known_attention(instantiation, subsample, scale):
+    image = paint(scale)
+    attention = attend(make_predictor(instantiation, subsample), image)
     ratio = 1 if subsample == "none" else 2
-    geometry = ImageGeometry(image_size, resized_size, STRIDE, ratio * STRIDE)
+    geometry = ImageGeometry(image.shape[:2], (100, 152), STRIDE, ratio * STRIDE)
     assert attention.geometry == {"res4.0": geometry}
 
-    x0, y0, x1, y1 = box_of(QUERY, image_size, resized_size)
-    *rows, black = attention.rows("res4.0", [(x0, y0), (x1 - 0.01, y1 - 0.01), (0, y1 + 20)])
+    y, x = box_of(QUERY, scale)
+    points = [(x.start, y.start), (x.stop - 0.01, y.stop - 0.01), (0, 0)]
+    *rows, black = attention.rows("res4.0", points)
     expected = torch.zeros_like(black)
     expected[TARGET[0] // ratio, TARGET[1] // ratio] = 1
     for row in rows:
@@ -142,9 +131,9 @@ def test_known_attention(instantiation, subsample, image_size, resized_size):
     # A black query attends to all targets equally, also to those in the padding.
     uniform = 1 / black.numel() if instantiation == "embedded_gaussian" else 0.0
     assert torch.equal(black, torch.full_like(black, uniform))
-    in_image = math.prod(math.ceil(r / ratio / STRIDE) for r in resized_size) / black.numel()
+    padding = 1 - (7 * 10 if ratio == 1 else 4 * 5) / black.numel()
     shares = geometry.padding_share(torch.stack([rows[0], black])).tolist()
-    assert shares == pytest.approx([0, 1 - in_image if uniform else 0])
+    assert shares == pytest.approx([0, padding if uniform else 0])
 
 
 def test_points_and_positions():
@@ -160,17 +149,17 @@ def test_points_and_positions():
     row = torch.zeros(8, 14)
     row[7, 12] = 1
     assert geometry.strongest(row, 1) == [(98.0, 58.0, 1.0)]
+    for point in ((100, 3), (3, 60), (-0.1, 3), (3, -0.1)):
+        with pytest.raises(UserError, match="outside the image, of 100 x 60 pixels"):
+            geometry.query_positions([point])
 
 
-@pytest.fixture(scope="module")
-def predictor():
-    torch.manual_seed(0)
-    options = ["MODEL.NONLOCAL.LOCATION", "['res3.1', 'res4.4']"]
-    return build_predictor(load_config(TINY, options))
-
-
-def test_attend_on_mask_rcnn(predictor):
+def test_attend_on_mask_rcnn():
     """The predictions do not change, and the rows are those of the block's own input."""
+    torch.manual_seed(0)
+    predictor = build_predictor(
+        load_config(TINY, ["MODEL.NONLOCAL.LOCATION", "['res3.1', 'res4.4']"])
+    )
     image = np.random.default_rng(0).integers(0, 255, (90, 150, 3), np.uint8)
     plain = predictor(image)["instances"]
     attention = attend(predictor, image)
@@ -189,23 +178,19 @@ def test_attend_on_mask_rcnn(predictor):
     assert list(attend(predictor, image, ["res4.4"]).geometry) == ["res4.4"]
 
 
-def test_bad_input():
-    with pytest.raises(UserError, match="MODEL.BACKBONE.NAME"):
-        find_blocks(nn.Sequential(nn.Conv2d(3, 3, 1)))
+def test_strides():
     assert find_stride((5, 161), (1, 11)) == 16
     with pytest.raises(UserError, match="power of two"):
         find_stride((90, 90), (30, 30))
-    geometry = ImageGeometry((75, 113), (100, 151), 16, 16)
-    for point in ((113, 3), (3, 75), (-0.1, 3), (3, -0.1)):
-        with pytest.raises(UserError, match="outside the image, of 113 x 75 pixels"):
-            geometry.query_positions([point])
 
 
 def test_names_of_blocks():
     """Blocks of two backbones have different names; blocks in RoI heads are left out."""
-    model = nn.ModuleDict({name: nn.ModuleDict({"res4": nn.Sequential()}) for name in "ab"})
-    model["roi_heads"] = nn.ModuleDict({"head": NonLocalBlock(4)})
+    model = nn.ModuleDict({"roi_heads": nn.ModuleDict({"head": NonLocalBlock(4)})})
+    with pytest.raises(UserError, match="MODEL.BACKBONE.NAME"):
+        find_blocks(model)
     for name in "ab":
+        model[name] = nn.ModuleDict({"res4": nn.Sequential()})
         model[name]["res4"].nonlocal1 = NonLocalBlock(4)
     model["plain"] = NonLocalBlock(4)
     assert list(find_blocks(model)) == ["res4.1", "b.res4.nonlocal1", "plain"]
