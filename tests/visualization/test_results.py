@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from detectron2.data import Metadata
 from PIL import Image
 from pycocotools import mask
 
-from nl_detectron.evaluation.coco_results import read_annotations
 from nl_detectron.visualization.figure import draw_objects
 
 HEIGHT, WIDTH, GREY = 100, 160, 90
@@ -41,26 +41,7 @@ B = [
 ]
 
 
-@pytest.fixture
-def data(tmp_path):
-    """Images 1 and 2 have two objects, 3 has a crowd, 4 and 5 have none."""
-    objects = [(1, 1, LEFT), (1, 2, RIGHT), (2, 1, LEFT), (2, 2, RIGHT), (3, 1, LEFT)]
-    annotations = [
-        instance(image, category, box, id=number, iscrowd=int(image == 3))
-        for number, (image, category, box) in enumerate(objects, start=1)
-    ]
-    (tmp_path / "images").mkdir()
-    for number in range(1, 6):
-        Image.new("RGB", (WIDTH, HEIGHT), (GREY,) * 3).save(tmp_path / "images" / f"{number}.png")
-    size = {"height": HEIGHT, "width": WIDTH}
-    images = [{"id": number, "file_name": f"{number}.png"} | size for number in range(1, 6)]
-    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    dataset = {"images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "annotations.json").write_text(json.dumps(dataset))
-    return read_annotations(tmp_path / "annotations.json")
-
-
-def test_drawing(data):
+def test_drawing():
     """Each object has the colour of its class, in an enlarged image."""
     image = np.full((HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
 
@@ -68,7 +49,7 @@ def test_drawing(data):
         metadata = Metadata(thing_colors=[(250, 0, 0), (0, 0, 250)])
         return draw_objects(image, objects, {1: "cat", 2: "dog"}, metadata)
 
-    first = draw(*data.imgToAnns[1])
+    first = draw(instance(1, 1, LEFT), instance(1, 2, RIGHT))
     left, right = first[160, 160], first[160, 480]  # inside the two objects
     assert first.shape == (400, 640, 3) and (first[160, 320] == GREY).all()  # between them
     assert left[0] > left[2] and right[2] > right[0]
@@ -79,16 +60,33 @@ def test_drawing(data):
 
 
 @pytest.fixture
-def arguments(data, tmp_path, monkeypatch):
-    """Return arguments of the command: the folder of a run, and a file."""
+def arguments(tmp_path, monkeypatch):
+    """Return arguments of the command: the folder of a run, and a file.
+
+    Images 1 and 2 have two objects, 3 has a crowd, 4 and 5 have none.
+    """
+    monkeypatch.chdir(tmp_path)
+    objects = [(1, 1, LEFT), (1, 2, RIGHT), (2, 1, LEFT), (2, 2, RIGHT), (3, 1, LEFT)]
+    annotations = [
+        instance(*thing, id=number, iscrowd=int(number == 5))
+        for number, thing in enumerate(objects, start=1)
+    ]
+    for number in range(1, 6):
+        Image.new("RGB", (WIDTH, HEIGHT), (GREY,) * 3).save(f"{number}.png")
+    size = {"height": HEIGHT, "width": WIDTH}
+    images = [{"id": number, "file_name": f"{number}.png"} | size for number in range(1, 6)]
+    categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    dataset = {"images": images, "annotations": annotations, "categories": categories}
     folder = tmp_path / "baseline" / "seed1" / "inference"
     folder.mkdir(parents=True)
-    (folder / "coco_instances_results.json").write_text(json.dumps(A))
-    doubtful = [instance(4, 1, LEFT, score=0.4)]
-    (tmp_path / "nl&.json").write_text(json.dumps(B + doubtful))
-    monkeypatch.chdir(tmp_path)
-    truth = ["--annotations", "annotations.json", "--images", "images", "--output", "out"]
-    return ["baseline/seed1", "nl&.json", *truth]
+    doubtful = instance(4, 1, LEFT, score=0.4)
+    for file, content in {
+        "gt.json": dataset,
+        folder / tool.RESULTS: A,
+        "nl&.json": [*B, doubtful],
+    }.items():
+        Path(file).write_text(json.dumps(content))
+    return "baseline/seed1 nl&.json --annotations gt.json --images . --output out".split()
 
 
 def test_command(arguments, tmp_path, capsys):
@@ -120,18 +118,16 @@ def test_masks_and_the_same_detections(arguments, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "runs, options, message",
     [
-        (lambda arguments: [*arguments, "--confidence-threshold", "0.95"], "no score reaches"),
-        (lambda arguments: [*arguments[:2], "--dataset", "nowhere"], "'nowhere'"),
-        (lambda arguments: [*arguments, "--images", "nowhere"], "no folder /"),
-        (lambda arguments: arguments[:4], "--annotations and --images"),
-        (lambda arguments: ["nl&.json", *arguments[1:]], "A and B are the same run"),
+        ("baseline/seed1 nl&.json", "--confidence-threshold 0.95", "no score reaches"),
+        ("baseline/seed1 nl&.json", "--images nowhere", "no folder /"),
+        ("baseline/seed1 nl&.json", "--dataset data", "--annotations and --images"),
+        ("nl&.json nl&.json", "", "A and B are the same run"),
     ],
 )
-def test_bad_arguments(arguments, capsys, change, message):
+def test_bad_arguments(arguments, capsys, runs, options, message):
     with pytest.raises(SystemExit) as end:
-        tool.main(change(arguments))
+        tool.main([*runs.split(), *arguments[2:], *options.split()])
     assert end.value.code == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "error: " in error and message in error
+    assert message in capsys.readouterr().err.splitlines()[-1]
