@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.engine import DefaultPredictor
 from detectron2.structures import ImageList
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,22 +55,17 @@ def test_rows_equal_those_of_the_matrix(instantiation, subsample, size):
     assert largest.elements <= max(x.numel(), rows.numel())
 
 
-class ColourModel(nn.Module):
-    """A detector whose backbone is average pooling and a block with known attention.
+class ColourPredictor:
+    """A predictor with a block in which red queries attend to blue only; channels are BGR.
 
-    Red queries attend to blue only. Channels are blue, green and red.
+    The shortest edge is resized to 100 pixels. The backbone is average pooling and the block.
     """
 
-    device = torch.device("cpu")
+    aug = ResizeShortestEdge([100, 100], 400)
 
     def __init__(self, instantiation, subsample):
-        super().__init__()
         options = {"subsample": subsample, "bottleneck_channels": 1, "scale": False}
         block = NonLocalBlock(3, instantiation=instantiation, **options).double()
-        self.backbone = nn.Sequential(nn.AvgPool2d(STRIDE, ceil_mode=True))
-        self.backbone.size_divisibility = 32
-        self.backbone.res4 = nn.Sequential()
-        self.backbone.res4.nonlocal0 = block
         for parameter in block.parameters():
             nn.init.zeros_(parameter)
         block.theta.weight.data[0, 2] = 1
@@ -79,21 +73,15 @@ class ColourModel(nn.Module):
         if instantiation == "concatenation":
             block.theta.bias.data[0] = -200  # only red and blue together exceed it
             block.w_f.data.fill_(1)
+        self.model = nn.Module()
+        self.model.backbone = nn.Sequential(nn.AvgPool2d(STRIDE, ceil_mode=True))
+        self.model.backbone.size_divisibility = 32
+        self.model.backbone.res4 = nn.Sequential()
+        self.model.backbone.res4.nonlocal0 = block
 
-    def forward(self, inputs):
-        images = ImageList.from_tensors([x["image"] for x in inputs], size_divisibility=32)
-        self.backbone(images.tensor.double())
-        return [{} for _ in inputs]
-
-
-def make_predictor(*options):
-    """Return detectron2's predictor, which resizes the shortest edge to 100 pixels."""
-    predictor = DefaultPredictor.__new__(DefaultPredictor)
-    predictor.cfg = load_config(opts=["MODEL.DEVICE", "cpu"])  # detectron2's main reads the device
-    predictor.model = ColourModel(*options)
-    predictor.aug = ResizeShortestEdge([100, 100], 400)
-    predictor.input_format = "BGR"
-    return predictor
+    def __call__(self, image):
+        resized = torch.tensor(self.aug.get_transform(image).apply_image(image)).permute(2, 0, 1)
+        self.model.backbone(ImageList.from_tensors([resized], 32).tensor.double())
 
 
 def box_of(position, scale):
@@ -116,7 +104,7 @@ def paint(scale):
 @pytest.mark.parametrize("instantiation", ["embedded_gaussian", "concatenation"])
 def test_known_attention(instantiation, subsample, scale):
     image = paint(scale)
-    attention = attend(make_predictor(instantiation, subsample), image)
+    attention = attend(ColourPredictor(instantiation, subsample), image)
     ratio = 1 if subsample == "none" else 2
     geometry = ImageGeometry(image.shape[:2], (100, 152), STRIDE, ratio * STRIDE)
     assert attention.geometry == {"res4.0": geometry}

@@ -13,7 +13,7 @@ import torch
 from detectron2.modeling import build_model
 
 from nl_detectron.data.synthetic import generate
-from nl_detectron.engine import load_config
+from nl_detectron.engine import find_config_file, load_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = (REPOSITORY / "docs" / "VISUALIZATION.md").read_text("utf-8")
@@ -34,7 +34,7 @@ def make_demo(folder):
     for name in ("mask_rcnn_R_18_FPN", "mask_rcnn_R_18_FPN_NL"):
         run = folder / "output" / "demo" / "Synthetic" / name / "seed1"
         (run / "inference").mkdir(parents=True)
-        cfg = load_config(str(REPOSITORY / "configs" / "Synthetic" / f"{name}.yaml"))
+        cfg = load_config(find_config_file(f"Synthetic/{name}.yaml"))
         model = build_model(cfg)
         model.roi_heads.box_predictor.cls_score.bias.data[0] = 10.0  # all scores become high
         torch.save({"model": model.state_dict()}, run / "model_final.pth")

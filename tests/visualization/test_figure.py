@@ -7,7 +7,7 @@ import pytest
 from detectron2.data import Metadata
 from matplotlib import get_data_path
 from matplotlib.patches import FancyArrowPatch
-from test_attention import QUERY, box_of, make_predictor, paint
+from test_attention import QUERY, ColourPredictor, box_of, paint
 
 from nl_detectron.visualization import attend, figure
 from nl_detectron.visualization.figure import draw_attention, draw_objects
@@ -20,7 +20,7 @@ def arrows_of(axes):
 @pytest.mark.parametrize("instantiation", ["embedded_gaussian", "dot_product"])
 def test_arrows_and_maps(instantiation):
     signed = instantiation == "dot_product"
-    predictor = make_predictor(instantiation, "pool_conv")
+    predictor = ColourPredictor(instantiation, "pool_conv")
     if signed:
         predictor.model.backbone.res4.nonlocal0.theta.weight.data.neg_()
     image = paint(scale=2)
@@ -50,7 +50,7 @@ def test_arrows_and_maps(instantiation):
 @pytest.mark.parametrize("size, shape", [((40, 100), (6, 1)), ((100, 100), (3, 2))])
 def test_layout(size, shape):
     """The map is below a wide image, and beside another."""
-    predictor = make_predictor("embedded_gaussian", "none")
+    predictor = ColourPredictor("embedded_gaussian", "none")
     attention = attend(predictor, np.zeros((*size, 3), np.uint8))
     figure = draw_attention(attention, "res4.0", [(10.0 * i + 1, 1) for i in range(3)])
     assert figure.axes[0].get_gridspec().get_geometry() == shape

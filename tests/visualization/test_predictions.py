@@ -21,7 +21,6 @@ from nl_detectron.visualization.predictions import find_image_ids, find_inputs, 
 
 TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 GREY = 90
-CLASSES = {"thing_classes": ["a", "b"], "stuff_classes": ["c", "d"]}
 
 
 def write_image(path):
@@ -39,37 +38,32 @@ def write_video(path, frames):
     return path
 
 
-def instances_of(image):
-    """Predict one object, in the right half of the image."""
-    masks = torch.zeros(1, 49, 67, dtype=torch.bool)
-    masks[:, :, 33:] = True
-    instances = Instances((49, 67), pred_masks=masks, pred_classes=torch.tensor([1]))
+def predictor_of(kind):
+    """Return a predictor of one object, in the right half of the image."""
+    right = torch.zeros(49, 67, dtype=torch.bool)
+    right[:, 33:] = True
+    instances = Instances((49, 67), pred_masks=right[None], pred_classes=torch.tensor([1]))
     instances.pred_boxes = Boxes(torch.tensor([[33.0, 0.0, 67.0, 49.0]]))
     instances.scores = torch.tensor([0.75])
-    return {"instances": instances}
-
-
-def sem_seg_of(image):
-    right = instances_of(image)["instances"].pred_masks[0]
-    return {"sem_seg": torch.stack([~right, right]).float()}
-
-
-def panoptic_of(image):
-    right = instances_of(image)["instances"].pred_masks[0].int()
     info = {"id": 1, "isthing": True, "category_id": 1, "score": 0.75, "area": right.sum().item()}
-    return {"panoptic_seg": (right, [info]), **instances_of(image)}
+    sem_seg = torch.stack([~right, right]).float()
+    found = {"instances": instances, "sem_seg": sem_seg, "panoptic_seg": (right.int(), [info])}
+    return lambda image: {kind: found[kind]}
 
 
-@pytest.mark.parametrize("predictor", [instances_of, sem_seg_of, panoptic_of])
-def test_images_and_videos_are_drawn(tmp_path, predictor):
+@pytest.mark.parametrize("kind", ["instances", "sem_seg", "panoptic_seg"])
+def test_images_and_videos_are_drawn(tmp_path, kind):
     inputs = [write_image(tmp_path / "i.png"), write_video(tmp_path / "v.avi", frames=3)]
     (tmp_path / "out").mkdir()
     for generator in (random, np.random):
         generator.seed(0)  # detectron2 draws in random colours, some of which are close to GREY
+    metadata = Metadata(thing_classes=["a", "b"], stuff_classes=["c", "d"])
+    metadata.thing_dataset_id_to_contiguous_id = {7: 0, 9: 1}
     outputs = find_inputs(inputs, tmp_path / "out")
-    results, failures = predict(outputs, predictor, Metadata(**CLASSES), {})
+    results, failures = predict(outputs, predictor_of(kind), metadata, {})
     assert failures == 0
-    assert len(results) == (0 if predictor is sem_seg_of else 4)
+    found = [(r["category_id"], r["score"], r["bbox"]) for r in results]
+    assert found == [(9, 0.75, [33, 0, 34, 49])] * (4 if kind == "instances" else 0)
 
     picture = cv2.imread(str(tmp_path / "out/i.jpg"))
     video = cv2.VideoCapture(str(tmp_path / "out/v.mp4"))
@@ -80,7 +74,7 @@ def test_images_and_videos_are_drawn(tmp_path, predictor):
         changed = np.abs(drawn.astype(int) - GREY).max(axis=2) > 24
         left, right = np.array_split(changed[len(changed) // 2 :], 2, axis=1)  # below the label
         assert right.mean() > 0.8
-        assert left.mean() < 0.2 or predictor is sem_seg_of  # which colours each pixel
+        assert left.mean() < 0.2 or kind == "sem_seg"  # which colours each pixel
 
 
 def test_image_ids():
