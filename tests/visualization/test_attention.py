@@ -125,6 +125,9 @@ def test_known_attention(instantiation, subsample, scale):
 
 
 def test_points_and_positions():
+    assert find_stride((5, 161), (1, 11)) == 16
+    with pytest.raises(UserError, match="power of two"):
+        find_stride((90, 90), (30, 30))
     # Height and width have different scales.
     geometry = ImageGeometry((40, 40), (80, 160), 16, 16)
     points = [(12, 20), (0, 0), (39.9, 39.9)]
@@ -164,12 +167,6 @@ def test_attend_on_mask_rcnn():
         matrix = block.affinity_matrix(attention.recorder.inputs["res4.4"])
     assert (row.flatten() - matrix[0, 2 * 8 + 3]).abs().max() <= 1e-6
     assert list(attend(predictor, image, ["res4.4"]).geometry) == ["res4.4"]
-
-
-def test_strides():
-    assert find_stride((5, 161), (1, 11)) == 16
-    with pytest.raises(UserError, match="power of two"):
-        find_stride((90, 90), (30, 30))
 
 
 def test_names_of_blocks():

@@ -61,18 +61,14 @@ def test_commands(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_tutorial(tmp_path):
     """All cells but the installation run, with fewer iterations and images."""
-    code = "\n".join(
-        "".join(cell["source"])
-        for cell in NOTEBOOK["cells"]
-        if cell["cell_type"] == "code" and "skip-execution" not in cell["metadata"].get("tags", [])
-    )
-    assert code.count("ITERATIONS = 400\n") == 1
+    cells = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in cells if "skip-execution" not in cell["metadata"].get("tags", [])]
+    code = "\n".join("".join(cell["source"]) for cell in cells)
     code = code.replace("ITERATIONS = 400\n", "ITERATIONS = 2\n")
     generate(tmp_path / "datasets" / "nl_synthetic", {"train": 16, "val": 4})
     env = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path / "datasets")}
     command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-4000:]
-    assert "their sum is 1.000" in result.stdout
+    output = subprocess.check_output(command, cwd=tmp_path, env=env, text=True)
+    assert "their sum is 1.000" in output
     for name in ("attention.png", "attention.html"):
         assert (tmp_path / "output" / "tutorial" / name).stat().st_size > 0

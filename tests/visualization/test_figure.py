@@ -31,6 +31,7 @@ def test_arrows_and_maps(instantiation):
     figure = draw_attention(attention, "res4.0", [query, (1, 1)], arrows=4)
 
     left, right, black, _ = figure.axes
+    assert left.get_gridspec().get_geometry() == (2, 2)  # 4, 1 for a wider image
     arrows = arrows_of(left)
     (row,) = attention.rows("res4.0", [query])
     (x, y, weight), *_ = attention.geometry["res4.0"].strongest(row, 3)
@@ -45,15 +46,6 @@ def test_arrows_and_maps(instantiation):
     assert right.images[1].get_clim() == ((weight, -weight) if signed else (0, weight))
     assert left.get_xlim() == (0, 76) and left.get_ylim() == (50, 0)
     assert len(arrows_of(black)) == (0 if signed else 4)  # all weights are 0, or equal
-
-
-@pytest.mark.parametrize("size, shape", [((40, 100), (6, 1)), ((100, 100), (3, 2))])
-def test_layout(size, shape):
-    """The map is below a wide image, and beside another."""
-    predictor = ColourPredictor("embedded_gaussian", "none")
-    attention = attend(predictor, np.zeros((*size, 3), np.uint8))
-    figure = draw_attention(attention, "res4.0", [(10.0 * i + 1, 1) for i in range(3)])
-    assert figure.axes[0].get_gridspec().get_geometry() == shape
 
 
 @pytest.fixture

@@ -67,25 +67,18 @@ def arguments(tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     objects = [(1, 1, LEFT), (1, 2, RIGHT), (2, 1, LEFT), (2, 2, RIGHT), (3, 1, LEFT)]
-    annotations = [
-        instance(*thing, id=number, iscrowd=int(number == 5))
-        for number, thing in enumerate(objects, start=1)
-    ]
+    objects = [instance(*thing, id=i, iscrowd=i // 5) for i, thing in enumerate(objects, start=1)]
     for number in range(1, 6):
         Image.new("RGB", (WIDTH, HEIGHT), (GREY,) * 3).save(f"{number}.png")
     size = {"height": HEIGHT, "width": WIDTH}
     images = [{"id": number, "file_name": f"{number}.png"} | size for number in range(1, 6)]
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
-    dataset = {"images": images, "annotations": annotations, "categories": categories}
+    dataset = {"images": images, "annotations": objects, "categories": categories}
     folder = tmp_path / "baseline" / "seed1" / "inference"
     folder.mkdir(parents=True)
-    doubtful = instance(4, 1, LEFT, score=0.4)
-    for file, content in {
-        "gt.json": dataset,
-        folder / tool.RESULTS: A,
-        "nl&.json": [*B, doubtful],
-    }.items():
-        Path(file).write_text(json.dumps(content))
+    Path("gt.json").write_text(json.dumps(dataset))
+    (folder / tool.RESULTS).write_text(json.dumps(A))
+    Path("nl&.json").write_text(json.dumps([*B, instance(4, 1, LEFT, score=0.4)]))
     return "baseline/seed1 nl&.json --annotations gt.json --images . --output out".split()
 
 
@@ -96,10 +89,12 @@ def test_command(arguments, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [*names, "index.html"]
     assert Image.open(tmp_path / "out" / names[0]).width > 3 * 640
     page = (tmp_path / "out" / "index.html").read_text("utf-8")
-    assert [page.count(f'src="{name}"') for name in names] == [1, 1, 1]
     assert "<title>baseline and nl&amp;.json</title>" in page
-    titles = re.findall(r"<h2>(.*)</h2>", page)
-    assert titles == ["1. 4.png: F1 +1.00", "2. 1.png: F1 +0.50", "3. 2.png: F1 +0.40"]
+    assert re.findall(r'<h2>(.*)</h2><img src="(.*?)"', page) == [
+        ("1. 4.png: F1 +1.00", names[0]),
+        ("2. 1.png: F1 +0.50", names[1]),
+        ("3. 2.png: F1 +0.40", names[2]),
+    ]
 
 
 def test_masks_and_the_same_detections(arguments, tmp_path, capsys):
