@@ -110,8 +110,8 @@ def test_known_attention(instantiation, subsample, scale):
     assert attention.geometry == {"res4.0": geometry}
 
     y, x = box_of(QUERY, scale)
-    points = [(x.start, y.start), (x.stop - 0.01, y.stop - 0.01), (0, 0)]
-    *rows, black = attention.rows("res4.0", points)
+    corners = (x.start, y.start), (x.stop - 0.01, y.stop - 0.01)
+    *rows, black = attention.rows("res4.0", [*corners, (0, 0)])
     expected = torch.zeros_like(black)
     expected[TARGET[0] // ratio, TARGET[1] // ratio] = 1
     for row in rows:
@@ -128,8 +128,7 @@ def test_points_and_positions():
     assert find_stride((5, 161), (1, 11)) == 16
     with pytest.raises(UserError, match="power of two"):
         find_stride((90, 90), (30, 30))
-    # Height and width have different scales.
-    geometry = ImageGeometry((40, 40), (80, 160), 16, 16)
+    geometry = ImageGeometry((40, 40), (80, 160), 16, 16)  # two different scales
     points = [(12, 20), (0, 0), (39.9, 39.9)]
     assert geometry.query_positions(points).tolist() == [[2, 3], [0, 0], [4, 9]]
     row = torch.zeros(6, 12)
@@ -159,12 +158,10 @@ def test_attend_on_mask_rcnn():
     assert not any(module._forward_pre_hooks for module in predictor.model.modules())
 
     # 90 x 150 is resized to 64 x 107 and padded to 64 x 128: 4 x 8 query positions.
-    strides = {name: geometry.stride for name, geometry in attention.geometry.items()}
-    assert strides == {"res3.1": 8, "res4.4": 16}
+    assert [geometry.stride for geometry in attention.geometry.values()] == [8, 16]
     (row,) = attention.rows("res4.4", [(75, 45)])
-    with torch.no_grad():
-        block = predictor.model.backbone.bottom_up.res4.nonlocal4
-        matrix = block.affinity_matrix(attention.recorder.inputs["res4.4"])
+    block = predictor.model.backbone.bottom_up.res4.nonlocal4
+    matrix = block.affinity_matrix(attention.recorder.inputs["res4.4"])
     assert (row.flatten() - matrix[0, 2 * 8 + 3]).abs().max() <= 1e-6
     assert list(attend(predictor, image, ["res4.4"]).geometry) == ["res4.4"]
 

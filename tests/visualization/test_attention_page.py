@@ -76,25 +76,22 @@ def test_detections_are_shown_with_their_classes(attention, instances):
 
 @pytest.mark.parametrize("subsample, step", [("pool_conv", 1), ("none", 2)])
 def test_page_of_a_large_image_is_below_10_MB(subsample, step):
-    options = ["INPUT.MIN_SIZE_TEST", "800", "INPUT.MAX_SIZE_TEST", "1344"]
-    attention = attention_of((800, 1344), *options, "MODEL.NONLOCAL.SUBSAMPLE", subsample)
+    options = ["INPUT.MIN_SIZE_TEST", 800, "MODEL.NONLOCAL.SUBSAMPLE", subsample]
+    attention = attention_of((800, 1344), "INPUT.MAX_SIZE_TEST", 1344, *options)
     page = attention_page(attention, "noise.png")
     assert len(page.encode()) < 10e6
     (block,) = data_of(page)["blocks"]
     assert block["queries"] == [list(range(step - 1, count, step)) for count in (50, 84)]
 
 
-READOUT = r"Query \(.+\): strongest (.+) at \((.+), (.+)\); (.+) % of the weight in padding"
-
-
 def assert_shows(page, attention, name, point):
     """The readout must state the strongest target of the query, and the share of padding."""
     (row,) = attention.rows(name, [point])
-    geometry = attention.geometry[name]
-    ((x, y, weight),) = geometry.strongest(row, 1)
-    padding = 100 * geometry.padding_share(row[None]).item()
+    ((x, y, weight),) = attention.geometry[name].strongest(row, 1)
+    padding = 100 * attention.geometry[name].padding_share(row[None]).item()
+    readout = r"Query .* strongest (.+) at \((.+), (.+)\); (.+) % of the weight in padding"
     text = page.inner_text("#readout").replace("\N{MINUS SIGN}", "-")
-    shown = tuple(map(float, re.match(READOUT, text).groups()))
+    shown = tuple(map(float, re.match(readout, text).groups()))
     assert shown == pytest.approx((float(f"{weight:.2g}"), x, y, padding), abs=0.051, rel=1e-9)
 
 
@@ -127,7 +124,6 @@ def test_page_in_chromium(attention, instances, tmp_path):
                 for x, y in [(4.0, 5.0), (250.0, 1.0), (100.5, 40.0)]:
                     act(box["x"] + x * scale, box["y"] + y * scale)
                     assert_shows(page, attention, name, (x, y))
-        assert page.locator(".arrow").count() == 20
         page.locator("#arrows").fill("3")
         assert page.locator(".arrow").count() == 3
         page.check("#detections")

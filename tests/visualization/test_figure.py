@@ -48,26 +48,16 @@ def test_arrows_and_maps(instantiation):
     assert len(arrows_of(black)) == (0 if signed else 4)  # all weights are 0, or equal
 
 
-@pytest.fixture
-def draw(monkeypatch, tmp_path):
-    """Draw an object of a class, where these fonts and a broken file are installed."""
-
-    def draw(name, *fonts):
-        (tmp_path / "Sans-Regular.ttf").write_bytes(b"not a font")
-        fonts = [str(tmp_path / "Sans-Regular.ttf"), *fonts]
-        monkeypatch.setattr(figure, "findSystemFonts", lambda: fonts)
-        figure._find_family.cache_clear()
-        found = {"category_id": 1, "bbox": [200, 200, 300, 200]}
-        draw_objects(np.zeros((480, 640, 3), np.uint8), [found], {1: name}, Metadata())
-
-    yield draw
-    figure._find_family.cache_clear()
-
-
-def test_labels_in_any_script(draw):
+def test_labels_in_any_script(monkeypatch, tmp_path):
+    (tmp_path / "Sans-Regular.ttf").write_bytes(b"not a font")
+    fonts = [str(tmp_path / "Sans-Regular.ttf"), f"{get_data_path()}/fonts/ttf/STIXGeneral.ttf"]
+    monkeypatch.setattr(figure, "findSystemFonts", lambda: fonts)
+    monkeypatch.setattr(figure, "_find_family", figure._find_family.__wrapped__)
+    image = np.zeros((480, 640, 3), np.uint8)
+    found = {"category_id": 1, "bbox": [200, 200, 300, 200]}
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of matplotlib, on characters without a glyph
-        draw("clé Ж قفل \u24b6 7%", f"{get_data_path()}/fonts/ttf/STIXGeneral.ttf")
+        draw_objects(image, [found], {1: "clé Ж قفل \u24b6 7%"}, Metadata())
     with pytest.warns(UserWarning) as caught:
-        draw("红 Ж", f"{get_data_path()}/fonts/ttf/STIXGeneral.ttf")
+        draw_objects(image, [found], {1: "红 Ж"}, Metadata())
     assert "no installed font has 红, see labels" in str(caught[0].message)

@@ -70,7 +70,7 @@ def test_images_and_videos_are_drawn(tmp_path, kind):
     assert picture.shape == (468, 640, 3) and video.get(cv2.CAP_PROP_FPS) == 10
     frames = [video.read()[1] for _ in range(3)]
     assert {frame.shape for frame in frames} == {(48, 66, 3)} and not video.read()[0]
-    for drawn in [picture, *frames]:
+    for drawn in (picture, *frames):
         changed = np.abs(drawn.astype(int) - GREY).max(axis=2) > 24
         left, right = np.array_split(changed[len(changed) // 2 :], 2, axis=1)  # below the label
         assert right.mean() > 0.8
@@ -133,13 +133,11 @@ def test_command(run_tool, tmp_path, capsys):
 
 def test_bad_options(run_tool, capsys):
     for options, message in [
-        ("--input nowhere.png", "nowhere.png: no image or video"),
         ("--input a.jpg --output .", "an input would be overwritten"),
         ("--input in a.jpg --output out", "two files have the same name"),
         ("--coco-json nowhere/found.json", "--coco-json: no folder nowhere"),
         ("MODEL.WEIGHTS ", "MODEL.WEIGHTS is empty"),
         ("DATASETS.TEST ('coco_2017_val',)", "coco_2017_val has 80 classes, unlike MODEL.ROI_HEAD"),
-        ("--annotations nowhere.json", "nowhere.json"),
     ]:
         with pytest.raises(SystemExit, match="2"):
             run_tool(options)

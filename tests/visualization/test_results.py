@@ -43,9 +43,9 @@ B = [
 
 def test_drawing():
     """Each object has the colour of its class, in an enlarged image."""
-    image = np.full((HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
 
     def draw(*objects):
+        image = np.full((HEIGHT, WIDTH, 3), GREY, dtype=np.uint8)
         metadata = Metadata(thing_colors=[(250, 0, 0), (0, 0, 250)])
         return draw_objects(image, objects, {1: "cat", 2: "dog"}, metadata)
 
@@ -55,8 +55,8 @@ def test_drawing():
     assert left[0] > left[2] and right[2] > right[0]
     second = draw(instance(1, 2, LEFT, score=1), instance(1, 1, RIGHT, score=1))
     assert np.array_equal(second[160, 160], right) and np.array_equal(second[160, 480], left)
-    drawn = draw({"category_id": 1, "bbox": LEFT, "keypoints": [80.0, 50.0, 2.0]})
-    assert (drawn[200, 320] != GREY).any()
+    third = draw({"category_id": 1, "bbox": LEFT, "keypoints": [80.0, 50.0, 2.0]})
+    assert (third[200, 320] != GREY).any()
 
 
 @pytest.fixture
@@ -82,18 +82,16 @@ def arguments(tmp_path, monkeypatch):
     return "baseline/seed1 nl&.json --annotations gt.json --images . --output out".split()
 
 
-def test_command(arguments, tmp_path, capsys):
+def test_command(arguments, capsys):
     tool.main([*arguments, "--count", "3"])
     assert "nl&.json is better on 3, baseline on 0; on 2 they are equal" in capsys.readouterr().out
-    names = ["1_4.png", "2_1.png", "3_2.png"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [*names, "index.html"]
-    assert Image.open(tmp_path / "out" / names[0]).width > 3 * 640
-    page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert Image.open("out/1_4.png").width > 3 * 640
+    page = Path("out/index.html").read_text("utf-8")
     assert "<title>baseline and nl&amp;.json</title>" in page
     assert re.findall(r'<h2>(.*)</h2><img src="(.*?)"', page) == [
-        ("1. 4.png: F1 +1.00", names[0]),
-        ("2. 1.png: F1 +0.50", names[1]),
-        ("3. 2.png: F1 +0.40", names[2]),
+        ("1. 4.png: F1 +1.00", "1_4.png"),
+        ("2. 1.png: F1 +0.50", "2_1.png"),
+        ("3. 2.png: F1 +0.40", "3_2.png"),
     ]
 
 
@@ -107,15 +105,14 @@ def test_masks_and_the_same_detections(arguments, tmp_path, capsys):
     for content, options in ((shifted, ["--tasks", "segm"]), (A, [])):
         (tmp_path / "a.json").write_text(json.dumps(content))
         tool.main([*arguments[:1], "a.json", *arguments[2:], "--count", "1", *options])
-        said = capsys.readouterr()
-        assert "on 5 they are equal" in said.out
-        assert ("have the same detections" in said.err) == (content is A)
+        out, err = capsys.readouterr()
+        assert "on 5 they are equal" in out
+        assert ("have the same detections" in err) == (content is A)
 
 
 def test_bad_arguments(arguments, capsys):
     for changed, message in [
         ([*arguments, "--confidence-threshold", "0.95"], "no score reaches"),
-        ([*arguments, "--images", "nowhere"], "no folder /"),
         ([*arguments, "--dataset", "data"], "--annotations and --images"),
         (["nl&.json", *arguments[1:]], "A and B are the same run"),
     ]:
