@@ -18,9 +18,9 @@ def make_object(image, category, box, points):
     """Return the keys that annotations and detections have in common."""
     (rle,) = mask.frPyObjects(np.array([box], dtype=float), SIZE, SIZE)
     keypoints = np.column_stack([points, np.full(17, 2)]).ravel().tolist()  # 2: visible
+    rle["counts"] = rle["counts"].decode()
     result = {"image_id": image, "category_id": int(category), "bbox": [float(v) for v in box]}
-    segmentation = {"size": rle["size"], "counts": rle["counts"].decode()}
-    return result | {"segmentation": segmentation, "keypoints": keypoints}
+    return result | {"segmentation": rle, "keypoints": keypoints}
 
 
 def random_object(generator, image, category):
@@ -50,22 +50,21 @@ def dataset():
 
 
 def make_run(dataset, seed):
-    """Detections near the objects and elsewhere. Scores repeat between images, not within one."""
-    generator = np.random.default_rng(seed)
-    scores = {image: iter(generator.permutation(300) / 300) for image in range(1, IMAGES + 1)}
-    detections = []
+    """Return detections near the objects and elsewhere."""
+    generator, detections = np.random.default_rng(seed), []
     for annotation in dataset["annotations"] * 2:
         box = np.array(annotation["bbox"])
         box += generator.normal(0, generator.choice([0.01, 0.1]), 4) * box[[2, 3, 2, 3]]
-        points = np.array(annotation["keypoints"]).reshape(17, 3)[:, :2]
+        points = np.reshape(annotation["keypoints"], (17, 3))[:, :2]
         points = points + generator.normal(0, 0.03, (17, 2)) * box[2:]
-        category = annotation["category_id"]
-        detections.append(make_object(annotation["image_id"], category, box, points))
+        image, category = annotation["image_id"], annotation["category_id"]
+        detections.append(make_object(image, category, box, points))
     # Image 1 has more than the 100 detections of a category that pycocotools evaluates.
     for image in [1] * 140 + list(range(2, IMAGES + 1)) * 4:
         category = 1 if image == 1 else generator.choice([1, 2, 5, 7, 9])
         detections.append(random_object(generator, image, category))
-    return [d | {"score": next(scores[d["image_id"]])} for d in detections]
+    scores = generator.permutation(len(detections)).tolist()
+    return [d | {"score": score} for d, score in zip(detections, scores)]
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +93,8 @@ def write_run():
     def write_run(job, metrics, iterations=40, processes=1):
         job.folder.mkdir(parents=True)
         (job.folder / "config.yaml").write_text(job.cfg.dump())
-        scaled = DefaultTrainer.auto_scale_workers(job.cfg, processes)
-        environment = {"iterations": iterations, "processes": processes}
-        environment |= {"config_hash": config_hash(scaled)}
+        key = config_hash(DefaultTrainer.auto_scale_workers(job.cfg, processes))
+        environment = {"iterations": iterations, "processes": processes, "config_hash": key}
         (job.folder / "environment.json").write_text(json.dumps(environment))
         lines = [{"iteration": iterations - 1, "time": 0.5}, {"iteration": iterations} | metrics]
         (job.folder / "metrics.json").write_text("".join(json.dumps(x) + "\n" for x in lines))

@@ -1,13 +1,13 @@
 """The input of tools/compare.py: what is scored, and one line that says what is wrong."""
 
+import copy
 import json
-import re
 from types import SimpleNamespace
 
 import pytest
 
 from nl_detectron.errors import UserError
-from nl_detectron.evaluation.coco_results import scoring_options
+from nl_detectron.evaluation.coco_results import JUDGED, scoring_options
 
 BOX = {"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [0, 0, 9, 9]}
 OBJECT = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}
@@ -34,12 +34,6 @@ def test_scoring_options(tmp_path):
     assert scoring_options(coco, paths[:1], ["keypoints"]) == options
 
 
-def test_a_run_and_itself(dataset, runs, compare_files):
-    said = compare_files("--tasks", "bbox", gt=dataset, a=runs[0], b=runs[0])
-    assert "warning: a.json and b.json have the same detections\n" in said.err
-    assert said.out.count("| +0.00   | +0.00 to +0.00 |") == 6  # metrics
-
-
 def test_limit_of_detections(compare_files, tmp_path):
     """300 perfect detections score 100 if TEST.DETECTIONS_PER_IMAGE of a run allows them."""
     boxes = [[x, y, 8, 8] for y in range(0, 200, 10) for x in range(0, 150, 10)]
@@ -54,13 +48,10 @@ def test_limit_of_detections(compare_files, tmp_path):
 def test_bad_detections(dataset, runs, compare_files, capsys):
     for content, message in [
         ({"a": 1}, "b.json is not a COCO result file"),
-        ([], "b.json is not a COCO result file"),
-        ([BOX, BOX | {"score": None}], "b.json: detection 1: score is not a finite number"),
-        ([BOX | {"score": float("nan")}], "detection 0: score is not a finite number"),
+        ([BOX, BOX | {"score": float("nan")}], "b.json: detection 1: score is not a finite number"),
         ([BOX | {"image_id": 999}], "image_id 999 is not in the annotations"),
         ([BOX | {"category_id": [1]}], "category_id [1] is not in the annotations"),
         ([BOX | {"bbox": [1, 2, 3]}], "bbox is not a list of four finite numbers"),
-        ([BOX | {"segmentation": [[1, 2, 3, 4]]}], "is not an RLE with counts"),
         ([BOX | {"segmentation": RLE}], "is not an RLE with counts and size [240, 240]"),
         ([BOX | {"keypoints": [1]}], "keypoints is not a list of 51 finite numbers"),
     ]:
@@ -70,12 +61,12 @@ def test_bad_detections(dataset, runs, compare_files, capsys):
 
 
 def test_bad_options_and_annotations(dataset, compare_files, capsys):
-    compare_files(gt=dataset, a=[BOX], b=[BOX])
+    out, err = compare_files(gt=dataset, a=[BOX], b=[BOX])
+    assert "warning: a.json and b.json have the same detections\n" in err
+    assert out.count("| +0.00   | +0.00 to +0.00 |") == 6  # metrics
     for options, changes, message in [
         ("--tasks segm", {}, "gt.json, a.json, b.json have in common: bbox"),
         ("--resamples 9", {}, "--resamples must be at least 100"),
-        ("--seed -1", {}, "--seed at least 0"),
-        ("--annotations a.txt", {}, "no file /"),
         ("", {"images": None}, "gt.json is not in COCO's format: it has no list 'images'"),
         ("", {"annotations": [OBJECT | {"category_id": 3}]}, "category_id of no category"),
     ]:
@@ -84,11 +75,10 @@ def test_bad_options_and_annotations(dataset, compare_files, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_a_missing_mask_is_named(dataset, runs, compare_files, capsys):
-    objects = [dict(thing) for thing in dataset["annotations"]]
-    objects[7]["segmentation"] = []
+def test_all_tasks_and_a_missing_mask(dataset, runs, compare_files, capsys):
+    table = compare_files(gt=dataset, a=runs[0], b=runs[1]).out
+    assert all(f"| {task} AP " in table for task in JUDGED)
+    del (objects := copy.deepcopy(dataset["annotations"]))[7]["segmentation"]
     with pytest.raises(SystemExit, match="2"):
-        compare_files(
-            "--tasks", "segm", gt=dataset | {"annotations": objects}, a=runs[0], b=runs[0]
-        )
-    assert re.search("1 of 220 annotations have no segmentation .*: 8 .", capsys.readouterr().err)
+        compare_files("--tasks", "segm", gt=dataset | {"annotations": objects})
+    assert "1 of 220 annotations have no segmentation" in capsys.readouterr().err

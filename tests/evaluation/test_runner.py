@@ -21,15 +21,15 @@ def test_interrupted_runs_are_resumed(datasets, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     (job,) = todo = jobs(SYNTHETIC, tmp_path, rows=["R_18_FPN"], opts=TINY)
-    for _ in range(2):
-        assert run_jobs(todo) == []
-        assert 0 <= read_run(job.folder).metrics["bbox/AP"] <= 100
-        assert "mask_rcnn_R_18_FPN, seed1: 100%|" in capsys.readouterr().err
-        metrics = job.folder / "metrics.json"
-        finished = metrics.read_text()
-        metrics.write_text(finished.splitlines(True)[0])  # as if killed before the evaluation
-        (job.folder / "config.yaml").write_text("")  # as if killed while it was written
-    metrics.write_text(finished)
+    assert run_jobs(todo) == []
+    metrics = job.folder / "metrics.json"
+    metrics.write_text(metrics.read_text().splitlines(True)[0])  # as if killed before evaluation
+    config = (job.folder / "config.yaml").read_text()
+    (job.folder / "config.yaml").write_text("")  # as if killed while it was written
+    assert run_jobs(todo) == []
+    assert "mask_rcnn_R_18_FPN, seed1: 100%|" in capsys.readouterr().err
+    assert (job.folder / "config.yaml").read_text() == config
+    assert 0 <= read_run(job.folder).metrics["bbox/AP"] <= 100
     assert run_jobs(todo) == []
     assert capsys.readouterr().err == "[1/1] mask_rcnn_R_18_FPN, seed1: already finished\n"
 
@@ -42,11 +42,9 @@ def synthetic_jobs(output, *codes):
 
 def test_a_failed_run_does_not_stop_the_others(tmp_path, capfd):
     todo = synthetic_jobs(tmp_path, "print('a line'); raise SystemExit(3)", "print('fine')")
-    failures = run_jobs(todo)
-    assert failures == [f"{todo[0].folder}: exit status 3; see output.log in this folder"]
-    out, err = capfd.readouterr()
-    assert out == "" and "a line\n" not in err
-    assert f"[2/2] mask_rcnn_R_18_FPN_NL, seed1: full output in {todo[1].folder}" in err
+    assert run_jobs(todo) == [f"{todo[0].folder}: exit status 3; see output.log in this folder"]
+    full_output = f"[2/2] mask_rcnn_R_18_FPN_NL, seed1: full output in {todo[1].folder}"
+    assert full_output in capfd.readouterr().err
     assert (todo[1].folder / "output.log").read_text().endswith("\nfine\n")
 
 
@@ -98,12 +96,7 @@ def test_plan(tmp_path, write_run, capsys):
         assert line.startswith(state) and "--num-gpus 8 SEED 1 OUTPUT_DIR" in line
 
 
-def test_bad_arguments(capsys):
-    for options, message in [
-        ("--seeds 0", "'0' is not a whole number of at least 1"),
-        ("--rows R_34", "no row R_34; the rows are R_18_FPN, R_18_FPN_NL"),
-        ("--opts SOLVER.BAES_LR 1", "SOLVER.BAES_LR"),
-    ]:
-        with pytest.raises(SystemExit, match="2"):
-            tool.main(["plan", "synthetic", *options.split()])
-        assert message in capsys.readouterr().err
+def test_bad_row(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        tool.main(["plan", "synthetic", "--rows", "R_34"])
+    assert "no row R_34; the rows are R_18_FPN, R_18_FPN_NL" in capsys.readouterr().err
