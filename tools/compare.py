@@ -43,13 +43,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         annotations, (a, b), tasks = read_results(args.annotations, [args.a, args.b], args.tasks)
         if a == b:
             print(f"warning: {args.a} and {args.b} have the same detections", file=sys.stderr)
-        options = scoring_options(
-            annotations,
-            [args.a, args.b],
-            tasks,
-            keypoint_sigmas=args.keypoint_sigmas,
-            max_dets_per_image=args.max_dets_per_image,
-        )
+        limits = args.keypoint_sigmas, args.max_dets_per_image
+        options = scoring_options(annotations, [args.a, args.b], tasks, *limits)
         options |= {"resamples": args.resamples, "seed": args.seed}
         differences = {task: compare(annotations, a, b, task, **options) for task in tasks}
     print(f"A: {args.a}\nB: {args.b}\n\n{difference_table(differences)}\n")

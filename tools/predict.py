@@ -13,19 +13,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import Metadata, MetadataCatalog
-
 from nl_detectron.data.annotations import read_annotations, read_for_evaluation
 from nl_detectron.engine import build_predictor, check_nonlocal, find_config_file, load_config
 from nl_detectron.engine.checks import CLASSIFIERS
 from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.files import write_atomically
-from nl_detectron.visualization.predictions import (
-    THRESHOLDS,
-    find_image_ids,
-    find_inputs,
-    predict,
-)
+from nl_detectron.visualization.predictions import THRESHOLDS, find_image_ids, find_inputs, predict
+
+# isort: split
+# After nl_detectron, which silences a warning of torch that importing detectron2 causes.
+from detectron2.data import Metadata, MetadataCatalog
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

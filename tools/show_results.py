@@ -10,14 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.data import Metadata, MetadataCatalog
-
 from nl_detectron.data.coco import coco_files
 from nl_detectron.data.coco_check import find_images
 from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.evaluation.coco_results import JUDGED, read_results, scoring_options
 from nl_detectron.visualization.curves import run_names
 from nl_detectron.visualization.results import write_results
+
+# isort: split
+# After nl_detectron, which silences a warning of torch that importing detectron2 causes.
+from detectron2.data import Metadata, MetadataCatalog
 
 RESULTS = "coco_instances_results.json"
 
@@ -64,15 +66,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if runs[0] == runs[1]:
             print(f"warning: {paths[0]} and {paths[1]} have the same detections", file=sys.stderr)
         sigmas, limit = args.keypoint_sigmas, args.max_dets_per_image
-        scoring = scoring_options(
-            annotations, paths, [task], keypoint_sigmas=sigmas, max_dets_per_image=limit
-        )
+        scoring = scoring_options(annotations, paths, [task], sigmas, limit)
         for path, run in zip(paths, runs):
             run[:] = [found for found in run if found["score"] >= args.confidence_threshold]
             if not run:
                 raise UserError(f"{path}: no score reaches --confidence-threshold")
         runs = dict(zip(run_names(args.runs), runs))
-        options = {"task": task, "metadata": metadata, "count": args.count, "scoring": scoring}
+        options = {"metadata": metadata, "count": args.count, "task": task, **scoring}
         print(write_results(annotations, Path(files[1]), runs, args.output, **options))
     print(f"written to {args.output}")
 

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.data import Metadata, MetadataCatalog
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
 from nl_detectron.engine import build_predictor, find_config_file, load_config
 from nl_detectron.errors import UserError, exit_on_user_error
@@ -22,6 +20,11 @@ from nl_detectron.visualization import Attention, attend
 from nl_detectron.visualization.attention_page import attention_page
 from nl_detectron.visualization.figure import draw_attention, draw_objects
 from nl_detectron.visualization.predictions import THRESHOLDS, read_image
+
+# isort: split
+# After nl_detectron, which silences a warning of torch that importing detectron2 causes.
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
 MAX_BOXES = 12
 

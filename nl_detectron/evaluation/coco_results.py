@@ -2,11 +2,9 @@
 
 import io
 import json
-import math
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pycocotools.coco import COCO
@@ -16,24 +14,16 @@ from ..errors import UserError
 
 # task: the key of a detection that is judged
 JUDGED = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
-COCO_KEYPOINTS = 17  # pycocotools has OKS sigmas for these
 
 
 def read_results(
     annotations: str | Path, paths: Sequence[str | Path], tasks: Sequence[str] | None = None
 ) -> tuple[COCO, list[list[dict]], list[str]]:
-    """Read the annotations of a dataset and the detections of several runs on it.
-
-    Args:
-        annotations: a COCO annotation file.
-        paths: COCO result files, such as detectron2's ``inference/coco_instances_results.json``.
-        tasks: keys of ``JUDGED``; by default those that annotations and detections have.
+    """Read and check the annotations of a dataset, and COCO result files of several runs on it.
 
     Returns:
-        The annotations, the detections of each run, and the tasks.
-
-    Raises:
-        UserError: if a file is missing or malformed, or does not fit the others.
+        The annotations, the detections of each run, and the tasks, which are keys of ``JUDGED``; by
+        default those that all files have in common.
     """
     runs = [_read_detections(path) for path in paths]
     sources = [data.read_annotations(annotations)["annotations"], *runs]
@@ -47,21 +37,13 @@ def read_results(
         files = ", ".join(map(str, [annotations, *paths]))
         raise UserError(f"tasks that {files} have in common: {', '.join(common) or 'none'}")
     coco = read_annotations(annotations, masks="segm" in tasks, keypoints="keypoints" in tasks)
-    lengths = {"bbox": 4, "keypoints": 3 * _keypoint_count(coco)}
     for path, run in zip(paths, runs):
-        for number, detection in enumerate(run):
-            for task in tasks:
-                if problem := _problem(detection, task, coco, lengths):
-                    raise UserError(f"{path}: detection {number} {problem}")
+        _check_detections(path, run, tasks, coco)
     return coco, runs, tasks
 
 
 def read_annotations(path: str | Path, *, masks: bool = False, keypoints: bool = False) -> COCO:
-    """Read a COCO annotation file.
-
-    Raises:
-        UserError: if it is missing or malformed, or cannot be used for evaluation.
-    """
+    """Read annotations to evaluate with; raise a UserError as `read_for_evaluation`."""
     coco = COCO()
     coco.dataset = data.read_for_evaluation(path, masks=masks, keypoints=keypoints)
     with redirect_stdout(io.StringIO()):
@@ -70,48 +52,37 @@ def read_annotations(path: str | Path, *, masks: bool = False, keypoints: bool =
 
 
 def scoring_options(
-    annotations: COCO,
-    paths: Sequence[str | Path],
-    tasks: Sequence[str],
-    *,
-    keypoint_sigmas: Sequence[float] | None = None,
-    max_dets_per_image: int | None = None,
-) -> dict[str, Any]:
+    annotations: COCO, paths: Sequence[Path], tasks: Sequence[str], sigmas=None, limit=None
+) -> dict:
     """Return the keyword arguments with which `match` scores as the training did.
 
-    An argument that is None is taken from TEST in the config.yaml of the runs, if ``paths`` are in
-    their output folders.
-
-    Raises:
-        UserError: if the runs differ in their sigmas, or the keypoints need others.
+    OKS sigmas and a limit of detections that are None are taken from TEST in the config.yaml of the
+    runs, if ``paths`` are in their output folders. Raise a UserError if the sigmas do not fit.
     """
-    configs = [_test_options(Path(path)) for path in paths]
-    if max_dets_per_image is None:
+    configs = [_test_options(path) for path in paths]
+    if limit is None:
         limits = [config.get("DETECTIONS_PER_IMAGE", 100) for config in configs]
-        max_dets_per_image = -1 if min(limits) < 0 else max(limits)
-    if "keypoints" not in tasks:
-        return {"max_dets_per_image": max_dets_per_image}
-    if keypoint_sigmas is None:
-        different = {tuple(config.get("KEYPOINT_OKS_SIGMAS", ())) for config in configs}
-        if len(different) > 1:
+        limit = -1 if min(limits) < 0 else max(limits)
+    options = {"max_dets_per_image": limit}
+    if "keypoints" in tasks:
+        sigmas, *others = [sigmas or c.get("KEYPOINT_OKS_SIGMAS", []) for c in configs]
+        if any(other != sigmas for other in others):
             raise UserError("the runs differ in TEST.KEYPOINT_OKS_SIGMAS; give --keypoint-sigmas")
-        (keypoint_sigmas,) = different
-    count, number = _keypoint_count(annotations), len(keypoint_sigmas) or COCO_KEYPOINTS
-    if count != number or not all(0 < sigma < math.inf for sigma in keypoint_sigmas):
-        raise UserError(
-            f"--keypoint-sigmas or TEST.KEYPOINT_OKS_SIGMAS: the annotations have {count} "
-            f"keypoints, and need a positive number for each, not {list(keypoint_sigmas)} (only "
-            f"{COCO_KEYPOINTS} keypoints have defaults)"
-        )
-    return {"max_dets_per_image": max_dets_per_image, "keypoint_sigmas": keypoint_sigmas}
+        count = _keypoint_count(annotations)
+        if count != (len(sigmas) or 17) or not all(sigma > 0 for sigma in sigmas):
+            raise UserError(
+                f"--keypoint-sigmas or TEST.KEYPOINT_OKS_SIGMAS: {count} keypoints need as many "
+                f"positive numbers, not {sigmas} (only COCO's 17 have defaults)"
+            )
+        options["keypoint_sigmas"] = sigmas
+    return options
 
 
-def _test_options(path: Path) -> dict[str, Any]:
+def _test_options(path: Path) -> dict:
     """Return the keys of TEST in config.yaml of the run that wrote a file; {} if none is found."""
     for folder in path.resolve().parents[:3]:  # of OUTPUT_DIR/inference/<dataset>/<file>
         if (folder / "config.yaml").is_file():
-            config = yaml.safe_load((folder / "config.yaml").read_text())
-            return config.get("TEST", {}) if isinstance(config, dict) else {}
+            return (yaml.safe_load((folder / "config.yaml").read_text()) or {}).get("TEST", {})
     return {}
 
 
@@ -130,29 +101,24 @@ def _read_detections(path: str | Path) -> list[dict]:
     return detections
 
 
-def _problem(detection: dict, task: str, annotations: COCO, lengths: dict[str, int]) -> str:
-    """Return why a detection cannot be evaluated, or an empty string."""
-    for key, ids in (("image_id", annotations.imgs), ("category_id", annotations.cats)):
-        value = detection.get(key)
-        if not isinstance(value, (int, str)) or value not in ids:
-            return f"has {key} {value!r}, which is not in the annotations"
-    if not _are_finite([detection.get("score")], 1):
-        return "has no finite score"
-    key = JUDGED[task]
-    value = detection.get(key)
-    if task == "segm":
-        image = annotations.imgs[detection["image_id"]]
-        size = [image["height"], image["width"]]
-        is_rle = isinstance(value, dict) and isinstance(value.get("counts"), str)
-        is_valid = is_rle and value.get("size") == size
-        return "" if is_valid else f"needs an RLE with counts and size {size} in {key}"
-    length = lengths[task]
-    return "" if _are_finite(value, length) else f"needs {length} finite numbers in {key}"
-
-
-def _are_finite(values: Any, length: int) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == length
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
-    )
+def _check_detections(path: Path, detections: Sequence[dict], tasks: list[str], coco: COCO) -> None:
+    """Raise a UserError if a detection cannot be evaluated."""
+    length = 3 * _keypoint_count(coco)
+    points = data.NUMBERS._replace(length=length, text=f"a list of {length} finite numbers")
+    fields = {"score": data.NUMBER, "bbox": data.BOX, "keypoints": points}
+    fields = {key: fields[key] for key in ("score", *tasks) if key in fields}
+    for number, detection in enumerate(detections):
+        prefix = f"{path}: detection {number}:"
+        for key, ids in (("image_id", coco.imgs), ("category_id", coco.cats)):
+            value = detection.get(key)
+            if not data.ID.fits([value]) or value not in ids:
+                raise UserError(f"{prefix} {key} {value!r} is not in the annotations")
+        for key, field in fields.items():
+            if not field.fits([detection.get(key)]):
+                raise UserError(f"{prefix} {key} is not {field.text}")
+        if "segm" in tasks:
+            image, mask = coco.imgs[detection["image_id"]], detection.get("segmentation")
+            size = [image["height"], image["width"]]
+            is_rle = isinstance(mask, dict) and isinstance(mask.get("counts"), str)
+            if not is_rle or mask.get("size") != size:
+                raise UserError(f"{prefix} segmentation is not an RLE with counts and size {size}")

@@ -1,12 +1,10 @@
 """Compare the AP of two runs on the same images by a paired bootstrap over images.
 
-pycocotools matches detections with objects once. A resample draws as many images as there are, with
-replacement: it is a weight for each image, the same for both runs. See Efron and Tibshirani, An
-Introduction to the Bootstrap, 1993, chapters 6 and 13.
+pycocotools matches detections with objects once. A resample is a weight for each image, the same in
+both runs. See Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapters 6 and 13.
 """
 
 import io
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import NamedTuple
 
@@ -16,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..engine.coco_evaluator import COCO_MAX_DETS, counted_detections
+from ..engine.coco_evaluator import counted_detections
 
 # metric: (range of object sizes, slice of the IoU thresholds 0.50, 0.55, ..., 0.95)
 METRICS = {
@@ -28,7 +26,6 @@ METRICS = {
     "APl": ("large", slice(None)),
 }
 RECALLS = np.linspace(0, 1, 101)  # the same floats as in pycocotools
-ENDS = (0.025, 0.975)  # quantiles at the ends of the 95% confidence interval
 BATCH = 100  # resamples that are computed at once
 
 
@@ -41,74 +38,37 @@ class Matches(NamedTuple):
     objects: np.ndarray  # (G,) index of each object's image
 
 
-class Difference(NamedTuple):
-    """A metric of two runs, from 0 to 1, and the confidence interval of b - a."""
-
-    a: float
-    b: float
-    low: float
-    high: float
-
-
 def compare(
-    annotations: COCO,
-    a: Sequence[dict],
-    b: Sequence[dict],
-    task: str,
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    **scoring,
-) -> dict[str, Difference]:
-    """Compare the detections of two runs.
+    annotations: COCO, a: list[dict], b: list[dict], task: str, resamples: int, seed: int, **scoring
+) -> dict[str, tuple[float, float, float, float]]:
+    """Compare two runs: metric -> a, b, and the ends of the 95% interval of b - a, from 0 to 1.
 
-    Args:
-        annotations, a, b, task: from `read_results`.
-        resamples: number of bootstrap resamples.
-        seed: seed of the bootstrap, at least 0.
-        scoring: keyword arguments of `match`.
-
-    Returns:
-        Metric -> difference, with a percentile interval, for metrics with objects of their size.
+    A metric without objects of its size is left out. ``seed`` is that of the bootstrap, at least 0;
+    ``scoring`` are keyword arguments of `match`.
     """
     images = len(annotations.imgs)
     draws = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), resamples)
-    weights = np.column_stack([np.ones(images, int), draws.T]).astype(np.int32)
-    batches = np.split(weights, range(BATCH, weights.shape[1], BATCH), axis=1)
-    metrics = []  # of both runs
-    for detections in (a, b):
-        matches = match(annotations, detections, task, **scoring)
-        parts = [average_precisions(matches, batch) for batch in tqdm(batches, desc="resampling")]
-        metrics.append({metric: np.concatenate([p[metric] for p in parts]) for metric in parts[0]})
+    weights = np.vstack([np.ones(images), draws]).T.astype(np.int32)
+    aps = [average_precisions(match(annotations, run, task, **scoring), weights) for run in (a, b)]
     result = {}
-    for metric, ap_a in metrics[0].items():
-        ap_b = metrics[1][metric]
+    for metric, ap_a in aps[0].items():
+        ap_b = aps[1][metric]
         if not np.isnan(ap_a[0]):
-            low, high = np.nanquantile((ap_b - ap_a)[1:], ENDS)
-            result[metric] = Difference(ap_a[0], ap_b[0], low, high)
+            low, high = np.nanquantile((ap_b - ap_a)[1:], [0.025, 0.975])
+            result[metric] = ap_a[0], ap_b[0], low, high
     return result
 
 
 def match(
-    annotations: COCO,
-    detections: Sequence[dict],
-    task: str,
-    *,
-    keypoint_sigmas: Sequence[float] = (),
-    max_dets_per_image: int = COCO_MAX_DETS,
+    annotations: COCO, detections: list[dict], task: str, keypoint_sigmas=(), max_dets_per_image=100
 ) -> dict[str, list[Matches]]:
-    """Match detections with objects by pycocotools.
+    """Match detections with objects by pycocotools: range of sizes -> matches of each category.
 
-    Args:
-        keypoint_sigmas: TEST.KEYPOINT_OKS_SIGMAS; by default those of COCO's 17 keypoints.
-        max_dets_per_image: TEST.DETECTIONS_PER_IMAGE; see `FasterCOCOEvaluator`.
-
-    Returns:
-        Range of sizes -> matches of each category that has objects or detections.
+    The options are TEST.KEYPOINT_OKS_SIGMAS and TEST.DETECTIONS_PER_IMAGE.
     """
     # As in detectron2: with "bbox", loadRes() would take the area of the box for that of the mask.
-    unused = ("bbox",) if task == "segm" else ()
-    detections = [{key: d[key] for key in d if key not in unused} for d in detections]
+    unused = "bbox" if task == "segm" else None
+    detections = [{key: d[key] for key in d if key != unused} for d in detections]
     with redirect_stdout(io.StringIO()):
         found = annotations.loadRes(detections)
         evaluator = COCOeval(annotations, found, task)
@@ -126,7 +86,7 @@ def match(
     }
 
 
-def _join(entries: Sequence[dict | None]) -> Matches:
+def _join(entries: np.ndarray) -> Matches:
     """Join pycocotools' entries of one category, one for each image; None for an empty one."""
     entries = [(i, entry) for i, entry in enumerate(entries) if entry]
     scores = np.concatenate([entry["dtScores"] for _, entry in entries])
@@ -147,10 +107,12 @@ def average_precisions(
     A metric is what pycocotools computes on as many copies of each image as its weight says. It
     has shape (R,), and is nan where no object of its size has a weight.
     """
-    precisions = {
-        size: np.stack([_average_precision(category, weights) for category in categories])
-        for size, categories in matches.items()
-    }
+    batches = np.split(weights, range(BATCH, weights.shape[1], BATCH), axis=1)
+    precisions = {}
+    for size, categories in matches.items():
+        bar = tqdm(categories, desc=f"resampling, {size} objects", leave=False)
+        parts = [[_average_precision(category, batch) for batch in batches] for category in bar]
+        precisions[size] = np.stack([np.concatenate(part, axis=1) for part in parts])
     result = {}
     for metric, (size, thresholds) in METRICS.items():
         if size in precisions:
@@ -163,27 +125,26 @@ def _average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
     """Return the average precision of one category, (T, R); nan in resamples without an object."""
     objects = weights[matches.objects].sum(axis=0)  # (R,)
     # How many of RECALLS are reached with 0, 1, 2, ... objects found.
-    found = np.arange(objects.max() + 1)[:, None]
-    reached = np.searchsorted(RECALLS, found / np.maximum(objects, 1), side="right")
+    counts = np.arange(objects.max() + 1)[:, None]
+    reached = np.searchsorted(RECALLS, counts / np.maximum(objects, 1), side="right")
     result = np.zeros((len(matches.hits), weights.shape[1]))
     for threshold, (hits, counted) in enumerate(zip(matches.hits, matches.counted)):
         images, hits = matches.images[counted], np.flatnonzero(hits[counted])
-        if hits.size:
-            # Recall rises at hits only, and the maximum of the precision from there on is at a hit.
-            true_positives = weights[images[hits]].cumsum(axis=0)
-            starts = np.append(0, hits[:-1] + 1)  # of the detections from one hit to the next
-            detections = np.add.reduceat(weights[images[: hits[-1] + 1]], starts).cumsum(axis=0)
-            precision = true_positives / (detections + np.spacing(1))  # as in pycocotools
-            precision = np.maximum.accumulate(precision[::-1])[::-1]
-            recalls = np.diff(
-                np.take_along_axis(reached, true_positives, axis=0), axis=0, prepend=0
-            )
-            result[threshold] = (precision * recalls).sum(axis=0) / len(RECALLS)
+        if not hits.size:
+            continue
+        # Recall rises at hits only, and the maximum of the precision from there on is at a hit.
+        found = weights[images[hits]].cumsum(axis=0)
+        starts = np.append(0, hits[:-1] + 1)  # of the detections from one hit to the next
+        detections = np.add.reduceat(weights[images[: hits[-1] + 1]], starts).cumsum(axis=0)
+        precision = found / (detections + np.spacing(1))  # as in pycocotools
+        precision = np.maximum.accumulate(precision[::-1])[::-1]
+        recalls = np.diff(np.take_along_axis(reached, found, axis=0), axis=0, prepend=0)
+        result[threshold] = (precision * recalls).sum(axis=0) / len(RECALLS)
     result[:, objects == 0] = np.nan
     return result
 
 
-def difference_table(differences: dict[str, dict[str, Difference]]) -> str:
+def difference_table(differences: dict[str, dict[str, tuple]]) -> str:
     """Format the result of `compare` for each task as a Markdown table, in percent."""
     rows = []
     for task, metrics in differences.items():
@@ -195,15 +156,11 @@ def difference_table(differences: dict[str, dict[str, Difference]]) -> str:
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
-def image_scores(annotations: COCO, detections: Sequence[dict], task: str, **scoring) -> np.ndarray:
-    """Compute the F1 score of each image: 2 hits / (detections + objects).
+def image_scores(annotations: COCO, detections: list[dict], task: str, **scoring) -> np.ndarray:
+    """Compute the F1 score of each image, 2 hits / (detections + objects), by image id.
 
-    All detections count alike, so remove those with low scores first. The class has to be right.
-    The result is the mean over COCO's IoU thresholds 0.50, 0.55, ..., 0.95. ``scoring`` are keyword
-    arguments of `match`.
-
-    Returns:
-        (images,) from 0 to 1, by image id. An image with no object and no detection has 1.
+    It is a mean over COCO's IoU thresholds, and 1 for an image with no object and no detection. All
+    detections count alike, so remove those with low scores first.
     """
     categories = match(annotations, detections, task, **scoring)["all"]
     hits = np.zeros((len(categories[0].hits), len(annotations.imgs)))

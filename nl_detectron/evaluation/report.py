@@ -32,9 +32,8 @@ def report(tables: Sequence[Table], output: Path) -> str:
 def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, list[str]]) -> str:
     """Format two runs and their difference as a Markdown table.
 
-    Args:
-        name: title of the second row.
-        groups: title -> class names; adds a column with the mean box AP of these classes.
+    ``name`` is the title of the second row. Each of ``groups``, title -> class names, adds a column
+    with the mean box AP of these classes.
     """
     headers = ["", "box AP", "AP50", "AP75", "mask AP", "AP50", "AP75"]
     headers += [f"box AP, {title}" for title in groups] + ["s/iter", "parameters"]
@@ -42,8 +41,7 @@ def comparison_table(baseline: Run, other: Run, name: str, groups: dict[str, lis
     rows = []
     for run in (baseline, other):
         ap = [run.metrics[key] for key in BOX_AND_MASK]
-        for classes in groups.values():
-            ap.append(mean(run.metrics[f"bbox/AP-{label}"] for label in classes))
+        ap += [mean(run.metrics[f"bbox/AP-{key}"] for key in keys) for keys in groups.values()]
         rows.append([*ap, run.seconds_per_iteration, parameter_count(meta_model(run.cfg))[""]])
     rows.append([b - a for a, b in zip(*rows)])
     cells = []

@@ -35,25 +35,11 @@ class Job:
         return int(lines[-1]["iteration"]) + 1 if lines else 0
 
 
-def jobs(
-    table: Table,
-    output: Path,
-    *,
-    rows: Sequence[str] = (),
-    seeds: int = 1,
-    num_gpus: int = 1,
-    opts: Sequence[str] = (),
-) -> list[Job]:
-    """List the runs of a table: all rows with the first seed, then with the next.
+def jobs(table: Table, output: Path, rows=(), seeds=1, num_gpus=1, opts=()) -> list[Job]:
+    """List the runs of a table: all rows, or those named, with the first seed, then with the next.
 
-    Raise a UserError if there is no such row, or the options do not fit a config.
-
-    Args:
-        output: folder of all runs; one run is in ``output/<config>/seed<n>``.
-        rows: names of rows; empty for all.
-        seeds: number of runs per row, with the seeds 1 to ``seeds``.
-        num_gpus: GPUs per run, on this machine.
-        opts: ``KEY VALUE ...`` for every config.
+    A run is in ``output/<config>/seed<n>``, and has ``num_gpus`` GPUs of this machine. ``opts`` are
+    ``KEY VALUE ...`` for every config.
     """
     rows = rows or list(table.rows)
     if unknown := [row for row in rows if row not in table.rows]:
@@ -71,27 +57,31 @@ def jobs(
 
 
 def run_jobs(todo: Sequence[Job]) -> list[str]:
-    """Run or resume the jobs that are not finished. A failed run does not stop the others.
+    """Run or resume the jobs that are not finished, and return one line for each failed run.
 
     The output of a run goes to output.log in its folder; its progress is shown on stderr. On
-    SIGTERM or Ctrl-C, the current run writes a checkpoint, then this process exits. Return one
-    line for each failed run.
+    SIGTERM or Ctrl-C, the current run writes a checkpoint, then this process exits.
     """
     failures = []
     for number, job in enumerate(todo, start=1):
         title = f"[{number}/{len(todo)}] {job.folder.parent.name}, {job.folder.name}"
-        if environment := read_environment(job.folder):
-            # config.yaml is not compared: a run that is killed while it starts may not complete it.
-            cfg = DefaultTrainer.auto_scale_workers(job.cfg, environment["processes"])
-            if config_hash(cfg) != environment["config_hash"]:
-                problem = "this run has another config: give the same options, or another --output"
-                failures.append(f"{job.folder}: {problem}")
-                continue
-        if final_metrics(job.folder):
+        if not _has_same_config(job):
+            problem = "this run has another config: give the same options, or another --output"
+            failures.append(f"{job.folder}: {problem}")
+        elif final_metrics(job.folder):
             print(f"{title}: already finished", file=sys.stderr)
         elif status := _run_job(job, title):
             failures.append(f"{job.folder}: exit status {status}; see output.log in this folder")
     return failures
+
+
+def _has_same_config(job: Job) -> bool:
+    """Return False if the folder has a run with other options."""
+    # config.yaml is not compared: a run that is killed while it starts may not complete it.
+    if not (environment := read_environment(job.folder)):
+        return True
+    cfg = DefaultTrainer.auto_scale_workers(job.cfg, environment["processes"])
+    return config_hash(cfg) == environment["config_hash"]
 
 
 def _run_job(job: Job, title: str) -> int:

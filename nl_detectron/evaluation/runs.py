@@ -1,15 +1,13 @@
 """Read the output folder of a training run."""
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ..config import add_nonlocal_config
+from ..engine import load_config
 from ..errors import UserError
 
 
@@ -20,7 +18,7 @@ class Run:
     cfg: CfgNode
     metrics: dict[str, float]  # the final evaluation: "bbox/AP", "segm/AP50", "bbox/AP-person", ...
     seconds_per_iteration: float  # median over the run
-    environment: dict[str, Any]  # contents of environment.json: device, commit, versions, ...
+    environment: dict  # device, commit, versions, ...
 
 
 def read_run(folder: str | Path) -> Run:
@@ -38,13 +36,10 @@ def load_run_config(folder: str | Path) -> CfgNode:
     path = Path(folder, "config.yaml")
     if not path.is_file():
         raise UserError(f"no run in {folder}: {path.name} is missing")
-    cfg = get_cfg()
-    add_nonlocal_config(cfg)
-    cfg.merge_from_file(str(path))
-    return cfg
+    return load_config(str(path))
 
 
-def read_environment(folder: str | Path) -> dict[str, Any]:
+def read_environment(folder: str | Path) -> dict:
     """Read environment.json, which the trainer writes when it starts; empty if no such file."""
     path = Path(folder, "environment.json")
     return json.loads(path.read_text()) if path.is_file() else {}
@@ -53,11 +48,8 @@ def read_environment(folder: str | Path) -> dict[str, Any]:
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
     """Read metrics.json, without lines that a crash cut off; empty if no such file."""
     path = Path(folder, "metrics.json")
-    lines = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
-    return lines
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def final_metrics(folder: str | Path) -> dict[str, float] | None:

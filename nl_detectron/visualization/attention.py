@@ -1,17 +1,14 @@
 """Attention of non-local blocks: the affinity of single query positions.
 
 A point is (x, y) in pixels of the original image; pixel i covers [i, i + 1). A query position is
-(row, column) in the input map of the block, a target position in the map that phi and g are
-computed at, which sub-sampling halves. Index i of a map covers the pixels
-[i * stride, (i + 1) * stride) of the resized and padded image.
+(row, column) in the input map of the block, a target position in the map of phi and g, which
+sub-sampling halves. Index i covers [i * stride, (i + 1) * stride) of the resized, padded image.
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +19,6 @@ from ..analysis.multiply_adds import padded_size
 from ..errors import UserError
 from ..layers import NonLocalBlock, affinity
 
-_INSERTED = re.compile(r"(?:.+\.)?(\w+)\.nonlocal(\d+)")
-
 
 def find_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
     """Return the non-local blocks that process whole images, by location, such as "res4.4".
@@ -31,35 +26,27 @@ def find_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
     Other blocks, and a second block with the same location, have the names of their modules.
     """
     blocks = {}
-    for module_name, module in model.named_modules():
-        if isinstance(module, NonLocalBlock) and "roi_heads" not in module_name.split("."):
-            inserted = _INSERTED.fullmatch(module_name)
-            location = ".".join(inserted.groups()) if inserted else module_name
-            blocks[module_name if location in blocks else location] = module
+    for name, module in model.named_modules():
+        if isinstance(module, NonLocalBlock) and "roi_heads" not in name.split("."):
+            stage, _, number = name.rpartition(".nonlocal")
+            location = f"{stage.split('.')[-1]}.{number}" if stage else name
+            blocks[name if location in blocks else location] = module
     if not blocks:
-        raise UserError(
-            "the model has no non-local block in its backbone (blocks in RoI heads do not count); "
-            "is MODEL.BACKBONE.NAME build_nonlocal_backbone?"
-        )
+        problem = "no non-local block outside RoI heads"
+        raise UserError(f"{problem}; is MODEL.BACKBONE.NAME build_nonlocal_backbone?")
     return blocks
 
 
 class AttentionRecorder:
-    """Record the inputs of non-local blocks in a ``with`` statement, to compute attention later.
-
-    Attributes:
-        blocks (dict[str, NonLocalBlock]): the blocks, named as by :func:`find_blocks`.
-        inputs (dict[str, Tensor]): (B, C, H, W), the last input of each block.
-    """
+    """Record the inputs of non-local blocks in a ``with`` statement, to compute attention later."""
 
     def __init__(self, model: nn.Module, blocks: Sequence[str] = ()):
-        """Find the named blocks; all by default."""
+        """Find the blocks with these names, as :func:`find_blocks` gives them; all by default."""
         found = find_blocks(model)
-        for name in blocks:
-            if name not in found:
-                raise UserError(f"no non-local block {name!r}; there are: {', '.join(found)}")
+        if unknown := [name for name in blocks if name not in found]:
+            raise UserError(f"no non-local block {unknown[0]!r}; there are: {', '.join(found)}")
         self.blocks = {name: found[name] for name in (blocks or found)}
-        self.inputs = {}
+        self.inputs: dict[str, Tensor] = {}  # (B, C, H, W), the last input of each block
 
     def __enter__(self) -> "AttentionRecorder":
         def save_input(name, _, inputs):
@@ -81,15 +68,10 @@ class AttentionRecorder:
 
     @torch.no_grad()
     def rows(self, name: str, positions: Tensor) -> Tensor:
-        """Return the weights f / C(x) of Eq. 1 for some query positions of the first image.
+        """Return weights f / C(x) of Eq. 1 for the first image, (K, Hm, Wm) on the CPU.
 
-        These are rows of ``block.affinity_matrix``; the rest of the matrix is not computed.
-
-        Args:
-            positions: (K, 2) integers, query positions.
-
-        Returns:
-            (K, Hm, Wm) on the CPU, the weights of all target positions.
+        They are the rows of ``block.affinity_matrix`` for the query positions, (K, 2) integers. The
+        rest of the matrix is not computed.
         """
         block, size = self.blocks[name], self.map_size(name)
         theta, phi = block.embeddings(self.inputs[name][:1])
@@ -97,9 +79,8 @@ class AttentionRecorder:
         arguments = {"dot_product": (), "concatenation": (block.w_f,)}
         affinity_matrix = getattr(affinity, f"{block.instantiation}_affinity")
         rows = affinity_matrix(theta, phi, *arguments.get(block.instantiation, (block.scale,)))[0]
-        if block.subsample != "none":
-            size = [math.ceil(side / 2) for side in size]
-        return rows.unflatten(1, size).cpu()
+        target_height = size[0] if block.subsample == "none" else math.ceil(size[0] / 2)
+        return rows.unflatten(1, (target_height, -1)).cpu()
 
 
 @dataclass(frozen=True)
@@ -118,7 +99,7 @@ class ImageGeometry:
         for x, y in points.tolist():
             if not (0 <= x < width and 0 <= y < height):
                 raise UserError(
-                    f"({x:g}, {y:g}) is outside the image, which is {width} wide and {height} high"
+                    f"({x:g}, {y:g}) is outside the image, of {width} x {height} pixels"
                 )
         cell_size = torch.tensor(self.cell_size(self.stride), dtype=torch.float64)
         return (points / cell_size).long().flip(1)
@@ -142,15 +123,9 @@ class ImageGeometry:
         return padding.sum((1, 2)) / total
 
     def strongest(self, row: Tensor, count: int) -> list[tuple[float, float, float]]:
-        """Return the target positions in the image with the largest absolute weights.
+        """Return x, y and weight of the targets in a row, (Hm, Wm), with the largest weights.
 
-        Args:
-            row: (Hm, Wm), weights of one query position.
-            count: the maximum number of targets.
-
-        Returns:
-            x, y and weight of each, in descending order of absolute weight. The point (x, y) is the
-            centre of the part of the position that is inside the image.
+        The point (x, y) is the centre of the part of the target that is inside the image.
         """
         height, width = self.visible(self.target_stride)
         weights = row[:height, :width].flatten()
@@ -167,7 +142,7 @@ class Attention:
     """The attention of a model's non-local blocks on one image."""
 
     image: np.ndarray  # (H, W, 3), uint8, BGR
-    predictions: dict[str, Any]  # output of the model, in pixels of the image
+    predictions: dict  # output of the model, in pixels of the image
     recorder: AttentionRecorder
     geometry: dict[str, ImageGeometry]  # by name of the block
 
@@ -177,11 +152,9 @@ class Attention:
 
 
 def attend(predictor: DefaultPredictor, image: np.ndarray, blocks: Sequence[str] = ()) -> Attention:
-    """Run a model on an image and record the inputs of its non-local blocks.
+    """Run a model on an image, (H, W, 3) uint8 BGR, and record the inputs of its non-local blocks.
 
-    Args:
-        image: (H, W, 3), uint8, BGR.
-        blocks: names of the blocks to record, such as ``["res4.4"]``; all by default.
+    ``blocks`` are the names of those to record, such as ``["res4.4"]``; all by default.
     """
     with AttentionRecorder(predictor.model, blocks) as recorder:
         predictions = predictor(image)

@@ -22,14 +22,10 @@ IMAGE_SIDE = 1344  # pixels; a larger image is shrunk
 def attention_page(
     attention: Attention, name: str, instances: Instances | None = None, classes: Sequence[str] = ()
 ) -> str:
-    """Return the page of one image, smaller than 10 MB.
+    """Return the page of the image ``name``, smaller than 10 MB.
 
-    If the maps of all query positions would be too large, the page has every n-th row and column.
-
-    Args:
-        name: name of the image, shown on the page.
-        instances: detections that the page can show; the first one is the initial query.
-        classes: names of the classes; by default the page shows class numbers.
+    If the maps of all queries would be too large, the page has every n-th row and column. The first
+    of ``instances``, the detections that it can show, is the initial query.
     """
     height, width = attention.image.shape[:2]
     scale = min(1.0, IMAGE_SIDE / max(height, width))
@@ -57,12 +53,10 @@ def attention_page(
 def _block_data(attention: Attention, name: str, max_bytes: int) -> dict:
     """Return the data of one block.
 
-    Returns:
-        ``queries``: rows and columns of the positions on the page, one of ``step`` x ``step``.
-        ``targets``: numbers of rows and columns. ``cells``: width and height of query and target
-        positions, in pixels of the image. ``maps``: arrays, compressed, in base64: the largest
-        absolute weight (Q,) and the share of weight in padding (Q,), float32; for each weight w,
-        sign(w) * LEVELS * sqrt(|w| / largest) (Q, M), int8.
+    ``queries`` are rows and columns of the positions, one of ``step`` x ``step``, and ``targets``
+    their numbers; ``cells`` are width and height of both, in pixels of the image; ``maps`` are
+    arrays, compressed: the largest absolute weight (Q,) and the share of weight in padding (Q,),
+    float32; for each weight w, sign(w) * LEVELS * sqrt(|w| / largest) (Q, M), int8.
     """
     recorder, geometry = attention.recorder, attention.geometry[name]
     counts = geometry.visible(geometry.stride)
@@ -75,8 +69,7 @@ def _block_data(attention: Attention, name: str, max_bytes: int) -> dict:
     largest = weights.abs().amax(dim=1, keepdim=True)
     relative = weights.abs() / largest.clamp(min=torch.finfo(weights.dtype).tiny)
     levels = (weights.sign() * LEVELS * relative.sqrt()).round()
-    padding = geometry.padding_share(all_weights)
-    arrays = largest.float(), padding.float(), levels.to(torch.int8)
+    arrays = largest.float(), geometry.padding_share(all_weights).float(), levels.to(torch.int8)
     maps = b"".join(array.numpy().tobytes() for array in arrays)
     return {
         "name": name,

@@ -19,39 +19,34 @@ PANELS = {  # key in metrics.json -> title of the panel
     "segm/AP": "validation, mask AP",
     "keypoints/AP": "validation, keypoint AP",
 }
-Curve = dict[int, float]  # iteration -> value
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
     """Return the names of runs, ``<name>`` or ``<name>/seed<number>``; paths if not unique."""
-    names = []
-    for path in paths:
-        path = path.resolve()
-        names.append(path.parent.name if re.fullmatch(r"seed\d+", path.name) else path.name)
+    resolved = [path.resolve() for path in paths]
+    names = [p.parent.name if re.fullmatch(r"seed\d+", p.name) else p.name for p in resolved]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def read_curves(folders: Sequence[Path]) -> dict[str, dict[str, list[Curve]]]:
-    """Read the metrics of runs, finished or not, and group runs that differ in the seed alone.
+def read_curves(folders: Sequence[Path]) -> dict[str, dict[str, list[dict]]]:
+    """Read the metrics of runs, finished or not: name -> metric -> one curve for each run.
 
-    Returns:
-        Name of the config -> metric -> the curve of each run that has the metric.
+    Runs that differ in the seed alone have one name. A curve maps iterations to values.
     """
-    groups = defaultdict(lambda: defaultdict(list))  # config hash -> metric -> curves
-    first_folders = []
+    groups, first_folders = {}, {}  # by config hash
     for folder in folders:
-        group, lines = groups[config_hash(load_run_config(folder))], read_metrics(folder)
+        key, lines = config_hash(load_run_config(folder)), read_metrics(folder)
         if not any(line.keys() & PANELS.keys() for line in lines):
             raise UserError(f"{folder / 'metrics.json'} has none of {', '.join(PANELS)}")
-        if not group:
-            first_folders.append(folder)
+        first_folders.setdefault(key, folder)
+        group = groups.setdefault(key, defaultdict(list))
         for metric in PANELS:
             if curve := {line["iteration"]: line[metric] for line in lines if metric in line}:
                 group[metric].append(curve)
-    return dict(zip(run_names(first_folders), groups.values()))
+    return dict(zip(run_names(list(first_folders.values())), groups.values()))
 
 
-def plot_curves(groups: dict[str, dict[str, list[Curve]]], path: Path) -> None:
+def plot_curves(groups: dict[str, dict[str, list[dict]]], path: Path) -> None:
     """Plot the mean of each group, in a band of one standard deviation on either side.
 
     A curve has the iterations for which all runs of the group have values.
@@ -60,17 +55,17 @@ def plot_curves(groups: dict[str, dict[str, list[Curve]]], path: Path) -> None:
     figure = Figure(figsize=(max(3.6 * len(panels), 5), 3.6), layout="constrained")
     handles = {}
     for metric, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0]):
-        for number, (name, group) in enumerate(groups.items()):
+        for color, (name, group) in enumerate(groups.items()):
             if not (curves := group.get(metric)):
                 continue
             iterations = sorted(set.intersection(*map(set, curves)))
             values = np.array([[curve[i] for i in iterations] for curve in curves])
-            mean, color = values.mean(axis=0), f"C{number}"
+            mean, style = values.mean(axis=0), {"color": f"C{color}"}
             label = f"{name}, {len(curves)} runs" if len(curves) > 1 else name
-            (handles[label],) = axes.plot(iterations, mean, ".-", ms=2, color=color, label=label)
+            (handles[label],) = axes.plot(iterations, mean, ".-", ms=2, label=label, **style)
             if len(curves) > 1:
                 std = values.std(axis=0, ddof=1)
-                axes.fill_between(iterations, mean - std, mean + std, color=color, alpha=0.2)
+                axes.fill_between(iterations, mean - std, mean + std, alpha=0.2, **style)
         axes.set(title=PANELS[metric], xlabel="iteration", xlim=(0, None))
         axes.grid(color="0.9")
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=2)

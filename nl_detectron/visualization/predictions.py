@@ -4,7 +4,7 @@ import os
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,8 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
-from .figure import legible_scale
-from .fonts import use_fonts
+from .figure import legible_scale, use_fonts
 
 IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
@@ -35,15 +34,11 @@ def read_image(path: Path, format: str = "BGR") -> np.ndarray:
     try:
         return detection_utils.read_image(str(path), format)
     except Exception as error:  # decoders raise many types of errors on broken files
-        problem = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({problem})") from error
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
 
 
 def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Return the output file, .jpg or .mp4 in ``folder``, of each image and video.
-
-    ``paths`` are files, and folders of files.
-    """
+    """Return the output file in ``folder`` of each image and video; ``paths`` may be folders."""
     outputs = {}
     for path in paths:
         files = sorted(path.glob("[!.]*")) if path.is_dir() else [path]
@@ -61,11 +56,7 @@ def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def find_image_ids(images: Sequence[dict], inputs: Iterable[Path]) -> dict[Path, int]:
-    """Return the image id of each input that the annotations have.
-
-    Of images with the same name in several folders, it is the one whose ``file_name`` has the most
-    parts, from the end, in common with the path.
-    """
+    """Return the id of the image whose ``file_name`` has the most parts in common with an input."""
     candidates = defaultdict(list)  # by the file name without folders
     for image in images:
         candidates[_parts(image["file_name"])[0]].append(image)
@@ -90,35 +81,25 @@ def _parts(path: str) -> list[str]:
 
 
 def predict(
-    outputs: Mapping[Path, Path],
-    predictor: DefaultPredictor,
-    metadata: Metadata,
-    image_ids: Mapping[Path, int],
+    outputs: dict[Path, Path], predictor: DefaultPredictor, metadata: Metadata, image_ids: dict
 ) -> tuple[list[dict], int]:
     """Draw the predictions for all inputs; report and skip those that cannot be read.
 
-    Args:
-        outputs: input file -> output file, from :func:`find_inputs`.
-        metadata: class names, and ``thing_dataset_id_to_contiguous_id`` for category ids.
-        image_ids: input file -> image id, from :func:`find_image_ids`. By default, the id is the
-            file name, or its number as in COCO, such as 42 for "000042.jpg". The id of a frame is
-            "<file name>/<number>".
-
-    Returns:
-        The detections as COCO results, and the number of inputs that could not be read.
+    An input has the image id that :func:`find_image_ids` has found, or else its file name, or its
+    number as in COCO, such as 42 for "000042.jpg". The id of a frame is "<file name>/<number>".
+    Return the detections as COCO results, and the number of inputs that could not be read.
     """
     categories = metadata.get("thing_dataset_id_to_contiguous_id", {})
     category_ids = {contiguous: category for category, contiguous in categories.items()}
     results, failures = [], 0
     for path, output in tqdm(outputs.items(), desc="predicting", unit="file"):
         image_id = image_ids.get(path, int(path.stem) if path.stem.isdecimal() else path.name)
+        draw = _draw_video if output.suffix == ".mp4" else _draw_image
         try:
-            for frame, predictions in enumerate(_predict_file(path, output, predictor, metadata)):
-                if path.suffix.lower() in VIDEOS:
-                    image_id = f"{path.name}/{frame}"
+            for frame, predictions in enumerate(draw(path, output, predictor, metadata)):
                 if "instances" in predictions:
-                    instances = predictions["instances"].to("cpu")
-                    results += instances_to_coco_json(instances, image_id)
+                    key = f"{path.name}/{frame}" if draw is _draw_video else image_id
+                    results += instances_to_coco_json(predictions["instances"].to("cpu"), key)
         except UserError as error:
             failures += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
@@ -127,17 +108,15 @@ def predict(
     return results, failures
 
 
-def _predict_file(
-    path: Path, output: Path, predictor: DefaultPredictor, metadata: Metadata
-) -> Iterator[dict]:
-    """Draw an image or a video, and yield the predictions for each frame."""
-    if path.suffix.lower() not in VIDEOS:
-        image = read_image(path)
-        predictions = predictor(image)
-        visualizer = Visualizer(image[:, :, ::-1], metadata, scale=legible_scale(image))
-        Image.fromarray(_draw(predictions, visualizer)).save(output, quality=95)
-        yield predictions
-        return
+def _draw_image(path: Path, output: Path, predictor, metadata: Metadata) -> Iterator[dict]:
+    image = read_image(path)
+    predictions = predictor(image)
+    visualizer = Visualizer(image[:, :, ::-1], metadata, scale=legible_scale(image))
+    Image.fromarray(_draw(predictions, visualizer)).save(output, quality=95)
+    yield predictions
+
+
+def _draw_video(path: Path, output: Path, predictor, metadata: Metadata) -> Iterator[dict]:
     video, visualizer, writer = cv2.VideoCapture(str(path)), VideoVisualizer(metadata), None
     while (frame := video.read()[1]) is not None:
         predictions = predictor(frame)

@@ -1,48 +1,29 @@
 """The detections of two runs side by side, ranked by how much they differ."""
 
-from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from detectron2.data import Metadata
 from matplotlib.figure import Figure
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from ..evaluation.comparison import image_scores
-from .figure import draw_objects, legible_scale
-from .fonts import use_fonts
+from .figure import draw_objects, legible_scale, use_fonts
 from .predictions import read_image
 
-NOTE = """The images with the largest difference come first. F1 is 2 hits / (detections + objects),
-averaged over the IoU thresholds 0.50, 0.55, ..., 0.95."""
+NOTE = "F1 is 2 hits / (detections + objects), averaged over the IoU thresholds 0.50, ..., 0.95."
 STYLE = "body { margin: 1rem; font: 1rem/1.5 sans-serif } img { max-width: 100% }"
 
 
 def write_results(
-    annotations: COCO,
-    image_root: Path,
-    runs: Mapping[str, Sequence[dict]],
-    folder: Path,
-    *,
-    task: str,
-    metadata: Metadata,
-    count: int,
-    scoring: Mapping[str, Any] = MappingProxyType({}),
+    annotations: COCO, image_root: Path, runs: dict, folder: Path, metadata, count, task, **scoring
 ) -> str:
     """Write a PNG for each of the ``count`` images that differ most in F1, and index.html.
 
-    Args:
-        runs: name -> detections, of two runs.
-        metadata: ``thing_colors`` and the keypoint names are used if they are set.
-        scoring: keyword arguments of `match`.
-
-    Returns:
-        A sentence with the number of images on which each run is better.
+    ``runs`` are the names and detections of two runs, ``metadata`` is for `draw_objects`, and
+    ``scoring`` for `match`. Return a sentence with the number of images on which each is better.
     """
     scores = [image_scores(annotations, run, task, **scoring) for run in runs.values()]
     gains, (a, b) = scores[1] - scores[0], runs
@@ -51,16 +32,16 @@ def write_results(
         f"{(gains < 0).sum()}; on {(gains == 0).sum()} they are equal."
     )
     folder.mkdir(parents=True, exist_ok=True)
-    images = [annotations.imgs[image_id] for image_id in sorted(annotations.imgs)]
+    image_ids = sorted(annotations.imgs)
     class_names = {key: category["name"] for key, category in annotations.cats.items()}
     page = [f'<meta charset="utf-8"><title>{escape(a)} and {escape(b)}</title>']
     page += [f"<style>{STYLE}</style>", f"<p>{escape(summary)} {NOTE}</p>"]
     order = np.argsort(-np.abs(gains), kind="stable")[:count]
     for number, i in enumerate(tqdm(order, desc="drawing"), start=1):
-        name, image_id = images[i]["file_name"], images[i]["id"]
-        panels = {"ground truth": annotations.imgToAnns.get(image_id, [])}
-        for (run, detections), score in zip(runs.items(), scores):
-            found = [d for d in detections if d["image_id"] == image_id]
+        name = annotations.imgs[image_ids[i]]["file_name"]
+        panels = {"ground truth": annotations.imgToAnns.get(image_ids[i], [])}
+        for (run, found), score in zip(runs.items(), scores):
+            found = [detection for detection in found if detection["image_id"] == image_ids[i]]
             panels[f"{run}, F1 {score[i]:.2f}"] = found
         pixels = read_image(image_root / name, "RGB")
         height, width = np.multiply(pixels.shape[:2], legible_scale(pixels) / 100)  # in inches

@@ -1,150 +1,84 @@
-"""Bad input of tools/compare.py: one line that names the file and what is wrong."""
+"""The input of tools/compare.py: what is scored, and one line that says what is wrong."""
 
+import copy
 import json
-import re
+from types import SimpleNamespace
 
-import compare as tool
 import pytest
+
+from nl_detectron.errors import UserError
+from nl_detectron.evaluation.coco_results import JUDGED, scoring_options
 
 BOX = {"image_id": 1, "category_id": 1, "score": 0.5, "bbox": [0, 0, 9, 9]}
 OBJECT = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 0}
 RLE = {"size": [9, 9], "counts": "a"}
+IMAGE = {"id": 1, "file_name": "1.jpg", "height": 200, "width": 150}
 
 
-@pytest.fixture
-def pose(tmp_path, monkeypatch):
-    """Write gt.json with 3 keypoints and no masks, and the results of two runs; run the tool."""
-    monkeypatch.chdir(tmp_path)
-    points = [10, 10, 2, 30, 10, 2, 20, 30, 2]
-    common = {"image_id": 1, "category_id": 1, "bbox": [5, 5, 40, 40]}
-    target = common | {"id": 1, "area": 1600, "iscrowd": 0, "num_keypoints": 3, "keypoints": points}
-    dataset = {
-        "images": [{"id": 1, "file_name": "1.jpg", "height": 60, "width": 60}],
-        "categories": [{"id": 1, "name": "mouse", "keypoints": ["a", "b", "c"]}],
-        "annotations": [target],
-    }
-    (tmp_path / "gt.json").write_text(json.dumps(dataset))
-    for run, offset in (("a", 2), ("b", 0)):
-        folder = tmp_path / run / "inference"
-        folder.mkdir(parents=True)
-        moved = [value + offset * (i % 3 < 2) for i, value in enumerate(points)]
-        found = [common | {"score": 0.9, "keypoints": moved}]
-        (folder / "coco_instances_results.json").write_text(json.dumps(found))
-
-    def compare(*options):
-        files = [f"{run}/inference/coco_instances_results.json" for run in "ab"]
-        tool.main([*files, "--annotations", "gt.json", "--resamples", "100", *options])
-
-    return compare
+def test_scoring_options(tmp_path):
+    """They are arguments, or from config.yaml of the runs."""
+    coco = SimpleNamespace(dataset={"annotations": [{"keypoints": [0] * 9}]})
+    paths = [tmp_path / run / "inference" / "results.json" for run in "ab"]
+    assert scoring_options(coco, paths, ["bbox"]) == {"max_dets_per_image": 100}
+    with pytest.raises(UserError, match="3 keypoints need as many positive numbers, not .."):
+        scoring_options(coco, paths, ["keypoints"])
+    for run, sigma in (("a", 0.2), ("b", 0.5)):
+        (tmp_path / run / "inference").mkdir(parents=True)
+        config = {"KEYPOINT_OKS_SIGMAS": [sigma] * 3, "DETECTIONS_PER_IMAGE": 1000 * sigma}
+        (tmp_path / run / "config.yaml").write_text(json.dumps({"TEST": config}))
+    with pytest.raises(UserError, match="the runs differ in TEST.KEYPOINT_OKS_SIGMAS"):
+        scoring_options(coco, paths, ["keypoints"])
+    options = {"max_dets_per_image": 500, "keypoint_sigmas": [0.1] * 3}
+    assert scoring_options(coco, paths, ["keypoints"], [0.1] * 3) == options
+    options = {"max_dets_per_image": 200, "keypoint_sigmas": [0.2] * 3}
+    assert scoring_options(coco, paths[:1], ["keypoints"]) == options
 
 
-def test_sigmas_of_other_keypoints(pose, tmp_path, capsys):
-    """They come from the flag, or from config.yaml of the runs."""
-    with pytest.raises(SystemExit):
-        pose()
-    assert "have 3 keypoints, and need a positive number for each" in capsys.readouterr().err
-    pose("--tasks", "bbox")
-    assert "keypoints" not in capsys.readouterr().out
-    pose("--keypoint-sigmas", "0.04", "0.04", "0.04")
-    strict = capsys.readouterr().out
-    for run, sigmas in (("a", [0.04] * 3), ("b", [0.5] * 3)):
-        config = {"TEST": {"KEYPOINT_OKS_SIGMAS": sigmas, "DETECTIONS_PER_IMAGE": 100}}
-        (tmp_path / run / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
-    with pytest.raises(SystemExit):
-        pose()
-    assert "the runs differ in TEST.KEYPOINT_OKS_SIGMAS" in capsys.readouterr().err
-    (tmp_path / "b" / "config.yaml").write_text((tmp_path / "a" / "config.yaml").read_text())
-    pose()
-    assert capsys.readouterr().out == strict and "| keypoints AP   | 40.00  | 100.00 |" in strict
-    pose("--keypoint-sigmas", "0.5", "0.5", "0.5")
-    assert "| keypoints AP   | 100.00 | 100.00 |" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("segmentation", [None, []])
-def test_annotation_without_mask(dataset, runs, segmentation, tmp_path, monkeypatch, capsys):
-    """It is an error, and named."""
-    monkeypatch.chdir(tmp_path)
-    bad = {key: v for key, v in dataset["annotations"][7].items() if key != "segmentation"}
-    if segmentation is not None:
-        bad["segmentation"] = segmentation
-    changed = dataset["annotations"][:7] + [bad] + dataset["annotations"][8:]
-    for name, content in {"gt": dataset | {"annotations": changed}, "a": runs[0]}.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    arguments = ["a.json", "a.json", "--annotations", "gt.json", "--resamples", "100"]
-    with pytest.raises(SystemExit):
-        tool.main([*arguments, "--tasks", "segm"])
-    pattern = rf"1 of 220 annotations have no segmentation .*: {bad['id']} \("
-    assert re.search(pattern, capsys.readouterr().err)
-
-
-def test_a_run_and_itself(dataset, runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for name, content in {"gt": dataset, "a": runs[0]}.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    arguments = ["a.json", "a.json", "--annotations", "gt.json", "--resamples", "100"]
-    tool.main([*arguments, "--tasks", "bbox", "bbox"])
-    said = capsys.readouterr()
-    assert "warning: a.json and a.json have the same detections\n" in said.err
-    assert said.out.count("| +0.00   | +0.00 to +0.00 |") == 6  # metrics
-
-
-def test_limit_of_detections(tmp_path, monkeypatch, capsys):
+def test_limit_of_detections(compare_files, tmp_path):
     """300 perfect detections score 100 if TEST.DETECTIONS_PER_IMAGE of a run allows them."""
-    monkeypatch.chdir(tmp_path)
     boxes = [[x, y, 8, 8] for y in range(0, 200, 10) for x in range(0, 150, 10)]
     found = [BOX | {"bbox": box, "score": 1 - i / 1000} for i, box in enumerate(boxes)]
     objects = [OBJECT | {"id": i, "bbox": box, "area": 64} for i, box in enumerate(boxes, 1)]
-    dataset = {
-        "images": [{"id": 1, "file_name": "1.jpg", "height": 200, "width": 150}],
-        "categories": [{"id": 1, "name": "a"}],
-        "annotations": objects,
-    }
-    for name, content in {"gt": dataset, "a": found[:100], "b": found}.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    arguments = ["a.json", "b.json", "--annotations", "gt.json", "--resamples", "100"]
-    tool.main(arguments)
-    assert "| bbox AP   | 33.66 | 33.66 |" in capsys.readouterr().out
+    gt = {"images": [IMAGE], "categories": [{"id": 1, "name": "a"}], "annotations": objects}
+    assert "| bbox AP   | 33.66 | 33.66 |" in compare_files(gt=gt, a=found[:100], b=found).out
     (tmp_path / "config.yaml").write_text("TEST: {DETECTIONS_PER_IMAGE: 300}")
-    tool.main(arguments)
-    assert "| bbox AP   | 33.66 | 100.00 |" in capsys.readouterr().out
+    assert "| bbox AP   | 33.66 | 100.00 |" in compare_files().out
 
 
-@pytest.mark.parametrize(
-    "options, name, content, message",
-    [
-        ("", "b", {"a": 1}, "b.json is not a COCO result file"),
-        ("", "b", [3], "b.json is not a COCO result file"),
-        ("", "b", [], "b.json is not a COCO result file"),
-        ("", "b", '[{"image_id": 1', "b.json cannot be read as JSON"),
-        ("", "b", [BOX, BOX | {"score": None}], "b.json: detection 1 has no finite score"),
-        ("", "b", [BOX | {"score": float("nan")}], "detection 0 has no finite score"),
-        ("", "b", [BOX | {"image_id": 999}], "image_id 999, which is not in the annotations"),
-        ("", "b", [BOX | {"image_id": [1]}], "image_id [1], which is not in the annotations"),
-        ("", "b", [BOX | {"category_id": 0}], "category_id 0, which is not in the annotations"),
-        ("", "b", [BOX | {"bbox": [1, 2, 3]}], "detection 0 needs 4 finite numbers in bbox"),
-        ("", "b", [BOX | {"segmentation": [[1, 2, 3, 4, 5, 6]]}], "needs an RLE with counts"),
-        ("", "b", [BOX | {"segmentation": RLE}], "needs an RLE with counts and size [240, 240]"),
-        ("", "b", [BOX | {"keypoints": [1]}], "needs 51 finite numbers in keypoints"),
-        ("--tasks segm", "b", [BOX], "gt.json, a.json, b.json have in common: bbox"),
-        ("--tasks segm", "gt", {"annotations": [OBJECT]}, "have in common: bbox"),
-        ("", "gt", {"images": None}, "gt.json is not in COCO's format: it has no list 'images'"),
-        ("", "gt", {"annotations": [3]}, "COCO's format: annotations[0] is not an object"),
-        ("", "gt", {"annotations": [OBJECT | {"category_id": 3}]}, "category_id of no category"),
-        ("--annotations no.json", "gt", {}, "no file /"),
-        ("--tasks box", "gt", {}, "invalid choice: 'box'"),
-        ("--resamples 9", "gt", {}, "--resamples must be at least 100"),
-        ("--seed -1", "gt", {}, "--seed at least 0"),
-        ("--keypoint-sigmas 0.1", "gt", {}, "have 17 keypoints, and need a positive number for"),
-    ],
-)
-def test_bad_input(dataset, runs, options, name, content, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    files = {"a": runs[0][:3], "b": runs[1][:3], "gt": dataset}
-    files[name] = dataset | content if name == "gt" else content
-    for file, value in files.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        (tmp_path / f"{file}.json").write_text(text)
-    with pytest.raises(SystemExit) as exit_info:
-        tool.main(["a.json", "b.json", "--annotations", "gt.json", *options.split()])
-    assert exit_info.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+def test_bad_detections(dataset, runs, compare_files, capsys):
+    for content, message in [
+        ({"a": 1}, "b.json is not a COCO result file"),
+        ([BOX, BOX | {"score": float("nan")}], "b.json: detection 1: score is not a finite number"),
+        ([BOX | {"image_id": 999}], "image_id 999 is not in the annotations"),
+        ([BOX | {"category_id": [1]}], "category_id [1] is not in the annotations"),
+        ([BOX | {"bbox": [1, 2, 3]}], "bbox is not a list of four finite numbers"),
+        ([BOX | {"segmentation": RLE}], "is not an RLE with counts and size [240, 240]"),
+        ([BOX | {"keypoints": [1]}], "keypoints is not a list of 51 finite numbers"),
+    ]:
+        with pytest.raises(SystemExit, match="2"):
+            compare_files(gt=dataset, a=runs[0][:3], b=content)
+        assert message in capsys.readouterr().err
+
+
+def test_bad_options_and_annotations(dataset, compare_files, capsys):
+    out, err = compare_files(gt=dataset, a=[BOX], b=[BOX])
+    assert "warning: a.json and b.json have the same detections\n" in err
+    assert out.count("| +0.00   | +0.00 to +0.00 |") == 6  # metrics
+    for options, changes, message in [
+        ("--tasks segm", {}, "gt.json, a.json, b.json have in common: bbox"),
+        ("--resamples 9", {}, "--resamples must be at least 100"),
+        ("", {"images": None}, "gt.json is not in COCO's format: it has no list 'images'"),
+        ("", {"annotations": [OBJECT | {"category_id": 3}]}, "category_id of no category"),
+    ]:
+        with pytest.raises(SystemExit, match="2"):
+            compare_files(*options.split(), gt=dataset | changes)
+        assert message in capsys.readouterr().err
+
+
+def test_all_tasks_and_a_missing_mask(dataset, runs, compare_files, capsys):
+    table = compare_files(gt=dataset, a=runs[0], b=runs[1]).out
+    assert all(f"| {task} AP " in table for task in JUDGED)
+    del (objects := copy.deepcopy(dataset["annotations"]))[7]["segmentation"]
+    with pytest.raises(SystemExit, match="2"):
+        compare_files("--tasks", "segm", gt=dataset | {"annotations": objects})
+    assert "1 of 220 annotations have no segmentation" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """The attention page: its numbers, its size, and its behaviour in Chromium."""
 
 import base64
-import importlib.util
 import json
 import re
 import shutil
@@ -20,10 +19,6 @@ from nl_detectron.visualization.attention_page import LEVELS, attention_page
 TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 HEIGHT, WIDTH, RESIZED = 97, 320, (64, 211)  # the image, and its size after resizing
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
-    reason="needs Chromium and playwright",
-)
 
 
 def attention_of(size, *options):
@@ -41,9 +36,8 @@ def attention():
 
 @pytest.fixture(scope="module")
 def instances():
-    found = Instances((HEIGHT, WIDTH))
+    found = Instances((HEIGHT, WIDTH), scores=torch.tensor([0.987, 0.5]))
     found.pred_boxes = Boxes(torch.tensor([[200.0, 20.0, 260.0, 60.0], [10.0, 5.0, 60.0, 90.0]]))
-    found.scores = torch.tensor([0.987, 0.5])
     found.pred_classes = torch.tensor([1, 0])
     return found
 
@@ -52,23 +46,22 @@ def data_of(page):
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
 
 
-def test_all_weights(attention, instances):
+def test_all_weights(attention):
     """The page has the largest weight of each query, and all others relative to it."""
-    blocks = data_of(attention_page(attention, "noise.png", instances))["blocks"]
+    blocks = data_of(attention_page(attention, "noise.png"))["blocks"]
     assert [block["name"] for block in blocks] == ["res3.1", "res4.4"]
     for block, stride in zip(blocks, (8, 16)):
-        geometry = attention.geometry[block["name"]]
         counts = [-(-side // stride) for side in RESIZED]
         assert [len(indices) for indices in block["queries"]] == counts
+        height, width = block["targets"]
+        assert [height, width] == [-(-side // (2 * stride)) for side in RESIZED]
         queries = torch.cartesian_prod(*map(torch.tensor, block["queries"]))
         rows = attention.recorder.rows(block["name"], queries)
         buffer = zlib.decompress(base64.b64decode(block["maps"]))
-        count = len(queries)
-        largest, padding = np.frombuffer(buffer, "<f4", 2 * count).reshape(2, count)
-        levels = np.frombuffer(buffer, "i1", offset=8 * count).reshape(count, -1)
-        assert padding.tolist() == geometry.padding_share(rows).tolist()
-        height, width = block["targets"]
-        assert [height, width] == [-(-side // (2 * stride)) for side in RESIZED]
+        largest, padding = np.frombuffer(buffer, "<f4", 2 * len(rows)).reshape(2, -1)
+        levels = np.frombuffer(buffer, "i1", offset=8 * len(rows)).reshape(len(rows), -1)
+        shares = attention.geometry[block["name"]].padding_share(rows)
+        assert padding.tolist() == shares.tolist()
         exact = rows[:, :height, :width].flatten(1).double().numpy()
         assert largest.tolist() == np.abs(exact).max(1).tolist()
         root = np.sign(exact) * np.sqrt(np.abs(exact) / largest[:, None])
@@ -79,127 +72,61 @@ def test_detections_are_shown_with_their_classes(attention, instances):
     data = data_of(attention_page(attention, "noise.png", instances, ["<lock>", "key"]))
     assert [detection["label"] for detection in data["detections"]] == ["key 99%", "<lock> 50%"]
     assert data["detections"][1]["box"] == [10.0, 5.0, 60.0, 90.0]
-    assert data_of(attention_page(attention, "noise.png"))["detections"] == []
 
 
 @pytest.mark.parametrize("subsample, step", [("pool_conv", 1), ("none", 2)])
 def test_page_of_a_large_image_is_below_10_MB(subsample, step):
-    options = ["INPUT.MIN_SIZE_TEST", "800", "INPUT.MAX_SIZE_TEST", "1344"]
-    attention = attention_of((800, 1344), *options, "MODEL.NONLOCAL.SUBSAMPLE", subsample)
+    options = ["INPUT.MIN_SIZE_TEST", 800, "MODEL.NONLOCAL.SUBSAMPLE", subsample]
+    attention = attention_of((800, 1344), "INPUT.MAX_SIZE_TEST", 1344, *options)
     page = attention_page(attention, "noise.png")
     assert len(page.encode()) < 10e6
     (block,) = data_of(page)["blocks"]
-    assert block["step"] == step
     assert block["queries"] == [list(range(step - 1, count, step)) for count in (50, 84)]
 
 
-# ---- in Chromium ----
+def assert_shows(page, attention, name, point):
+    """The readout must state the strongest target of the query, and the share of padding."""
+    (row,) = attention.rows(name, [point])
+    ((x, y, weight),) = attention.geometry[name].strongest(row, 1)
+    padding = 100 * attention.geometry[name].padding_share(row[None]).item()
+    readout = r"Query .* strongest (.+) at \((.+), (.+)\); (.+) % of the weight in padding"
+    text = page.inner_text("#readout").replace("\N{MINUS SIGN}", "-")
+    shown = tuple(map(float, re.match(readout, text).groups()))
+    assert shown == pytest.approx((float(f"{weight:.2g}"), x, y, padding), abs=0.051, rel=1e-9)
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(chromium, attention, instances, tmp_path):
-    """Open the page. At the end, it must have loaded nothing and logged no error."""
-    messages, requests = [], []
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_page_in_chromium(attention, instances, tmp_path):
+    """The pointer and the keys move the query. The page loads nothing and logs no error."""
+    sync_api = pytest.importorskip("playwright.sync_api")
     file = tmp_path / "page.html"
     file.write_text(attention_page(attention, "noise.png", instances), "utf-8")
-
-    def open_in(width):
-        page = chromium.new_page(viewport={"width": width, "height": 700}, has_touch=width < 600)
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
+    events = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        page = browser.new_page(viewport={"width": 375, "height": 700}, has_touch=True)
+        page.on("console", lambda message: events.append(message.text))
+        page.on("pageerror", lambda error: events.append(str(error)))
+        page.on("request", lambda request: events.append(request.url))
         page.goto(file.as_uri())
         page.wait_for_selector("#readout:not(:empty)")
-        return page
-
-    yield open_in
-    assert messages == []
-    assert {url for url in requests if not url.startswith("data:")} == {file.as_uri()}
-
-
-READOUT = r"Query \((.+), (.+)\): strongest (.+) at \(.+\); (.+) % of the weight in padding"
-
-
-def assert_shows(page, attention, name, point):
-    """The readout must state the query, its largest weight, and the share of padding."""
-    text = page.inner_text("#readout").replace("\N{MINUS SIGN}", "-")
-    geometry = attention.geometry[name]
-    (row,) = attention.rows(name, [point])
-    (position,) = geometry.query_positions([point]).tolist()
-    width, height = geometry.cell_size(geometry.stride)
-    x, y = position[1] * width, position[0] * height
-    query = (x + min(x + width, WIDTH)) / 2, (y + min(y + height, HEIGHT)) / 2
-    padding = 100 * geometry.padding_share(row[None]).item()
-    ((_, _, weight),) = geometry.strongest(row, 1)
-    shown = tuple(map(float, re.match(READOUT, text).groups()))
-    assert shown == pytest.approx((*query, float(f"{weight:.2g}"), padding), abs=0.051, rel=1e-9)
-
-
-def on_screen(page, x, y):
-    """Return the position of a point of the image in the window."""
-    box = page.locator("#stage").bounding_box()
-    scale = box["width"] / WIDTH
-    return box["x"] + x * scale, box["y"] + y * scale
-
-
-POINTS = [(4.0, 5.0), (100.5, 40.0), (318.0, 95.0), (250.0, 1.0), (166.0, 60.0)]
-
-
-@needs_chromium
-def test_readout_follows_the_pointer(open_page, attention):
-    page = open_page(1280)
-    assert_shows(page, attention, "res3.1", (230.0, 40.0))  # the centre of the first detection
-    for name in ("res3.1", "res4.4", "res3.1"):
-        page.select_option("#block", name)
-        page.wait_for_selector(f"#about:text('{name}:')")
-        for point in POINTS:
-            page.mouse.move(*on_screen(page, *point))
-            assert_shows(page, attention, name, point)
-            (row,) = attention.rows(name, [point])
-            strongest = attention.geometry[name].strongest(row, 20)
-            cells = page.locator("#strongest tr td:nth-child(2)").all_inner_texts()
-            weights = [float(cell.strip("\N{MINUS SIGN}")) for cell in cells]
-            exact = [abs(weight) for _, _, weight in strongest]
-            assert weights == pytest.approx(exact, abs=0.06 * exact[0])
-        assert "\N{MINUS SIGN}" in page.inner_text("#ticks")
-
-
-@needs_chromium
-def test_keyboard_click_and_controls(open_page, attention):
-    page = open_page(1280)
-    page.keyboard.press("Tab")
-    x, y = 230.0, 40.0
-    for key, right, down in [("ArrowRight", 1, 0), ("ArrowUp", 0, -1), ("Shift+ArrowLeft", -5, 0)]:
-        page.keyboard.press(key)
-        x, y = x + 8 * right * WIDTH / RESIZED[1], y + 8 * down * HEIGHT / RESIZED[0]
-        assert_shows(page, attention, "res3.1", (x, y))
-    for _ in range(3):
-        page.keyboard.press("Shift+ArrowDown")  # stops at the edge
-    assert_shows(page, attention, "res3.1", (x, 96.9))
-    page.mouse.click(*on_screen(page, *POINTS[1]))
-    page.mouse.move(*on_screen(page, *POINTS[2]))
-    assert_shows(page, attention, "res3.1", POINTS[1])  # a click holds the query
-    page.mouse.click(*on_screen(page, *POINTS[2]))
-    page.mouse.move(*on_screen(page, *POINTS[3]))
-    assert_shows(page, attention, "res3.1", POINTS[3])
-
-    assert page.locator(".arrow").count() == 20
-    page.locator("#arrows").fill("3")
-    assert page.locator(".arrow").count() == 3
-    page.check("#detections")
-    assert page.locator(".box text").all_text_contents() == ["class 1 99%", "class 0 50%"]
-
-    page = open_page(375)
-    assert page.evaluate("document.documentElement.scrollWidth") == 375
-    page.touchscreen.tap(*on_screen(page, *POINTS[1]))
-    assert_shows(page, attention, "res3.1", POINTS[1])
+        assert page.evaluate("document.documentElement.scrollWidth") == 375
+        assert_shows(page, attention, "res3.1", (230.0, 40.0))  # the centre of the first detection
+        page.keyboard.press("Tab")
+        page.keyboard.press("Shift+ArrowLeft")
+        assert_shows(page, attention, "res3.1", (230 - 5 * 8 * WIDTH / RESIZED[1], 40))
+        box = page.locator("#stage").bounding_box()
+        scale = box["width"] / WIDTH
+        for name in ("res4.4", "res3.1"):
+            page.select_option("#block", name)
+            page.wait_for_selector(f"#about:text('{name}:')")
+            for act in (page.mouse.move, page.touchscreen.tap):
+                for x, y in [(4.0, 5.0), (250.0, 1.0), (100.5, 40.0)]:
+                    act(box["x"] + x * scale, box["y"] + y * scale)
+                    assert_shows(page, attention, name, (x, y))
+        page.locator("#arrows").fill("3")
+        assert page.locator(".arrow").count() == 3
+        page.check("#detections")
+        assert page.locator(".box text").all_text_contents() == ["class 1 99%", "class 0 50%"]
+        browser.close()
+    assert [event for event in events if not event.startswith("data:")] == [file.as_uri()]
