@@ -11,23 +11,20 @@ and the locations are the paper's for 1, 5 and 10 blocks in R_50.
 """
 
 import os
-import re
 import resource
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
-from importlib.metadata import distributions
 from itertools import product
 from pathlib import Path
 
 import torch
 from nl_benchmark.competitors import blocks, detectors, operations
-from nl_benchmark.report import save, table, write_tables
+from nl_benchmark.report import circumstances, save, table, write_tables
 from nl_benchmark.timing import check_agreement, measure
 from tqdm import tqdm
 
-from nl_detectron.engine import environment
 from nl_detectron.errors import exit_on_user_error
 from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
 
@@ -86,12 +83,8 @@ def main(arguments: list[str]) -> None:
         return
     for _, competitors in comparisons(args, torch.float64, "cpu", small=True):
         check_agreement(competitors)
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    machine = cpu if args.device == "cpu" else torch.cuda.get_device_name()
     command = shlex.join(["projects/benchmark/benchmark.py", *arguments])
-    results = {"command": command, "dtype": args.dtype, "machine": machine}
-    versions = {d.name: d.version for d in distributions() if d.name in ("mmcv-lite", "timm")}
-    results.update(threads=torch.get_num_threads(), environment=environment() | versions, rows=[])
+    results = circumstances(command, args.device) | {"dtype": args.dtype, "rows": []}
     for facts, competitors in tqdm(comparisons(args, getattr(torch, args.dtype), args.device)):
         rows = measure(competitors, args.rounds, args.device)
         results["rows"] += [{"facts": facts, **row} for row in rows]
