@@ -76,11 +76,19 @@ def comparisons(args: Namespace, dtype: torch.dtype, device: str, small: bool = 
             yield {**facts, "norm": norm}, competitors
 
 
+def limit_memory() -> None:
+    """Let an allocation that is too large raise an error; the system would end the process."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * memory), resource.RLIM_INFINITY))
+
+
 def main(arguments: list[str]) -> None:
     args = argument_parser().parse_args(arguments)
     if args.bench == "report":
         write_tables(args.readme, PROJECT / "results")
         return
+    if args.device == "cpu":
+        limit_memory()
     for _, competitors in comparisons(args, torch.float64, "cpu", small=True):
         check_agreement(competitors)
     command = shlex.join(["projects/benchmark/benchmark.py", *arguments])
@@ -94,8 +102,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # An allocation beyond this raises an error, where the system would end the process.
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * memory), resource.RLIM_INFINITY))
     with exit_on_user_error():
         main(sys.argv[1:])
