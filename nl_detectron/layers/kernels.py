@@ -65,7 +65,7 @@ class Attention(Function):
 def _query_chunks(query: Tensor, key: Tensor) -> Iterator[slice]:
     """Yield slices of about the same number of queries, whose scores fit into the workspace."""
     batch, n, m = query.shape[0], query.shape[1], key.shape[1]
-    workspace = ATTENTION_WORKSPACE if query.is_cpu else GPU_ATTENTION_WORKSPACE
+    workspace = GPU_ATTENTION_WORKSPACE if query.is_cuda else ATTENTION_WORKSPACE
     chunks = max(math.ceil(batch * n * m / workspace), 1)
     size = max(math.ceil(n / chunks), 1)
     for start in range(0, n, size):
