@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Measure time and memory of the non-local operation, the block and Mask R-CNN.
 
-op:     each pairwise function against its N x M matrix
-block:  our block against itself with the matrix, mmcv's NonLocal2d and timm's NonLocalAttn
-model:  Mask R-CNN with non-local blocks against the same without
-report: write the tables of all results into README.md
+op:          each pairwise function against its N x M matrix; on a GPU, against torch's attention
+block:       our block against itself with the matrix, mmcv's NonLocal2d and timm's NonLocalAttn
+model:       Mask R-CNN with non-local blocks against the same without
+correctness: errors of the block in every type and mode, and losses in mixed precision
+report:      write the tables of all results into README.md
 
 Sizes and locations can be repeated. By default the maps are res4 and res3 of an 800 x 1344 image,
 and the locations are the paper's for 1, 5 and 10 blocks in R_50.
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 from nl_benchmark.competitors import blocks, detectors, operations
+from nl_benchmark.correctness import block_errors, training_losses
 from nl_benchmark.report import circumstances, save, table, write_tables
 from nl_benchmark.timing import check_agreement, measure
 from tqdm import tqdm
@@ -38,7 +40,7 @@ def argument_parser() -> ArgumentParser:
     benches = parser.add_subparsers(dest="bench", required=True)
     report = benches.add_parser("report")
     report.add_argument("--readme", type=Path, default=PROJECT / "README.md")
-    for name in ("op", "block", "model"):
+    for name in ("op", "block", "correctness", "model"):
         bench = benches.add_parser(name)
         bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
         bench.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -53,6 +55,21 @@ def argument_parser() -> ArgumentParser:
     bench.add_argument("--locations", nargs="+", action="append")
     bench.add_argument("--image-size", type=int, nargs=2, default=[800, 1344])
     return parser
+
+
+def measurements(args: Namespace) -> Iterator[dict]:
+    """Yield the rows of a table."""
+    if args.bench == "correctness":
+        (size,) = args.size or STAGES[:1]
+        yield from block_errors((2, *size), args.device)
+        image_size, steps = ([64, 96], 1) if args.size else ([800, 1344], 20)
+        yield from training_losses(image_size, steps, args.device)
+        return
+    for _, competitors in comparisons(args, torch.float64, "cpu", small=True):
+        check_agreement(competitors)
+    for facts, competitors in tqdm(comparisons(args, getattr(torch, args.dtype), args.device)):
+        for row in measure(competitors, args.rounds, args.device):
+            yield {"facts": facts, **row}
 
 
 def comparisons(args: Namespace, dtype: torch.dtype, device: str, small: bool = False) -> Iterator:
@@ -89,13 +106,10 @@ def main(arguments: list[str]) -> None:
         return
     if args.device == "cpu":
         limit_memory()
-    for _, competitors in comparisons(args, torch.float64, "cpu", small=True):
-        check_agreement(competitors)
     command = shlex.join(["projects/benchmark/benchmark.py", *arguments])
     results = circumstances(command, args.device) | {"dtype": args.dtype, "rows": []}
-    for facts, competitors in tqdm(comparisons(args, getattr(torch, args.dtype), args.device)):
-        rows = measure(competitors, args.rounds, args.device)
-        results["rows"] += [{"facts": facts, **row} for row in rows]
+    for row in measurements(args):
+        results["rows"].append(row)
         if args.output:
             save(results, args.output)
     print(table(results["rows"]))

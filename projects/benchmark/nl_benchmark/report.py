@@ -74,6 +74,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _cell(row: dict[str, Any], reference: dict[str, Any]) -> str:
     if "failure" in row:
         return row["failure"]
+    if "errors" in row:
+        return ", ".join(f"{error:.3g}" for error in row["errors"])
     if row is reference or "failure" in reference:
         seconds = median(row["seconds"])
         time = f"{seconds:.4g} s" if seconds >= 1 else f"{1e3 * seconds:.4g} ms"
