@@ -121,6 +121,7 @@ _FLOP_FORMULAS = {
 # values to the width of its keys, and the dot product has a fixed order of its products.
 FLOP_HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::scaled_dot_product_attention": lambda inputs, _: _attention(*map(get_shape, inputs[:3])),
+    "aten::baddbmm": lambda inputs, _: math.prod(get_shape(inputs[1])) * get_shape(inputs[2])[2],
     "aten::mul": lambda inputs, _: _weighted_rows(*map(get_shape, inputs)),
     "aten::addcmul": lambda inputs, _: _weighted_rows(*map(get_shape, inputs[1:3])),
 }

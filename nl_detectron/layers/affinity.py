@@ -19,19 +19,39 @@ from .kernels import Attention, ReluSums
 
 
 def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
-    """Compute Eq. 3: softmax over j of ``scale * theta_i . phi_j``.
+    """Compute Eq. 3: softmax over j of ``scale * theta_i . phi_j``, in the way that is fastest.
 
-    The choice was measured on a CPU. In float32, torch's fused attention is the fastest without
-    gradients, and :class:`Attention` with them. In half precision it is always the fused one, which
-    accumulates in float32 (torch 2.4 does not for float16). Exported programs use it, too.
+    On a CPU, in float32, torch's fused attention is the fastest without gradients, and
+    :class:`Attention` with them. In half precision it is always the fused one, which accumulates in
+    float32 (torch 2.4 does not for float16). Exported programs use it, too.
+
+    On a GPU it is :class:`Attention`. Forward and backward in ms on an NVIDIA H200, torch 2.11,
+    D = E = 512 (projects/benchmark/gpu.py has all rows); flash and cuDNN attention need D <= 256,
+    and FlexAttention takes 11.7 in the first row of float32 and does not exist in bfloat16:
+
+        type      N      M      matrix  Attention  torch's efficient attention
+        bfloat16  4200   1050   0.84    0.80       4.75
+        bfloat16  4200   4200   0.95    0.74       6.95
+        bfloat16  16800  4200   1.17    1.58       27.8
+        float32   4200   1050   0.87    0.85       4.81
+        float32   4200   4200   2.62    2.60       6.03
+        float32   16800  4200   9.70    11.4       23.2
+
+    The matrix takes two to five times as much memory, so only a compiled program has it: there,
+    torch's attention finds no kernel for these widths.
     """
+    if torch.compiler.is_compiling() and not theta.is_cpu:
+        return embedded_gaussian_affinity(theta, phi, scale) @ g
     if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return _fused_attention(theta, phi, g, scale)
     requires_grad = theta.requires_grad or phi.requires_grad or g.requires_grad
     keep = torch.is_grad_enabled() and requires_grad
-    half = g.dtype in (torch.float16, torch.bfloat16)
-    if half or (theta.shape[2] == g.shape[2] and not keep):
-        return _fused_attention(theta, phi, g, scale)
+    if theta.is_cpu:
+        half = g.dtype in (torch.float16, torch.bfloat16)
+        if half or (theta.shape[2] == g.shape[2] and not keep):
+            return _fused_attention(theta, phi, g, scale)
+    elif g.dtype == torch.float16:  # scores can exceed its range
+        return Attention.apply(theta.float(), phi.float(), g.float(), scale, keep).to(g.dtype)
     return Attention.apply(theta, phi, g, scale, keep)
 
 
@@ -88,8 +108,11 @@ def concatenation(theta: Tensor, phi: Tensor, g: Tensor, w_f: Tensor) -> Tensor:
         a_i * (g_1 + ... + g_k) + (b_1 g_1 + ... + b_k g_k),   k = k_i by binary search.
 
     Prefix sums are inaccurate in half precision, so this computes in float32 or wider.
-    :class:`ReluSums` cannot be exported or compiled; in those cases torch operations replace it.
+    :class:`ReluSums` cannot be exported or compiled; in those cases torch operations replace it,
+    and in a program for a GPU, where inductor cannot compile these, the matrix.
     """
+    if torch.compiler.is_compiling() and not theta.is_cpu:
+        return concatenation_affinity(theta, phi, w_f) @ g
     dtype = torch.promote_types(g.dtype, torch.float32)
     a, b = _pair_terms(theta.to(dtype), phi.to(dtype), w_f.to(dtype))
     a, b = a / phi.shape[1], b / phi.shape[1]

@@ -1,33 +1,32 @@
 #!/usr/bin/env python3
 """Measure time and memory of the non-local operation, the block and Mask R-CNN.
 
-op:     each pairwise function against its N x M matrix
-block:  our block against itself with the matrix, mmcv's NonLocal2d and timm's NonLocalAttn
-model:  Mask R-CNN with non-local blocks against the same without
-report: write the tables of all results into README.md
+op:          each pairwise function against its N x M matrix; on a GPU, against torch's attention
+block:       our block against itself with the matrix, mmcv's NonLocal2d and timm's NonLocalAttn
+model:       Mask R-CNN with non-local blocks against the same without
+correctness: errors of the block in every type and mode, and losses in mixed precision
+report:      write the tables of all results into README.md
 
 Sizes and locations can be repeated. By default the maps are res4 and res3 of an 800 x 1344 image,
 and the locations are the paper's for 1, 5 and 10 blocks in R_50.
 """
 
 import os
-import re
 import resource
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator
-from importlib.metadata import distributions
 from itertools import product
 from pathlib import Path
 
 import torch
 from nl_benchmark.competitors import blocks, detectors, operations
-from nl_benchmark.report import save, table, write_tables
+from nl_benchmark.correctness import block_errors, training_losses
+from nl_benchmark.report import circumstances, save, table, write_tables
 from nl_benchmark.timing import check_agreement, measure
 from tqdm import tqdm
 
-from nl_detectron.engine import environment
 from nl_detectron.errors import exit_on_user_error
 from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
 
@@ -41,7 +40,7 @@ def argument_parser() -> ArgumentParser:
     benches = parser.add_subparsers(dest="bench", required=True)
     report = benches.add_parser("report")
     report.add_argument("--readme", type=Path, default=PROJECT / "README.md")
-    for name in ("op", "block", "model"):
+    for name in ("op", "block", "correctness", "model"):
         bench = benches.add_parser(name)
         bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
         bench.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -56,6 +55,21 @@ def argument_parser() -> ArgumentParser:
     bench.add_argument("--locations", nargs="+", action="append")
     bench.add_argument("--image-size", type=int, nargs=2, default=[800, 1344])
     return parser
+
+
+def measurements(args: Namespace) -> Iterator[dict]:
+    """Yield the rows of a table."""
+    if args.bench == "correctness":
+        (size,) = args.size or STAGES[:1]
+        yield from block_errors((2, *size), args.device)
+        image_size, steps = ([64, 96], 1) if args.size else ([800, 1344], 20)
+        yield from training_losses(image_size, steps, args.device)
+        return
+    for _, competitors in comparisons(args, torch.float64, "cpu", small=True):
+        check_agreement(competitors)
+    for facts, competitors in tqdm(comparisons(args, getattr(torch, args.dtype), args.device)):
+        for row in measure(competitors, args.rounds, args.device):
+            yield {"facts": facts, **row}
 
 
 def comparisons(args: Namespace, dtype: torch.dtype, device: str, small: bool = False) -> Iterator:
@@ -79,30 +93,28 @@ def comparisons(args: Namespace, dtype: torch.dtype, device: str, small: bool = 
             yield {**facts, "norm": norm}, competitors
 
 
+def limit_memory() -> None:
+    """Let an allocation that is too large raise an error; the system would end the process."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * memory), resource.RLIM_INFINITY))
+
+
 def main(arguments: list[str]) -> None:
     args = argument_parser().parse_args(arguments)
     if args.bench == "report":
         write_tables(args.readme, PROJECT / "results")
         return
-    for _, competitors in comparisons(args, torch.float64, "cpu", small=True):
-        check_agreement(competitors)
-    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    machine = cpu if args.device == "cpu" else torch.cuda.get_device_name()
+    if args.device == "cpu":
+        limit_memory()
     command = shlex.join(["projects/benchmark/benchmark.py", *arguments])
-    results = {"command": command, "dtype": args.dtype, "machine": machine}
-    versions = {d.name: d.version for d in distributions() if d.name in ("mmcv-lite", "timm")}
-    results.update(threads=torch.get_num_threads(), environment=environment() | versions, rows=[])
-    for facts, competitors in tqdm(comparisons(args, getattr(torch, args.dtype), args.device)):
-        rows = measure(competitors, args.rounds, args.device)
-        results["rows"] += [{"facts": facts, **row} for row in rows]
+    results = circumstances(command, args.device) | {"dtype": args.dtype, "rows": []}
+    for row in measurements(args):
+        results["rows"].append(row)
         if args.output:
             save(results, args.output)
     print(table(results["rows"]))
 
 
 if __name__ == "__main__":
-    # An allocation beyond this raises an error, where the system would end the process.
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * memory), resource.RLIM_INFINITY))
     with exit_on_user_error():
         main(sys.argv[1:])

@@ -1,172 +1,64 @@
 #!/usr/bin/env python3
-"""Check and measure what needs a GPU, most important first: about 25 minutes in all.
+"""Check and measure what needs a GPU by commands of benchmark.py, most important first.
 
-correctness: block against float64, torch.compile, training steps with mixed precision
-kernels:     implementations of softmax attention, by size and type
-models:      Mask R-CNN with +0, +1, +5 and +10 blocks, and the GPU-hours of Tables 5 and 6
-
-Each part writes a JSON file, row by row. --quick runs all of it with tiny inputs, also on a CPU.
+It takes about 25 minutes. Each command writes a file into the output folder, row by row, and
+prints what it runs. --quick runs all parts with tiny inputs, also on a CPU.
 """
 
-import math
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator
-from functools import partial
+import time
+import traceback
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from itertools import product
 from pathlib import Path
-from statistics import median
 
-import torch
-from detectron2.utils.events import EventStorage
-from nl_benchmark.competitors import build_models, detectors, passes_of, random_image
-from nl_benchmark.report import save
-from nl_benchmark.timing import measure
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+import benchmark
 
-from nl_detectron import NonLocalBlock
-from nl_detectron.engine import environment
 from nl_detectron.errors import exit_on_user_error
-from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES, affinity, kernels
 
 LOCATIONS = {  # one, five and ten blocks; the paper gives the last two for R_50
-    "R_50": [["res4.-2"], ["res3.1::2", "res4.1::2"], ["res3.*", "res4.*"]],
-    "R_101": [["res4.-2"], ["res3.1::2", "res4.6::7"], ["res3.*", "res4.2::4"]],
-    "X_152_32x8d": [["res4.-2"], ["res3.1::4", "res4.6::11"], ["res3.1::2", "res4.5::6"]],
+    "R_50": "res4.-2 --locations res3.1::2 res4.1::2 --locations res3.* res4.*",
+    "R_101": "res4.-2 --locations res3.1::2 res4.6::7 --locations res3.* res4.2::4",
+    "X_152_32x8d": "res4.-2 --locations res3.1::4 res4.6::11 --locations res3.1::2 res4.5::6",
 }
-TRAINED_IMAGES = 90_000 * 16  # the 1x schedule
-
-
-def correctness(args: Namespace) -> Iterator[dict]:
-    """Yield errors relative to float64, of a block and its gradient, in eps of the type."""
-    shape = (2, 16, 5, 6) if args.quick else (2, 1024, 50, 84)
-    for name, subsample in product(INSTANTIATIONS, SUBSAMPLES):
-        torch.manual_seed(0)
-        block = NonLocalBlock(shape[1], instantiation=name, subsample=subsample).to(args.device)
-        torch.nn.init.kaiming_normal_(block.out.weight)
-        x = torch.randn(shape, device=args.device, requires_grad=True)
-        exact = _result_and_gradient(block.double(), x.double().detach().requires_grad_())
-        block.float()
-        modes = ["float32", "float16", "bfloat16"]
-        for mode in modes + ["compile"] * (subsample == "pool_conv"):
-            dtype = torch.float32 if mode == "compile" else getattr(torch, mode)
-            torch.compiler.reset()
-            backend = "aot_eager" if args.quick else "inductor"
-            call = torch.compile(block, backend=backend) if mode == "compile" else block
-            with torch.autocast(args.device, dtype, enabled=dtype.itemsize == 2):
-                results = _result_and_gradient(call, x)
-            eps = torch.finfo(dtype).eps
-            errors = [((a - b).norm() / b.norm() / eps).item() for a, b in zip(results, exact)]
-            facts = {"function": name, "sub-sampling": subsample, "mode": mode}
-            # TensorFloat-32, if it is on, has 13 bits fewer than float32.
-            yield {"facts": facts, "errors": errors, "ok": max(errors) < 50}
-    yield from _training(args)
-
-
-def _result_and_gradient(block: Callable, x: Tensor) -> list[Tensor]:
-    z = block(x)
-    return [z.detach(), *torch.autograd.grad(z, x, torch.ones_like(z))]
-
-
-def _training(args: Namespace) -> Iterator[dict]:
-    """Train with mixed precision; every loss must be finite."""
-    images = [random_image(*args.image_size, args.device) for _ in range(2)]
-    models = build_models("R_50", LOCATIONS["R_50"][:1], ["pool_conv"], args.device)
-    for (name, model), dtype in product(models.items(), args.amp_types):
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9)
-        scaler = torch.amp.GradScaler(args.device, enabled=dtype == torch.float16)
-        losses = []
-        for _ in range(1 if args.quick else 20):
-            with EventStorage(), torch.autocast(args.device, dtype):
-                loss = sum(model.train()(images).values())
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-        ok = all(map(math.isfinite, losses))
-        yield {"facts": {"model": name, "mode": str(dtype)}, "losses": losses, "ok": ok}
-
-
-def attention_forms(scale: float, compiled: bool) -> dict[str, Callable]:
-    """Return implementations of softmax attention on (B, N, D)."""
-
-    def fused(backend, *inputs):
-        with sdpa_kernel(backend):
-            query, key, value = (t.unsqueeze(1) for t in inputs)
-            return scaled_dot_product_attention(query, key, value, scale=scale).squeeze(1)
-
-    def matrix(theta, phi, g):
-        return affinity.embedded_gaussian_affinity(theta, phi, scale) @ g
-
-    forms = {"matrix": matrix, "kept": lambda *qkv: kernels.Attention.apply(*qkv, scale, True)}
-    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH"):
-        forms[name.lower()] = partial(fused, getattr(SDPBackend, name))
-    if compiled:
-        from torch.nn.attention.flex_attention import flex_attention
-
-        flex = torch.compile(flex_attention)
-        forms["flex"] = lambda *qkv: flex(*(t.unsqueeze(1) for t in qkv), scale=scale).squeeze(1)
-    return forms
-
-
-def fastest_kernel(args: Namespace) -> Iterator[dict]:
-    """Yield times and memory of the forms of attention, in bfloat16, float32 and TensorFloat-32."""
-    widths, counts = ((8,), (30,)) if args.quick else ((256, 512, 1024), (1050, 4200, 16800))
-    for d, n, mode in product(widths, counts, ("bfloat16", "float32", "tf32")):
-        torch.set_float32_matmul_precision("high" if mode == "tf32" else "highest")
-        dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
-        for m in (n, n // 4):
-            sizes = (n, m, m)
-            inputs = [torch.randn(1, k, d).to(args.device, dtype).requires_grad_() for k in sizes]
-            forms = attention_forms(d**-0.5, compiled=not args.quick)
-            competitors = {name: passes_of(form, inputs) for name, form in forms.items()}
-            for row in measure(competitors, args.rounds, args.device):
-                yield {"facts": {"N": n, "M": m, "D": d, "type": mode}, **row}
-    torch.set_float32_matmul_precision("highest")
-
-
-def models(args: Namespace) -> Iterator[dict]:
-    """Yield times of Mask R-CNN, with the GPU-hours of a 1x schedule for a training step."""
-    for backbone, batch in [("R_50", 1)] if args.quick else product(LOCATIONS, (2, 8)):
-        shape = (batch, *args.image_size)
-        locations = LOCATIONS[backbone][: 1 if args.quick else 3]
-        competitors = detectors(
-            backbone, locations, ["pool_conv"], shape, args.amp_types[0], args.device
-        )
-        for row in measure(competitors, args.rounds, args.device):
-            if row["pass"] == "training step" and row["seconds"]:
-                hours = median(row["seconds"]) / batch * TRAINED_IMAGES / 3600
-                row["GPU-hours of 1x"] = round(hours, 1)
-            yield {"facts": {"backbone": backbone, "batch": batch}, **row}
-
-
-PARTS = {"correctness": correctness, "kernels": fastest_kernel, "models": models}
+MODEL = "model --batch {} --backbone {} --subsamples pool_conv --dtype {} --locations {}"
+COMMANDS = {
+    "correctness": ["correctness"],
+    "kernels": ["op --dtype bfloat16", "op --dtype float32"],
+    "models": [
+        MODEL.format(batch, name, "float16", LOCATIONS[name])
+        for batch, name in product((2, 8), LOCATIONS)
+    ],
+    "blocks": [f"block --size 1024 50 84 --dtype {dtype}" for dtype in ("bfloat16", "float32")],
+}
+# Convolutions in float16 are very slow on a CPU.
+QUICK = {
+    "correctness": ["correctness --size 16 5 6"],
+    "kernels": ["op --size 4 2 3"],
+    "models": [MODEL.format(1, "R_50", "bfloat16", "res4.-2 --image-size 64 96")],
+    "blocks": [],
+}
 
 
 def main(arguments: list[str]) -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("gpu_results"), help="folder")
     args = parser.parse_args(arguments)
-    args.image_size = (64, 96) if args.quick else (800, 1344)
-    # Convolutions in float16 are very slow on a CPU.
-    args.amp_types = [torch.float16, torch.bfloat16][args.device == "cpu" :]
     args.output.mkdir(parents=True, exist_ok=True)
-    machine = "CPU" if args.device == "cpu" else torch.cuda.get_device_name()
+    start = time.perf_counter()
     for part in args.parts:
-        results = {"part": part, "machine": machine, "environment": environment(), "rows": []}
-        for row in PARTS[part](args):
-            results["rows"].append(row)
-            save(results, args.output / f"{part}.json")
-        failed = [row["facts"] for row in results["rows"] if not row.get("ok", True)]
-        print(f"{part}: {len(results['rows'])} rows", *failed, sep="\nwrong: ")
+        for number, command in enumerate((QUICK if args.quick else COMMANDS)[part]):
+            print(f"{time.perf_counter() - start:.0f} s: {command}", flush=True)
+            file = args.output / f"{part}_{number}.json"
+            options = f"--device {args.device} --rounds {args.rounds} --output {file}"
+            try:
+                benchmark.main(f"{command} {options}".split())
+            except Exception:  # the other commands run all the same
+                traceback.print_exc()
 
 
 if __name__ == "__main__":

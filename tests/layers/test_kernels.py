@@ -67,3 +67,10 @@ def test_relu_sums_of_narrow_values():
     assert torch.equal(y, kernels.ReluSums.apply(a, b, g.float()))
     (gradient,) = torch.autograd.grad(y.sum(), g)
     assert gradient.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_attention_on_other_devices_keeps_the_type(dtype):
+    """A GPU computes float16 in float32."""
+    inputs = [t.to("meta") for t in make_inputs("gaussian", (2, 7, 5, 4, 2), dtype)]
+    assert affinity.embedded_gaussian(*inputs, 1.0).dtype == dtype

@@ -27,7 +27,10 @@ Competitors = dict[str, Passes]  # by name; the first is the reference of the ot
 def operations(
     function: str, subsample: str, shape: tuple, dtype: torch.dtype, device: str
 ) -> Competitors:
-    """Return a pairwise function of given theta, phi and g: with its N x M matrix, and ours."""
+    """Return a pairwise function of given theta, phi and g: with its N x M matrix, and ours.
+
+    On a GPU there are torch's implementations of attention, too.
+    """
     batch, channels, height, width = shape
     n, m = height * width, _keys(subsample, height, width)
     keys = channels if function == "gaussian" else channels // 2  # the Gaussian's theta is x
@@ -42,10 +45,32 @@ def operations(
     if function == "concatenation":
         shapes.append((2 * keys,))  # w_f
     inputs = [torch.randn(shape).to(device, dtype).requires_grad_() for shape in shapes]
-    forms = {"matrix": partial(matrix, **scale), "nl_detectron": partial(ours, **scale)}
+    forms = {"matrix": matrix, "nl_detectron": ours}
+    if device == "cuda" and scale:
+        forms |= torch_attention()
+    forms = {name: partial(form, **scale) for name, form in forms.items()}
     sizes = batch * _pair_products(function, n, m, keys, channels // 2)
     floor = {FLOOR: products(sizes, dtype, device)} if sizes else {}
     return {name: passes_of(form, inputs) for name, form in forms.items()} | floor
+
+
+def torch_attention() -> dict[str, Callable]:
+    """Return attention by each of torch's backends, and FlexAttention."""
+    from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
+
+    def attention(backend, *inputs, scale):
+        with sdpa_kernel(backend):
+            return layers.affinity._fused_attention(*inputs, scale)
+
+    def flex(theta, phi, g, scale):
+        inputs = (t.unsqueeze(1) for t in (theta, phi, g))
+        return compiled(*inputs, scale=scale).squeeze(1)
+
+    torch.compiler.reset()  # after a number of compilations it would run without
+    compiled = torch.compile(flex_attention.flex_attention, dynamic=True)
+    names = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
+    forms = {name.lower(): partial(attention, getattr(SDPBackend, name)) for name in names}
+    return forms | {"flex_attention": flex}
 
 
 def _keys(subsample: str, height: int, width: int) -> int:
@@ -188,22 +213,23 @@ def passes_of(function: Callable, inputs: list[Tensor]) -> Passes:
 
 
 def detectors(
-    backbone: str, locations: list, subsamples: list, shape: tuple, dtype: torch.dtype, device: str
+    backbone: str,
+    locations: list,
+    subsamples: list,
+    shape: tuple,
+    dtype: torch.dtype,
+    device: str,
+    learning_rate: float = 0.0,
 ) -> Competitors:
     """Return a baseline Mask R-CNN, and copies of it with blocks, on random images.
 
-    New blocks are the identity and stay so, since the learning rate is 0. All models therefore
-    find the same boxes and do the same work outside the blocks. ``shape`` is the number of images,
-    their height and width; a ``dtype`` of 16 bits means automatic mixed precision.
+    New blocks are the identity and stay so if the learning rate is 0. All models then find the
+    same boxes and do the same work outside the blocks. They share the weights of the baseline.
+    ``shape`` is the number of images, their height and width; a ``dtype`` of 16 bits means
+    automatic mixed precision.
     """
     torch.manual_seed(0)
     images = [random_image(*shape[1:], device) for _ in range(shape[0])]
-    models = build_models(backbone, locations, subsamples, device)
-    return {name: _model_passes(model, images, dtype, device) for name, model in models.items()}
-
-
-def build_models(backbone: str, locations: list, subsamples: list, device: str) -> dict:
-    """Return a baseline Mask R-CNN, and copies of it with blocks, which share its weights."""
     cfg = load_config(get_config_file(CONFIG.format(backbone)), ["MODEL.DEVICE", device])
     baseline = build_model(cfg)
     # Frozen batch norm does not normalize the values of random weights, which would overflow.
@@ -220,7 +246,8 @@ def build_models(backbone: str, locations: list, subsamples: list, device: str) 
             model = copy.deepcopy(baseline, dict(shared))
             names = insert_nonlocal(model, location, subsample=subsample)
             models[f"+{len(names)} NL, {subsample}"] = model
-    return models
+    options = images, dtype, device, learning_rate
+    return {name: _model_passes(model, *options) for name, model in models.items()}
 
 
 def random_image(height: int, width: int, device: str) -> dict:
@@ -236,9 +263,12 @@ def random_image(height: int, width: int, device: str) -> dict:
     return {"image": image.to(device), "instances": objects.to(device)}
 
 
-def _model_passes(model: nn.Module, images: list[dict], dtype: torch.dtype, device: str) -> Passes:
+def _model_passes(
+    model: nn.Module, images: list, dtype: torch.dtype, device: str, learning_rate: float
+) -> Passes:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=0.0, momentum=0.9)
+    optimizer = torch.optim.SGD(trained, lr=learning_rate, momentum=0.9)
+    scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     autocast = torch.autocast(device, dtype, enabled=dtype.itemsize == 2)
 
     def inference() -> list[Tensor]:
@@ -251,8 +281,9 @@ def _model_passes(model: nn.Module, images: list[dict], dtype: torch.dtype, devi
         torch.manual_seed(0)  # all models sample the same boxes
         with EventStorage(), autocast:
             loss = sum(model(images).values())
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
         return [loss.detach()]
 

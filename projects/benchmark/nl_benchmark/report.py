@@ -1,19 +1,34 @@
 """Result files, and the tables made from them."""
 
 import json
+import re
+from importlib.metadata import distributions
 from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from tabulate import tabulate
 
+from nl_detectron.engine import environment
 from nl_detectron.files import write_atomically
 
 from .competitors import FLOOR
 from .timing import paired_ratio
 
 BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
+
+
+def circumstances(command: str, device: str) -> dict[str, Any]:
+    """Return the command, the machine and the versions, which a result file begins with."""
+    if device == "cuda":
+        machine = torch.cuda.get_device_name()
+    else:
+        machine = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    versions = {d.name: d.version for d in distributions() if d.name in ("mmcv-lite", "timm")}
+    result = {"command": command, "machine": machine, "threads": torch.get_num_threads()}
+    return result | {"environment": environment() | versions}
 
 
 def save(results: dict[str, Any], path: Path) -> None:
@@ -59,6 +74,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _cell(row: dict[str, Any], reference: dict[str, Any]) -> str:
     if "failure" in row:
         return row["failure"]
+    if "errors" in row:
+        return ", ".join(f"{error:.3g}" for error in row["errors"])
     if row is reference or "failure" in reference:
         seconds = median(row["seconds"])
         time = f"{seconds:.4g} s" if seconds >= 1 else f"{1e3 * seconds:.4g} ms"

@@ -18,34 +18,7 @@ from nl_detectron import NonLocalBlock, get_config_file
 from nl_detectron.engine import load_config
 from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
 
-SHAPE = (2, 16, 6, 8)
-BLOCKS = [*((function, "") for function in INSTANTIATIONS), ("embedded_gaussian", "BN")]
 FEW_PROPOSALS = ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.RPN.POST_NMS_TOPK_TEST", 20)
-
-
-@pytest.mark.parametrize("function", INSTANTIATIONS)
-def test_operations_agree(function):
-    forms = competitors.operations(function, "pool_conv", SHAPE, torch.float64, "cpu")
-    for pass_name in ("forward", "forward+backward"):
-        matrix, ours = forms["matrix"][pass_name](), forms["nl_detectron"][pass_name]()
-        torch.testing.assert_close(ours, matrix, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("subsample", SUBSAMPLES)
-@pytest.mark.parametrize("function, norm", BLOCKS)
-def test_blocks_agree(function, norm, subsample):
-    libraries = {("", "none"): ["mmcv"], ("", "conv_pool"): ["mmcv"], ("BN", "none"): ["timm"]}
-    others = [pytest.importorskip(n).__name__ for n in libraries.get((norm, subsample), [])]
-    blocks = competitors.blocks(function, norm, subsample, SHAPE, torch.float64, "cpu")
-    assert list(blocks) == ["matrix", "nl_detectron", *others, competitors.FLOOR]
-    for name in ["nl_detectron", *others]:
-        for pass_name, call in blocks[name].items():
-            if (name, function, pass_name) == ("mmcv", "concatenation", "forward+backward"):
-                with pytest.raises(RuntimeError):  # it divides the ReLU's output in place
-                    call()
-            else:
-                expected = blocks["matrix"][pass_name]()
-                torch.testing.assert_close(call(), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_disagreement_is_an_error():
@@ -111,22 +84,27 @@ def test_readme_shows_the_results(tmp_path):
     assert copied.read_bytes() == readme.read_bytes()
 
 
+OP, BLOCK = "op --size 4 2 3", "block --size 4 2 3"
 MODEL = "model --locations res4.-2 --subsamples none --image-size 64 96"
 MODEL = pytest.param(MODEL, 4, marks=pytest.mark.slow)
-BLOCK = ("block --size 4 2 3 --subsamples pool_conv", 30)
 
 
-@pytest.mark.parametrize("arguments, rows", [("op --size 4 2 3", 44), BLOCK, MODEL])
+@pytest.mark.parametrize("arguments, rows", [(OP, 44), (BLOCK, 108), MODEL])
 def test_script(arguments, rows, tmp_path, capsys, monkeypatch):
+    """The script itself compares the competitors' results and gradients in float64."""
+    if arguments.startswith("block"):
+        pytest.importorskip("mmcv"), pytest.importorskip("timm")
     monkeypatch.setattr("nl_benchmark.timing.MIN_SECONDS", 1e-9)
     monkeypatch.setattr(competitors, "load_config", partial(load_config, overrides=FEW_PROPOSALS))
+    monkeypatch.setattr(benchmark, "limit_memory", lambda: None)  # it would last
     output = tmp_path / "results.json"
     benchmark.main([*arguments.split(), "--rounds", "1", "--output", str(output)])
     results = json.loads(output.read_text())
     assert results["command"].startswith(f"projects/benchmark/benchmark.py {arguments} ")
     assert len(results["rows"]) == rows
-    ours = [row for row in results["rows"] if row["competitor"] != competitors.FLOOR]
-    assert all(row["seconds"] and row["peak_bytes"] > 0 for row in ours)
+    for row in results["rows"]:
+        if not row["seconds"]:  # mmcv changes the output of the ReLU, which it needs, in place
+            assert (row["competitor"], row["facts"]["function"]) == ("mmcv", "concatenation")
     assert capsys.readouterr().out == table(results["rows"]) + "\n"
 
 
@@ -140,11 +118,15 @@ def test_locations_are_those_of_the_configs():
 def test_gpu_script(tmp_path, monkeypatch):
     monkeypatch.setattr("nl_benchmark.timing.MIN_SECONDS", 1e-9)
     monkeypatch.setattr(competitors, "load_config", partial(load_config, overrides=FEW_PROPOSALS))
+    monkeypatch.setattr(benchmark, "limit_memory", lambda: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     gpu.main(["--quick", "--device", "cpu", "--rounds", "1", "--output", str(tmp_path)])
-    rows = {part: json.loads((tmp_path / f"{part}.json").read_text())["rows"] for part in gpu.PARTS}
-    assert [row["facts"] for row in rows["correctness"] if not row["ok"]] == []
-    assert len(rows["correctness"]) == 4 * (3 * 3 + 1) + 2
-    timed = [row["competitor"] for row in rows["kernels"] if row["seconds"]]
-    assert {"matrix", "kept", "flash_attention", "math"} <= set(timed)
-    assert [row["competitor"] for row in rows["models"]] == ["baseline", "+1 NL, pool_conv"] * 2
-    assert all(row["seconds"] for row in rows["models"])
+    files = {file.stem: json.loads(file.read_text())["rows"] for file in tmp_path.iterdir()}
+    errors, kernels, models = (files[f"{p}_0"] for p in ("correctness", "kernels", "models"))
+    assert len(errors) == 4 * 3 * 4 + 2
+    for row in errors:
+        # The gradient of Eq. 5 has a step where the ReLU begins.
+        limit = 500 if row["facts"]["function"] == "concatenation" else 50
+        assert all(error < limit for error in row["errors"])
+    assert all(row["seconds"] for row in kernels + models)
+    assert [row["competitor"] for row in models] == ["baseline", "+1 NL, pool_conv"] * 2

@@ -1,0 +1,67 @@
+"""The error of a block in every type and mode, and training with mixed precision."""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nl_detectron import NonLocalBlock
+from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
+
+from .competitors import detectors
+from .timing import short_text
+
+MODES = ("float32", "float16", "bfloat16", "compile")
+
+
+def block_errors(shape: tuple, device: str) -> Iterator[dict[str, Any]]:
+    """Yield the errors of a block and of its gradient relative to float64, in eps of the type.
+
+    Float32 and "compile" are without TensorFloat-32; float16 and bfloat16 are mixed precision.
+    """
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    for subsample, name in product(SUBSAMPLES, INSTANTIATIONS):
+        torch.manual_seed(0)
+        block = NonLocalBlock(shape[1], instantiation=name, subsample=subsample).to(device)
+        torch.nn.init.kaiming_normal_(block.out.weight)
+        x = torch.randn(shape, device=device, requires_grad=True)
+        exact = _result_and_gradient(block.double(), x.double().detach().requires_grad_())
+        block.float()
+        for mode in MODES:
+            row = {"facts": {"function": name, "sub-sampling": subsample}, "competitor": mode}
+            try:
+                errors = _errors(block, x, exact, mode)
+                yield {**row, "pass": "errors in eps", "errors": errors}
+            except Exception as error:  # a compiler raises errors of its own
+                yield {**row, "pass": "errors in eps", "failure": short_text(error)}
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def _errors(block: Callable, x: Tensor, exact: list[Tensor], mode: str) -> list[float]:
+    dtype = torch.float32 if mode == "compile" else getattr(torch, mode)
+    if mode == "compile":
+        torch.compiler.reset()
+        block = torch.compile(block)
+    with torch.autocast(x.device.type, dtype, enabled=dtype.itemsize == 2):
+        results = _result_and_gradient(block, x)
+    eps = torch.finfo(dtype).eps
+    return [((a - b).norm() / b.norm() / eps).item() for a, b in zip(results, exact)]
+
+
+def _result_and_gradient(block: Callable, x: Tensor) -> list[Tensor]:
+    z = block(x)
+    return [z.detach(), *torch.autograd.grad(z, x, torch.ones_like(z))]
+
+
+def training_losses(image_size: list, steps: int, device: str) -> Iterator[dict[str, Any]]:
+    """Yield the losses of Mask R-CNN, trained with mixed precision."""
+    # Convolutions in float16 are very slow on a CPU.
+    for mode in ("bfloat16",) if device == "cpu" else ("float16", "bfloat16"):
+        options = [["res4.-2"]], ["pool_conv"], (2, *image_size), getattr(torch, mode), device
+        for name, passes in detectors("R_50", *options, learning_rate=1e-4).items():
+            losses = [passes["training step"]()[0].item() for _ in range(steps)]
+            facts = {"function": f"Mask R-CNN, {name}", "sub-sampling": "pool_conv"}
+            yield {"facts": facts, "pass": "losses", "competitor": mode, "errors": losses}
