@@ -23,7 +23,6 @@ from ..errors import UserError
 from ..files import write_atomically
 from ..modeling import build_model, build_optimizer
 from .checks import check_datasets
-from .coco_evaluator import FasterCOCOEvaluator
 from .hooks import NonLocalNorms, check_gradients, environment, log_max_memory
 from .signals import StopOnSignal
 
@@ -120,6 +119,8 @@ class Trainer(DefaultTrainer):
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
     ) -> DatasetEvaluators:
+        from .coco_evaluator import FasterCOCOEvaluator
+
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         if len(cfg.DATASETS.TEST) > 1:  # or their files would have the same names
             folder = os.path.join(folder, dataset_name)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..analysis.multiply_adds import padded_size
 from ..errors import UserError
-from ..layers import NonLocalBlock, affinity
+from ..layers import NonLocalBlock
 
 
 def find_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
@@ -74,11 +74,8 @@ class AttentionRecorder:
         rest of the matrix is not computed.
         """
         block, size = self.blocks[name], self.map_size(name)
-        theta, phi = block.embeddings(self.inputs[name][:1])
-        theta = theta.unflatten(1, size)[:, positions[:, 0], positions[:, 1]]
-        arguments = {"dot_product": (), "concatenation": (block.w_f,)}
-        affinity_matrix = getattr(affinity, f"{block.instantiation}_affinity")
-        rows = affinity_matrix(theta, phi, *arguments.get(block.instantiation, (block.scale,)))[0]
+        queries = positions[:, 0] * size[1] + positions[:, 1]
+        rows = block.affinity_matrix(self.inputs[name][:1], queries)[0]
         target_height = size[0] if block.subsample == "none" else math.ceil(size[0] / 2)
         return rows.unflatten(1, (target_height, -1)).cpu()
 

@@ -87,7 +87,7 @@ def reference(block, x, *, instantiation="embedded_gaussian", scale=True, subsam
     ids=str,
 )
 @subsamples
-@instantiations
+@pytest.mark.parametrize("instantiation", INSTANTIATIONS[:4])  # the fifth is not in the paper
 def test_block_equals_the_paper(instantiation, subsample, batch, size, options):
     """Compare results, gradients and the affinity matrix; sides of 1 and batches of 0 included."""
     x = make_input(batch, 8, *size).requires_grad_()
