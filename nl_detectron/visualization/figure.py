@@ -122,7 +122,7 @@ def use_fonts(figure: Figure) -> None:
         text.set_fontfamily(["sans-serif", *dict.fromkeys(filter(None, families.values()))])
     if missing := "".join(character for character in characters if not families[character]):
         install = "apt install fonts-noto-core, or fonts-noto-cjk for Chinese, Japanese and Korean"
-        warnings.warn(f"no installed font has {missing}, see labels: {install}", stacklevel=2)
+        warnings.warn(f"no installed font has {missing}, drawn as squares: {install}", stacklevel=2)
 
 
 @cache

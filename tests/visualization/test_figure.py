@@ -60,4 +60,4 @@ def test_labels_in_any_script(monkeypatch, tmp_path):
         draw_objects(image, [found], {1: "clé Ж قفل \u24b6 7%"}, Metadata())
     with pytest.warns(UserWarning) as caught:
         draw_objects(image, [found], {1: "红 Ж"}, Metadata())
-    assert "no installed font has 红, see labels" in str(caught[0].message)
+    assert "no installed font has 红, drawn as squares" in str(caught[0].message)
