@@ -1,140 +1,186 @@
 #!/usr/bin/env python
-"""Run the rows that results.jsonl does not have, and write the tables of the Markdown files."""
+"""Train the rows that the results do not have, in several processes, and write the tables."""
 
 import argparse
-import itertools
 import json
-import os
-import subprocess
+import platform
 import sys
-from collections.abc import Sequence
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
-import long_range  # noqa: F401 - registers the backbones and the datasets
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from long_range.report import read_results, write_tables
-from long_range.scores import guess, scores
-from pycocotools.coco import COCO
+import detectron2
+import torch
+from long_range import measures, training
+from long_range.recall import dataset_root
+from long_range.report import RESULTS, read_results, write_tables
+from long_range.rows import TABLES, Row
 from tqdm import tqdm
 
-from nl_detectron.config import config_hash
-from nl_detectron.engine import forward_signals, load_config
-from nl_detectron.errors import exit_on_user_error
-from nl_detectron.evaluation.coco_results import read_annotations
-from nl_detectron.evaluation.runs import read_metrics, read_run
-
-PROJECT = Path(__file__).resolve().parent
-RESULTS = PROJECT / "results.jsonl"
-WARM_UPS = ["R18_warm_up", "R50_warm_up"]  # the rows that the others start from
-ROWS = [path.stem for path in sorted(PROJECT.glob("configs/*.yaml"))]
-ROWS = WARM_UPS + [row for row in ROWS if row not in (*WARM_UPS, "faster_rcnn_hard")]
+ROWS = {row.name: row for rows in TABLES.values() for row in rows}
+_fork = get_context("fork")  # workers share the memory of the images
+_images: dict[tuple[int, str], training.Images] = {}  # (K, split); read before the fork
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--report-only", action="store_true", help="do not train")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW")
-    parser.add_argument("--seeds", type=int, default=3, help="runs per row (default: 3)")
+    parser.add_argument("--report", action="store_true", help="only write the tables")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 1 to 3 or 5, by row")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes")
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="after which no further run starts",
+    )
     parser.add_argument("--output", type=Path, default=Path("output/long_range"), metavar="DIR")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for all rows")
     args = parser.parse_args(argv)
-    if args.opts and args.results == RESULTS:
-        parser.error("--opts needs --results, because other options give other results")
-
-    failures = []
-    if not args.report_only:
-        with exit_on_user_error():
-            failures = run_rows(args.rows, args.seeds, args.output, args.results, args.opts)
-    for name in ("README.md", "RESULTS.md") if args.results == RESULTS else ():
-        write_tables(read_results(RESULTS), PROJECT / name)
-    if failures:
-        sys.exit("\n".join(["failed runs:", *failures]))
+    deadline = time.time() + args.deadline
+    if not args.report:
+        rows = [ROWS[name] for name in args.rows]
+        runs = [(row, s) for row in rows for s in args.seeds or range(1, row.seeds + 1)]
+        run_all(runs, args.results, args.output, args.device, args.workers, deadline)
+    if args.results == RESULTS:
+        write_tables(read_results(RESULTS))
 
 
-def run_rows(
-    rows: Sequence[str], seeds: int, output: Path, results_file: Path, opts: Sequence[str] = ()
-) -> list[str]:
-    """Run rows with the seeds 1 to ``seeds``, append a line for each run, and return the failures.
+def run_all(
+    runs: Iterable[tuple[Row, int]],
+    results: Path,
+    output: Path,
+    device: str = "cpu",
+    workers: int = 1,
+    deadline: float = float("inf"),
+) -> None:
+    """Append one line to the results for each (row, seed) that they do not have.
 
-    Runs that are in the results are skipped, except those whose weights another run starts from
-    and which are not in ``output``. An interrupted run is resumed.
+    Args:
+        output: folder of weights: those after the warm-up, and those of some rows.
+        deadline: no run starts after this time, as ``time.time()`` counts it.
     """
-    results = read_results(results_file)
-    if "chance" not in results:
-        annotations = _annotations("nl_synthetic_hard_val")
-        for row, seed in itertools.product(("chance", "colours"), range(5)):
-            guessed = scores(annotations, guess(annotations, row, seed))
-            _append(results_file, {"row": row, "seed": seed, **guessed})
+    present = {(line["digest"], line["seed"]) for line in read_results(results)}
+    todo = {(row.digest(), seed): (row, seed) for row, seed in runs}
+    todo = [run for key, run in todo.items() if key not in present]
+    output.mkdir(parents=True, exist_ok=True)
+    read_images({row.keys for row, _ in todo} | {8})
+    append = partial(_append, results)
+    for line in references(read_results(results)):
+        append(line)
 
-    todo = []
-    for seed in range(1, seeds + 1):
-        missing = {row for row in rows if seed not in results.get(row, {})}
-        starts = {_start(row) for row in missing}
-        missing |= {row for row in starts if not _weights(output, row, seed).is_file()}
-        todo += [(row, seed) for row in ROWS if row in missing]
-
-    failures = []
-    for row, seed in (progress := tqdm(todo, unit="run")):
-        progress.set_description(f"{row}, seed {seed}")
-        config_file, folder = str(PROJECT / f"configs/{row}.yaml"), output / row / f"seed{seed}"
-        run_opts = [*opts, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-        if row != _start(row):
-            run_opts += ["MODEL.WEIGHTS", str(_weights(output, _start(row), seed))]
-        cfg = load_config(config_file, opts)
-        seconds_before = sum(os.times()[2:4])  # of child processes, on all cores
-        status = _train(["--config-file", config_file, *run_opts])
-        seconds = sum(os.times()[2:4]) - seconds_before
-        if status:
-            failures.append(f"{folder}: exit status {status}; see log.txt there")
-        elif seed not in results.get(row, {}):
-            line = {"row": row, "seed": seed, **_read_run(folder, cfg), "core seconds": seconds}
-            _append(results_file, line)
-    return failures
+    starts = dict.fromkeys((row.depth, seed) for row, seed in todo if row.warm_up)
+    starts = [start for start in starts if not _warm_up_file(output, *start).is_file()]
+    with ProcessPoolExecutor(workers, _fork, torch.set_num_threads, (1,)) as pool:
+        _collect(pool, "warm-ups", partial(_warm_up, output, device, deadline), starts)
+        run = partial(_run, output, device, deadline)
+        _collect(pool, "runs", run, todo, append)
 
 
-def _start(row: str) -> str:
-    """Return the row whose final weights, of the same seed, a row starts from."""
-    return f"{'R50' if row.startswith('R50') else 'R18'}_warm_up"
+def read_images(numbers_of_keys: Iterable[int]) -> None:
+    """Read the datasets into the memory of this process; generate them in parallel."""
+    numbers_of_keys = sorted(numbers_of_keys)
+    with ProcessPoolExecutor(mp_context=_fork) as pool:
+        list(pool.map(dataset_root, numbers_of_keys))
+    for keys in numbers_of_keys:
+        for split in ("train", "val"):
+            _images[keys, split] = training.load_images(keys, split)
 
 
-def _weights(output: Path, row: str, seed: int) -> Path:
-    return output / row / f"seed{seed}" / "model_final.pth"
+def references(present: Sequence[dict]) -> list[dict]:
+    """Return results of guessing, with different knowledge, unless they are present."""
+    names = {line["row"] for line in present}
+    lines = []
+    for keys, split in _images:
+        for knowledge in ("nothing", "colours", "everything"):
+            name = f"knows {knowledge}, K = {keys}"
+            for seed in range(1, 6) if split == "val" and name not in names else ():
+                scores = measures.guess(_images[keys, split], knowledge, seed)
+                ap50 = measures.locks_ap50(scores, keys)
+                lines.append({"row": name, "digest": name, "seed": seed, "locks AP50": ap50})
+    return lines
 
 
-def _train(arguments: list[str]) -> int:
-    command = [sys.executable, str(PROJECT / "train_net.py"), "--resume", *arguments]
-    children = []
-    with forward_signals(lambda: children):  # on SIGTERM and Ctrl-C it writes a checkpoint
-        children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-        return children[0].wait()
+def _warm_up(output: Path, device: str, deadline: float, depth: int, seed: int) -> None:
+    if time.time() < deadline:
+        weights = training.warm_up(depth, seed, _on_device(8, "train", device), device)
+        torch.save(weights, _warm_up_file(output, depth, seed))
 
 
-def _read_run(folder: Path, cfg: CfgNode) -> dict[str, Any]:
-    detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
-    norms = {}  # of each block, at the end
-    for line in read_metrics(folder):
-        norms.update({key: line[key] for key in line if key.endswith("/out_norm")})
-    return {
-        "iterations": cfg.SOLVER.MAX_ITER,
-        **scores(_annotations(cfg.DATASETS.TEST[0]), detections),
-        "norm": sum(norm**2 for norm in norms.values()) ** 0.5 if norms else None,
-        "config": config_hash(cfg),
-        "commit": read_run(folder).environment["commit"],
+def _run(output: Path, device: str, deadline: float, row: Row, seed: int) -> dict | None:
+    """Train and measure one row; return None after the deadline."""
+    if time.time() >= deadline:
+        return None
+    start = time.time()
+    weights = torch.load(_warm_up_file(output, row.depth, seed)) if row.warm_up else None
+    train, validation = (_on_device(row.keys, split, device) for split in ("train", "val"))
+    net, blocks = training.build_net(row, seed, weights)
+    curve = training.train(net.to(device), row, seed, train, validation)
+
+    glyphs, colours = training.predict(net, validation)
+    scores = colours[:, row.keys :].softmax(dim=2)
+    right = (glyphs.argmax(dim=2) == validation.glyphs).float().mean()
+    line = {
+        "row": row.name,
+        "digest": row.digest(),
+        "seed": seed,
+        "locks AP50": measures.locks_ap50(scores, row.keys),
+        "accuracy": curve,
+        "glyphs": right.item(),
+        **measures.cost(net),
     }
+    attending = [block for block in blocks if hasattr(block, "affinity_matrix")]
+    if attending:
+        hits, difference = measures.attention_on_keys(net, attending, validation[:100])
+        line |= {"on key": hits, "difference": difference}
+        if seed == 1:
+            half = {name: tensor.half().cpu() for name, tensor in net.state_dict().items()}
+            torch.save(half, output / f"{row.digest()}.pth")
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    versions = f"torch {torch.__version__}, detectron2 {detectron2.__version__}"
+    return line | {"seconds": time.time() - start, "machine": name, "versions": versions}
 
 
-def _append(results_file: Path, line: dict) -> None:
-    rounded = json.loads(json.dumps(line), parse_float=lambda text: float(f"{float(text):.5g}"))
-    with open(results_file, "a") as file:
+@cache
+def _on_device(keys: int, split: str, device: str) -> training.Images:
+    return _images[keys, split].to(device)
+
+
+def _collect(
+    pool: ProcessPoolExecutor,
+    what: str,
+    function: Callable,
+    todo: Sequence[tuple],
+    append: Callable[[dict], None] = lambda line: None,
+) -> None:
+    """Call the function for each item in the pool; report failures, and go on."""
+    futures = {pool.submit(function, *item): item for item in todo}
+    for future in tqdm(as_completed(futures), what, len(futures)):
+        try:
+            line = future.result()
+        except Exception:
+            print(f"failed: {futures[future]}", file=sys.stderr)
+            traceback.print_exc()
+        else:
+            if line is not None:
+                append(line)
+
+
+def _append(results: Path, line: dict[str, Any]) -> None:
+    rounded = json.loads(json.dumps(line), parse_float=lambda text: float(f"{float(text):.4g}"))
+    with open(results, "a") as file:
         file.write(json.dumps(rounded) + "\n")
 
 
-def _annotations(dataset: str) -> COCO:
-    DatasetCatalog.get(dataset)  # generates the dataset if necessary
-    return read_annotations(MetadataCatalog.get(dataset).json_file)
+def _warm_up_file(output: Path, depth: int, seed: int) -> Path:
+    return output / f"warm_up_R{depth}_seed{seed}.pth"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""A narrow ResNet to res4, and a classifier of the features in true boxes."""
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.modeling import ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from .recall import COLOURS, GLYPHS
+
+WIDTH = 16  # channels of the stem; detectron2's ResNets have 64
+STRIDE = 16  # of res4
+POOLED = 3  # side of the features that RoIAlign returns
+
+
+class RecallNet(nn.Module):
+    """Classify the glyph and the colour of every object in given boxes.
+
+    There is no detector: the study asks what the features of a box know, and not how boxes are
+    found. Keys and locks have the same classifiers; the colour of a lock is that of its key.
+    """
+
+    def __init__(self, depth: int = 18):
+        super().__init__()
+        self.backbone = build_backbone(depth)
+        channels = self.backbone.output_shape()["res4"].channels
+        self.fc1 = nn.Linear(channels * POOLED**2, 128)
+        self.fc2 = nn.Linear(128, 128)
+        self.glyph = nn.Linear(128, len(GLYPHS))
+        self.colour = nn.Linear(128, len(COLOURS))
+        for layer in (self.fc1, self.fc2):
+            weight_init.c2_xavier_fill(layer)
+
+    def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            images: (B, 3, H, W), uint8.
+            boxes: (B, n, 4), x0, y0, x1, y1 in pixels.
+
+        Returns:
+            Logits of glyphs, (B, n, 16), and of colours, (B, n, 4).
+        """
+        features = self.backbone(images.float().sub_(114).div_(57))["res4"]
+        count, n = boxes.shape[:2]
+        index = torch.arange(count, device=boxes.device).repeat_interleave(n).unsqueeze(1)
+        rois = torch.cat([index, boxes.flatten(0, 1)], dim=1)
+        x = roi_align(features, rois, POOLED, 1 / STRIDE, 2, True).flatten(1)
+        x = F.relu(self.fc2(F.relu(self.fc1(x)))).view(count, n, -1)
+        return self.glyph(x), self.colour(x)
+
+
+def build_backbone(depth: int) -> ResNet:
+    """Build a ResNet-18 or ResNet-50 up to res4, of a quarter of detectron2's width."""
+    block_class, depths, expansion = {
+        18: (BasicBlock, (2, 2, 2), 1),
+        50: (BottleneckBlock, (3, 4, 6), 4),
+    }[depth]
+    stages, in_channels = [], WIDTH
+    for i, blocks in enumerate(depths):
+        out_channels = WIDTH * expansion * 2**i
+        options = {"in_channels": in_channels, "out_channels": out_channels, "norm": "BN"}
+        if block_class is BottleneckBlock:
+            options["bottleneck_channels"] = WIDTH * 2**i
+        strides = [1 if i == 0 else 2] + [1] * (blocks - 1)
+        stages.append(ResNet.make_stage(block_class, blocks, stride_per_block=strides, **options))
+        in_channels = out_channels
+    return ResNet(BasicStem(3, WIDTH, norm="BN"), stages, out_features=["res4"])

@@ -1,0 +1,145 @@
+"""Train one row with one seed, on images that stay in the memory of the device."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import get_cfg
+from PIL import Image
+from torch import Tensor, nn
+
+from nl_detectron import add_nonlocal_config, insert_nonlocal
+from nl_detectron.modeling import build_optimizer
+
+from . import rows
+from .model import RecallNet
+from .recall import dataset_root
+from .rows import Row
+
+EVALUATE_EVERY = 50  # iterations
+EVALUATED = 100  # images of the validation set, while training
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images of a dataset. Objects 0 to K - 1 of an image are keys; object K + i is a lock."""
+
+    pixels: Tensor  # (N, 3, H, W), uint8
+    boxes: Tensor  # (N, 2 K, 4), x0, y0, x1, y1
+    glyphs: Tensor  # (N, 2 K)
+    colours: Tensor  # (N, 2 K); of a lock, the colour of its key
+
+    def __getitem__(self, index: Tensor | slice) -> "Images":
+        fields = (self.pixels, self.boxes, self.glyphs, self.colours)
+        return Images(*(tensor[index] for tensor in fields))
+
+    def to(self, device: str) -> "Images":
+        fields = (self.pixels, self.boxes, self.glyphs, self.colours)
+        return Images(*(tensor.to(device) for tensor in fields))
+
+
+def load_images(keys: int, split: str) -> Images:
+    """Read a dataset with K keys, which is generated if it does not exist."""
+    root = dataset_root(keys)
+    dataset = json.loads((root / f"{split}.json").read_text())
+    paths = [root / split / image["file_name"] for image in dataset["images"]]
+    with ThreadPoolExecutor() as pool:
+        pixels = list(pool.map(lambda path: np.asarray(Image.open(path)), paths))
+    groups = groupby(dataset["annotations"], key=lambda annotation: annotation["image_id"])
+    objects = [list(group) for _, group in groups]
+    boxes = torch.tensor([[a["bbox"] for a in group] for group in objects], dtype=torch.float32)
+    boxes[:, :, 2:] += boxes[:, :, :2]
+    return Images(
+        torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
+        boxes,
+        torch.tensor([[a["glyph"] for a in group] for group in objects]),
+        torch.tensor([[a["colour"] for a in group] for group in objects]),
+    )
+
+
+def warm_up(depth: int, seed: int, images: Images, device: str) -> dict[str, Tensor]:
+    """Train a network without a block, and return its state dict on the CPU."""
+    row = Row("warm-up", block=None, depth=depth, optimizer="SGD", iterations=rows.WARM_UP)
+    torch.manual_seed(seed)
+    net = RecallNet(depth).to(device)
+    train(net, row, seed, images)
+    return {name: tensor.cpu() for name, tensor in net.state_dict().items()}
+
+
+def build_net(row: Row, seed: int, weights: dict[str, Tensor] | None) -> tuple[RecallNet, list]:
+    """Build the network of a row from the weights of its warm-up, and return it with its blocks."""
+    torch.manual_seed(seed)
+    net = RecallNet(row.depth)
+    if row.warm_up:
+        net.load_state_dict(weights)
+    if row.block is None:
+        return net, []
+    names = insert_nonlocal(net.backbone, row.location, block=row.block, **row.options)
+    return net, [net.backbone.get_submodule(name) for name in names]
+
+
+def train(
+    net: RecallNet, row: Row, seed: int, images: Images, validation: Images | None = None
+) -> list[float]:
+    """Train a network in place, and return the accuracy at locks every 50 iterations."""
+    device = images.pixels.device
+    generator = torch.Generator().manual_seed(1000 * seed + row.warm_up)
+    batches = torch.randint(len(images.pixels), (row.iterations, rows.BATCH), generator=generator)
+    optimizer = _optimizer(net, row)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    accuracies = []
+    for i, batch in enumerate(batches.to(device), start=1):
+        decay = 0.1 if i > rows.DECAY_AT * row.iterations else 1.0
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate * decay * min(1, i / rows.RAMP)
+        optimizer.zero_grad()
+        _loss(net, images[batch], row.lock_glyphs).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), rows.CLIP)
+        optimizer.step()
+        if validation is not None and i % EVALUATE_EVERY == 0:
+            colours = predict(net, validation[:EVALUATED])[1].argmax(dim=2)
+            accuracies.append(lock_accuracy(colours, validation.colours[:EVALUATED]))
+    return torch.stack(accuracies).tolist() if accuracies else []
+
+
+@torch.no_grad()
+def predict(net: RecallNet, images: Images) -> tuple[Tensor, Tensor]:
+    """Return the logits of glyphs and colours for all images, in evaluation mode."""
+    net.eval()
+    parts = zip(images.pixels.split(100), images.boxes.split(100))
+    glyphs, colours = zip(*(net(*part) for part in parts))
+    net.train()
+    return torch.cat(glyphs), torch.cat(colours)
+
+
+def lock_accuracy(predicted: Tensor, true: Tensor) -> Tensor:
+    """Return the share of locks whose colour is right; both are (N, 2 K)."""
+    keys = true.shape[1] // 2
+    return (predicted == true)[:, keys:].float().mean()
+
+
+def _loss(net: RecallNet, images: Images, lock_glyphs: bool) -> Tensor:
+    glyphs, colours = net(images.pixels, images.boxes)
+    n = glyphs.shape[1] if lock_glyphs else glyphs.shape[1] // 2
+    glyph_loss = F.cross_entropy(glyphs[:, :n].flatten(0, 1), images.glyphs[:, :n].flatten())
+    return glyph_loss + F.cross_entropy(colours.flatten(0, 1), images.colours.flatten())
+
+
+def _optimizer(net: RecallNet, row: Row) -> torch.optim.Optimizer:
+    cfg = get_cfg()
+    add_nonlocal_config(cfg)
+    cfg.SOLVER.OPTIMIZER = row.optimizer
+    cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY = rows.OPTIMIZERS[row.optimizer]
+    cfg.SOLVER.NONLOCAL_LR_FACTOR = row.lr_factor if row.block else 1.0
+    optimizer = build_optimizer(cfg, net)
+    # detectron2 0.5 has a group for each parameter, which is slow on a GPU.
+    merged = {}
+    for group in optimizer.param_groups:
+        key = group["lr"], group["weight_decay"]
+        merged.setdefault(key, {**group, "params": []})["params"] += group["params"]
+    optimizer.param_groups = list(merged.values())
+    return optimizer
