@@ -1,6 +1,7 @@
 """The config keys that nl_detectron adds to detectron2, and its config files."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode as CN
 
 from .errors import OptionError
+from .layers import find_block_class
 
 
 def add_nonlocal_config(cfg: CN) -> None:
@@ -28,13 +30,23 @@ def add_nonlocal_config(cfg: CN) -> None:
     # Where to insert blocks: "res4.-2" is after the second to last residual block of res4, as in
     # the paper; "res3.1::2" is a slice of residual blocks; "res4.*" is all of them.
     cfg.MODEL.NONLOCAL.LOCATION = ("res4.-2",)
-    # Pairwise function: "gaussian", "embedded_gaussian", "dot_product" or "concatenation".
+    # Class in NONLOCAL_BLOCK_REGISTRY: "NonLocalBlock", "GlobalContextBlock" or your own. It gets
+    # the keys of this group that are arguments of its constructor, except those that are None.
+    cfg.MODEL.NONLOCAL.BLOCK = "NonLocalBlock"
+    # Pairwise function: "gaussian", "embedded_gaussian", "dot_product", "concatenation" or
+    # "disentangled".
     cfg.MODEL.NONLOCAL.INSTANTIATION = "embedded_gaussian"
     # Divide the inner products by the square root of their length before the softmax, as in the
     # authors' released code. False is Eq. 2 and 3 of the paper.
     cfg.MODEL.NONLOCAL.SCALE = True
-    # Channels inside the block = input channels // REDUCTION.
-    cfg.MODEL.NONLOCAL.REDUCTION = 2
+    # Divide the inner products by it, too. Yin et al. have 0.05 for "disentangled".
+    cfg.MODEL.NONLOCAL.TEMPERATURE = 1.0
+    # "embedded_gaussian" with theta and phi of length 1, and a learnt scale in place of SCALE and
+    # TEMPERATURE.
+    cfg.MODEL.NONLOCAL.UNIT_NORM = False
+    # Channels inside the block = input channels // REDUCTION. None: the default of the block, 2 in
+    # NonLocalBlock and 16 in GlobalContextBlock.
+    cfg.MODEL.NONLOCAL.REDUCTION = None
     # Max pooling of phi and g: "none", "conv_pool" (the paper) or "pool_conv" (the released code).
     cfg.MODEL.NONLOCAL.SUBSAMPLE = "pool_conv"
     # Norm after W_z: "" (W_z starts at zero), "BN", "SyncBN" or "GN" (their scale starts at zero).
@@ -46,6 +58,8 @@ def add_nonlocal_config(cfg: CN) -> None:
     cfg.MODEL.NONLOCAL.KEYPOINT_HEAD = CN()
     cfg.MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY = 2
 
+    # "SGD" or "ADAMW". AdamW needs another BASE_LR and WEIGHT_DECAY, such as 1e-4 and 0.05.
+    cfg.SOLVER.OPTIMIZER = "SGD"
     # Factor of the learning rate of the blocks.
     cfg.SOLVER.NONLOCAL_LR_FACTOR = 1.0
     # Weight decay of all parameters of the blocks. None: as for all other parameters.
@@ -53,9 +67,14 @@ def add_nonlocal_config(cfg: CN) -> None:
 
 
 def block_options(cfg: CN) -> dict[str, Any]:
-    """Return the keyword arguments of NonLocalBlock that are keys of ``MODEL.NONLOCAL``."""
-    options = ("instantiation", "scale", "reduction", "subsample", "norm")
-    return {option: cfg.MODEL.NONLOCAL[option.upper()] for option in options}
+    """Return the arguments of the class ``MODEL.NONLOCAL.BLOCK`` that are keys of that group.
+
+    A key whose value is None is left out.
+    """
+    keys = cfg.MODEL.NONLOCAL
+    with name_config_key():
+        arguments = inspect.signature(find_block_class(keys.BLOCK)).parameters
+    return {name: keys[name.upper()] for name in arguments if keys.get(name.upper()) is not None}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from ..layers import NonLocalBlock
+from ..layers import named_blocks
 
 STATISTICS = (".running_mean", ".running_var")
 # Prefix of a name: a non-local block, or a residual block of a ResNet or RegNet ("res4.5").
@@ -33,7 +33,7 @@ def audit(model: nn.Module, shapes: dict, *, caffe2: bool = False) -> tuple[str,
     folded = caffe2 and not any(name.endswith(STATISTICS) for name in shapes)
     has_fpn = any(name.startswith("backbone.bottom_up.") for name in expected)
     trunk = "backbone.bottom_up." if has_fpn else "backbone."
-    blocks = [f"{n}." for n, module in model.named_modules() if isinstance(module, NonLocalBlock)]
+    blocks = [f"{name}." for name in named_blocks(model)]
     parts = {prefix: [] for prefix in (trunk, *blocks, "backbone.", "")}
     for name in expected:
         prefix = max(filter(name.startswith, parts), key=len)

@@ -1,8 +1,10 @@
-"""Pairwise functions of the non-local operation, and the non-local block."""
+"""Pairwise functions of the non-local operation, and the blocks."""
 
 from .affinity import (
     concatenation,
     concatenation_affinity,
+    disentangled,
+    disentangled_affinity,
     dot_product,
     dot_product_affinity,
     embedded_gaussian,
@@ -10,4 +12,13 @@ from .affinity import (
     gaussian,
     gaussian_affinity,
 )
-from .nonlocal_block import INSTANTIATIONS, NORMS, SUBSAMPLES, NonLocalBlock
+from .global_context import GlobalContextBlock
+from .nonlocal_block import (
+    INSTANTIATIONS,
+    NONLOCAL_BLOCK_REGISTRY,
+    NORMS,
+    SUBSAMPLES,
+    NonLocalBlock,
+    find_block_class,
+    named_blocks,
+)

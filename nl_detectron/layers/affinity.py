@@ -2,9 +2,10 @@
 
     y_i = 1 / C(x) * sum_j f(x_i, x_j) g(x_j)
 
-Sec. 3.2 of the paper defines four pairwise functions f. For each of them this module has two
-functions: the operation, which avoids the N x M matrix of all pairs, and ``*_affinity``, which
-returns that matrix, already divided by C(x). The operation equals ``affinity @ g``.
+Sec. 3.2 of the paper defines four pairwise functions f; the disentangled one is by Yin et al.,
+ECCV 2020 (https://arxiv.org/abs/2006.06668). For each of them this module has two functions: the
+operation, which avoids the N x M matrix of all pairs, and ``*_affinity``, which returns that
+matrix, already divided by C(x). The operation equals ``affinity @ g``.
 
 Shapes: ``theta`` is (B, N, D) for N query positions, ``phi`` is (B, M, D) and ``g`` is (B, M, E)
 for the M positions of the sum. The operation is (B, N, E), the matrix is (B, N, M).
@@ -103,6 +104,32 @@ def concatenation_affinity(theta: Tensor, phi: Tensor, w_f: Tensor) -> Tensor:
     """Return the matrix of Eq. 5. No entry is negative, and rows need not sum to 1."""
     a, b = _pair_terms(theta, phi, w_f)
     return F.relu(a.unsqueeze(2) + b.unsqueeze(1)) / phi.shape[1]
+
+
+def disentangled(theta: Tensor, phi: Tensor, g: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Compute Eq. 8 of Yin et al.: the sum of a pairwise softmax and one that no query changes.
+
+    ``theta`` and ``phi`` are centred (their mean over positions is zero), and ``mask`` (B, M) has
+    the logits of the unary softmax.
+    """
+    unary = mask.softmax(dim=1).unsqueeze(1) @ g
+    return embedded_gaussian(theta, phi, g, scale) + unary
+
+
+def disentangled_affinity(theta: Tensor, phi: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Return the matrix of :func:`disentangled`. Each row sums to 2."""
+    return embedded_gaussian_affinity(theta, phi, scale) + mask.softmax(dim=1).unsqueeze(1)
+
+
+def query_difference(rows: Tensor) -> Tensor:
+    """Return how much the rows (B, Q, M) of an affinity matrix differ between the Q queries.
+
+    It is the mean total variation distance, 0.5 * sum_j |a_j - b_j|, over all pairs of different
+    queries: 0 for a global average, 1 if rows that sum to 1 have no position in common.
+    """
+    queries = rows.shape[1]
+    distances = torch.cdist(rows.float(), rows.float(), p=1) / 2
+    return distances.mean(dim=0).sum() / max(queries * (queries - 1), 1)
 
 
 def _fused_attention(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:

@@ -6,16 +6,30 @@ import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase, Conv2d, get_norm
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from ..errors import OptionError
 from . import affinity
 
-INSTANTIATIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation")
+INSTANTIATIONS = (
+    "gaussian",
+    "embedded_gaussian",
+    "dot_product",
+    "concatenation",
+    "disentangled",
+)
 SUBSAMPLES = ("none", "conv_pool", "pool_conv")
 NORMS = ("", "BN", "SyncBN", "GN")
 
+NONLOCAL_BLOCK_REGISTRY = Registry("NONLOCAL_BLOCK")
+NONLOCAL_BLOCK_REGISTRY.__doc__ = """
+The blocks that can be inserted into a model: subclasses of ``CNNBlockBase``, called as
+``Block(in_channels, **options)``, whose input and output have the same shape.
+"""
 
+
+@NONLOCAL_BLOCK_REGISTRY.register()
 class NonLocalBlock(CNNBlockBase):
     """``z = W_z y + x`` (Eq. 6), where y is the non-local operation on x (Eq. 1).
 
@@ -26,8 +40,10 @@ class NonLocalBlock(CNNBlockBase):
     Attributes:
         theta, phi, g (nn.Module): the embeddings of the paper, C -> D channels; ``theta`` and
             ``phi`` are identities in the Gaussian instantiation.
+        mask (nn.Module): C -> 1 channels, the unary term; only for disentangled, else an identity.
         out (Conv2d): W_z of the paper, D -> C channels, and the norm after it.
         w_f (nn.Parameter or None): (2 D), the weights of Eq. 5; only for concatenation.
+        log_scale (nn.Parameter or None): logarithm of the learnt scale of ``unit_norm``.
         bottleneck_channels (int): D.
     """
 
@@ -40,6 +56,8 @@ class NonLocalBlock(CNNBlockBase):
         *,
         instantiation: str = "embedded_gaussian",
         scale: bool = True,
+        temperature: float = 1.0,
+        unit_norm: bool = False,
         reduction: int = 2,
         bottleneck_channels: int | None = None,
         subsample: str = "pool_conv",
@@ -49,10 +67,13 @@ class NonLocalBlock(CNNBlockBase):
         Args:
             in_channels: C, the channels of input and output.
             instantiation: the pairwise function of Sec. 3.2: "gaussian", "embedded_gaussian",
-                "dot_product" or "concatenation".
+                "dot_product" or "concatenation"; or "disentangled" of Yin et al., ECCV 2020.
             scale: divide the inner products by the square root of their length before the softmax,
                 as in the authors' released code; False is Eq. 2 and 3 of the paper. Ignored by the
                 instantiations without softmax, dot product and concatenation.
+            temperature: divide the inner products by it, too; 0.05 in Yin et al.
+            unit_norm: divide theta and phi by their length, and multiply the inner products by a
+                learnt scale, which starts at 10; only for the embedded Gaussian.
             reduction: D = C // reduction; 2 in the paper.
             bottleneck_channels: D; overrides ``reduction``.
             subsample: 2x2 max pooling of phi and g (Sec. 3.3). "conv_pool" pools after the
@@ -70,14 +91,16 @@ class NonLocalBlock(CNNBlockBase):
         _check_choice("instantiation", instantiation, INSTANTIATIONS)
         _check_choice("subsample", subsample, SUBSAMPLES)
         _check_choice("norm", norm, NORMS)
+        if not 0 < temperature < math.inf:
+            raise OptionError("temperature", f"{temperature!r} must be a positive number")
+        if unit_norm and instantiation != "embedded_gaussian":
+            problem = f"True needs instantiation 'embedded_gaussian', not {instantiation!r}"
+            raise OptionError("unit_norm", problem)
         if norm == "GN" and in_channels % 32:
             problem = f"'GN' has 32 groups, which do not divide {in_channels} channels"
             raise OptionError("norm", problem)
         if bottleneck_channels is None:
-            if reduction < 1 or in_channels % reduction:
-                problem = f"must be positive and divide the {in_channels} channels of the input"
-                raise OptionError("reduction", f"{reduction} {problem}")
-            bottleneck_channels = in_channels // reduction
+            bottleneck_channels = reduce_channels(in_channels, reduction)
         if not 1 <= bottleneck_channels <= in_channels:
             problem = f"must be from 1 to {in_channels}, the channels of the input"
             raise OptionError("bottleneck_channels", f"{bottleneck_channels} {problem}")
@@ -87,7 +110,9 @@ class NonLocalBlock(CNNBlockBase):
         self.bottleneck_channels = bottleneck_channels
         embed = instantiation != "gaussian"
         inner_product = bottleneck_channels if embed else in_channels
-        self.scale = inner_product**-0.5 if scale else 1.0
+        self.scale = (inner_product**-0.5 if scale else 1.0) / temperature
+        if unit_norm:
+            self.scale = 1.0  # theta has the learnt one
 
         self.theta = Conv2d(in_channels, bottleneck_channels, 1) if embed else nn.Identity()
         self.phi = Conv2d(in_channels, bottleneck_channels, 1) if embed else nn.Identity()
@@ -95,6 +120,9 @@ class NonLocalBlock(CNNBlockBase):
         self.out = Conv2d(
             bottleneck_channels, in_channels, 1, bias=not norm, norm=get_norm(norm, in_channels)
         )
+        unary = instantiation == "disentangled"
+        self.mask = Conv2d(in_channels, 1, 1) if unary else nn.Identity()
+        self.register_parameter("log_scale", nn.Parameter(torch.empty(())) if unit_norm else None)
         self.register_parameter("w_f", None)
         if instantiation == "concatenation":
             self.w_f = nn.Parameter(torch.empty(2 * bottleneck_channels))
@@ -105,6 +133,11 @@ class NonLocalBlock(CNNBlockBase):
         for layer in (self.theta, self.phi, self.g, self.out):
             if isinstance(layer, nn.Conv2d):
                 weight_init.c2_msra_fill(layer)
+        if isinstance(self.mask, nn.Conv2d):
+            nn.init.kaiming_normal_(self.mask.weight)  # by the input: there is one output channel
+            nn.init.zeros_(self.mask.bias)
+        if self.log_scale is not None:
+            nn.init.constant_(self.log_scale, math.log(10))
         if self.w_f is not None:
             nn.init.normal_(self.w_f, std=math.sqrt(2 / self.w_f.numel()))
         nn.init.zeros_(self.out.weight if self.out.norm is None else self.out.norm.weight)
@@ -121,20 +154,39 @@ class NonLocalBlock(CNNBlockBase):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, *space) to the same shape."""
         theta, phi = self.embeddings(x)
-        y = self.aggregate(theta, phi, self.values(x))
+        y = self.aggregate(theta, phi, self.values(x), self.unary(x))
         return x + self.out(y.transpose(1, 2).unsqueeze(3)).reshape(x.shape)
 
     def embeddings(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return theta (B, N, D) and phi (B, M, D) of x; M = N without sub-sampling."""
         theta = self.theta(_flatten_space(x))
         phi = self.phi(self._pool_before(x))
-        return _as_rows(theta), _as_rows(self._pool_after(phi, x))
+        return self._normalize(_as_rows(theta), _as_rows(self._pool_after(phi, x)))
+
+    def _normalize(self, theta: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Centre theta and phi for disentangled, divide them by their length for unit_norm."""
+        if self.instantiation == "disentangled":
+            return theta - theta.mean(1, keepdim=True), phi - phi.mean(1, keepdim=True)
+        log_scale = self.log_scale
+        if log_scale is None:
+            return theta, phi
+        # eps is representable in float16. Autocast returns lengths in float32.
+        unit_theta, unit_phi = F.normalize(theta, 2.0, 2, 1e-6), F.normalize(phi, 2.0, 2, 1e-6)
+        return (unit_theta * log_scale.exp()).to(theta.dtype), unit_phi.to(phi.dtype)
 
     def values(self, x: Tensor) -> Tensor:
         """Return g (B, M, D) of x."""
         return _as_rows(self._pool_after(self.g(self._pool_before(x)), x))
 
-    def aggregate(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+    def unary(self, x: Tensor) -> Tensor | None:
+        """Return the logits (B, M) of the unary term; None if there is none."""
+        if self.instantiation != "disentangled":
+            return None
+        return _as_rows(self._pool_after(self.mask(self._pool_before(x)), x)).squeeze(2)
+
+    def aggregate(
+        self, theta: Tensor, phi: Tensor, g: Tensor, unary: Tensor | None = None
+    ) -> Tensor:
         """Return y (B, N, D) of Eq. 1, computed without autocast: some steps need float32."""
         if not torch.jit.is_scripting():
             device = theta.device.type
@@ -142,10 +194,12 @@ class NonLocalBlock(CNNBlockBase):
             available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
             if available and torch.is_autocast_enabled(device):
                 with torch.autocast(device, enabled=False):
-                    return self._aggregate(theta, phi, g)
-        return self._aggregate(theta, phi, g)
+                    return self._aggregate(theta, phi, g, unary)
+        return self._aggregate(theta, phi, g, unary)
 
-    def _aggregate(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+    def _aggregate(self, theta: Tensor, phi: Tensor, g: Tensor, unary: Tensor | None) -> Tensor:
+        if unary is not None:
+            return affinity.disentangled(theta, phi, g, unary, self.scale)
         if self.instantiation == "gaussian":
             return affinity.gaussian(theta, phi, g, self.scale)
         if self.instantiation == "embedded_gaussian":
@@ -156,9 +210,16 @@ class NonLocalBlock(CNNBlockBase):
         return affinity.concatenation(theta, phi, g, w_f)
 
     @torch.jit.unused
-    def affinity_matrix(self, x: Tensor) -> Tensor:
-        """Return the matrix f / C(x) of Eq. 1, (B, N, M); the forward pass does not build it."""
+    def affinity_matrix(self, x: Tensor, queries: Tensor | None = None) -> Tensor:
+        """Return the matrix f / C(x) of Eq. 1, (B, N, M); the forward pass does not build it.
+
+        With ``queries``, indices of Q query positions, return only their rows, (B, Q, M).
+        """
         theta, phi = self.embeddings(x)
+        if queries is not None:
+            theta = theta[:, queries]
+        if self.instantiation == "disentangled":
+            return affinity.disentangled_affinity(theta, phi, self.unary(x), self.scale)
         if self.instantiation == "gaussian":
             return affinity.gaussian_affinity(theta, phi, self.scale)
         if self.instantiation == "embedded_gaussian":
@@ -185,6 +246,8 @@ class NonLocalBlock(CNNBlockBase):
         total += (n + source) * c * d  # theta, phi
         if self.instantiation == "embedded_gaussian":
             return total + 2 * n * m * d
+        if self.instantiation == "disentangled":
+            return total + 2 * n * m * d + source * c + m * d  # mask, its sum of g
         if self.instantiation == "dot_product":
             return total + min(2 * n * m, (n + m) * d) * d
         return total + 2 * (n + m) * d  # w_f; a_i and b_j times a row of D channels
@@ -193,6 +256,8 @@ class NonLocalBlock(CNNBlockBase):
         return (
             f"{self.instantiation}, bottleneck_channels={self.bottleneck_channels}, "
             f"scale={self.scale:.4g}, subsample={self.subsample}"
+            + ", unit_norm"
+            * (self.log_scale is not None)
         )
 
     def _pool_before(self, x: Tensor) -> Tensor:
@@ -223,6 +288,30 @@ def _max_pool(x: Tensor) -> Tensor:
     if x.dim() == 4:
         return F.max_pool2d(x, kernel_size=2, ceil_mode=True)
     return F.max_pool3d(x, kernel_size=[1, 2, 2], ceil_mode=True)
+
+
+def find_block_class(name: str) -> type[CNNBlockBase]:
+    """Return a class in NONLOCAL_BLOCK_REGISTRY; raise an OptionError if there is none."""
+    if name not in NONLOCAL_BLOCK_REGISTRY:
+        names = ", ".join(sorted(name for name, _ in NONLOCAL_BLOCK_REGISTRY))
+        raise OptionError(
+            "block", f"{name!r} is not in NONLOCAL_BLOCK_REGISTRY; there are: {names}"
+        )
+    return NONLOCAL_BLOCK_REGISTRY.get(name)
+
+
+def named_blocks(model: nn.Module) -> dict[str, CNNBlockBase]:
+    """Return name -> module for all modules of a class in NONLOCAL_BLOCK_REGISTRY."""
+    classes = tuple(block_class for _, block_class in NONLOCAL_BLOCK_REGISTRY)
+    return {name: m for name, m in model.named_modules() if isinstance(m, classes)}
+
+
+def reduce_channels(in_channels: int, reduction: int) -> int:
+    """Return ``in_channels // reduction``; raise an OptionError if there is a remainder."""
+    if reduction < 1 or in_channels % reduction:
+        problem = f"must be positive and divide the {in_channels} channels of the input"
+        raise OptionError("reduction", f"{reduction} {problem}")
+    return in_channels // reduction
 
 
 def _check_choice(name: str, choice: str, valid: tuple[str, ...]) -> None:

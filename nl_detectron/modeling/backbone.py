@@ -30,8 +30,9 @@ def build_nonlocal_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         problem = f"{name!r} is not a registered plain backbone; there are: "
         raise OptionError("MODEL.NONLOCAL.BACKBONE", problem + ", ".join(sorted(plain)))
     backbone = BACKBONE_REGISTRY.get(name)(cfg, input_shape)
+    location, block = cfg.MODEL.NONLOCAL.LOCATION, cfg.MODEL.NONLOCAL.BLOCK
     with name_config_key():
-        return nonlocal_backbone(backbone, cfg.MODEL.NONLOCAL.LOCATION, **block_options(cfg))
+        return nonlocal_backbone(backbone, location, block=block, **block_options(cfg))
 
 
 @BACKBONE_REGISTRY.register()

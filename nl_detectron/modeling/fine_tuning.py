@@ -6,12 +6,13 @@ from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model as build_detectron2_model
 from detectron2.solver import build_optimizer as build_detectron2_optimizer
+from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from ..config import name_config_key
 from ..errors import OptionError
-from ..layers import NonLocalBlock
+from ..layers import named_blocks
 
 
 def freeze_rest(model: nn.Module) -> nn.Module:
@@ -22,13 +23,16 @@ def freeze_rest(model: nn.Module) -> nn.Module:
     Raises:
         OptionError: if the model has no non-local block.
     """
-    norms = {block: block.out.norm for block in _nonlocal_blocks(model)}
-    if not norms:
+    blocks = named_blocks(model).values()
+    if not blocks:
         raise OptionError("freeze_rest", "leaves nothing to train: there is no non-local block")
+    inside = {module: dict(module.named_children()) for b in blocks for module in b.modules()}
     FrozenBatchNorm2d.convert_frozen_batchnorm(model)
+    for module, children in inside.items():
+        for name, child in children.items():
+            setattr(module, name, child)  # the original, not its frozen conversion
     model.requires_grad_(False)
-    for block, norm in norms.items():
-        block.out.norm = norm  # the original, not its frozen conversion
+    for block in blocks:
         block.requires_grad_(True)
     return model
 
@@ -41,8 +45,18 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """Build detectron2's optimizer, and apply :func:`override_nonlocal` if its keys are set."""
+    """Build ``SOLVER.OPTIMIZER``, and apply :func:`override_nonlocal` if its keys are set.
+
+    "SGD" is detectron2's optimizer. "ADAMW" has its learning rates, weight decays and clipping.
+    """
     optimizer = build_detectron2_optimizer(cfg, model)
+    if cfg.SOLVER.OPTIMIZER == "ADAMW":
+        keys = ("params", "lr", "weight_decay")
+        groups = [{key: group[key] for key in keys} for group in optimizer.param_groups]
+        optimizer = maybe_add_gradient_clipping(cfg, AdamW)(groups, lr=cfg.SOLVER.BASE_LR)
+    elif cfg.SOLVER.OPTIMIZER != "SGD":
+        problem = f"{cfg.SOLVER.OPTIMIZER!r} is unknown; valid: 'SGD', 'ADAMW'"
+        raise OptionError("SOLVER.OPTIMIZER", problem)
     lr_factor, weight_decay = cfg.SOLVER.NONLOCAL_LR_FACTOR, cfg.SOLVER.WEIGHT_DECAY_NONLOCAL
     if lr_factor != 1 or weight_decay is not None:
         with name_config_key(
@@ -77,7 +91,7 @@ def override_nonlocal(
             raise OptionError("weight_decay", f"{weight_decay!r} must be a number >= 0, or None")
         overrides["weight_decay"] = weight_decay
 
-    in_blocks = {p for block in _nonlocal_blocks(model) for p in block.parameters()}
+    in_blocks = {p for block in named_blocks(model).values() for p in block.parameters()}
     if in_blocks.isdisjoint(p for group in optimizer.param_groups for p in group["params"]):
         option = "lr_factor" if lr_factor != 1 else "weight_decay"
         raise OptionError(option, "has no effect: the optimizer has no parameter of a block")
@@ -89,7 +103,3 @@ def override_nonlocal(
         groups.append({**group, "params": rest})
         groups.append({**group, "params": selected, "lr": lr, **overrides})
     optimizer.param_groups = [group for group in groups if group["params"]]
-
-
-def _nonlocal_blocks(model: nn.Module) -> list[NonLocalBlock]:
-    return [module for module in model.modules() if isinstance(module, NonLocalBlock)]

@@ -1,21 +1,24 @@
 """Insert non-local blocks into the stages of a model, and remove them."""
 
+import copy
 import logging
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from detectron2.layers import CNNBlockBase
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import OptionError
-from ..layers import NonLocalBlock
+from ..layers import find_block_class, named_blocks
 
 REPORT_SIZE = (800, 1344)  # height and width of the image for which multiply-adds are logged
 
 _LOCATION = re.compile(r"(\w+)\.(-?\d+|[-\d]*(?::[-\d]*){1,2}|\*)")  # stage, residual blocks
-_INSERTED = re.compile(r"(?:.+\.)?nonlocal\d+")  # other NonLocalBlocks belong to the model
+_INSERTED = re.compile(r"(?:.+\.)?nonlocal\d+")  # other blocks belong to the model
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,13 @@ class Stage:
     stride: int | None  # of the output, in pixels of the image; None in a RoI head
 
     def residual_blocks(self) -> list[tuple[str, CNNBlockBase]]:
-        children = self.module.named_children()
-        return [(name, child) for name, child in children if not isinstance(child, NonLocalBlock)]
+        blocks = named_blocks(self.module)
+        return [(name, m) for name, m in self.module.named_children() if name not in blocks]
 
 
-def insert_nonlocal(model: nn.Module, location: str | Sequence[str], **block_options) -> list[str]:
+def insert_nonlocal(
+    model: nn.Module, location: str | Sequence[str], block: str = "NonLocalBlock", **options
+) -> list[str]:
     """Insert non-local blocks into a model or backbone, in place.
 
     The block after residual block ``i`` of a stage is the child ``nonlocal{i}`` of that stage. No
@@ -43,15 +48,17 @@ def insert_nonlocal(model: nn.Module, location: str | Sequence[str], **block_opt
         location: one location or several. ``"res4.4"`` is after residual block 4 of res4;
             ``"res4.-2"`` after the second to last, as in the paper; ``"res3.1::2"`` is a slice of
             residual blocks; ``"res4.*"`` is all of them.
-        block_options: keyword arguments of :class:`NonLocalBlock` other than ``in_channels``.
+        block: the name of a class in NONLOCAL_BLOCK_REGISTRY.
+        options: keyword arguments of that class.
 
     Returns:
         The names of the new modules, such as ``["backbone.bottom_up.res4.nonlocal4"]``.
 
     Raises:
         OptionError: if a location is malformed, out of range, occupied or in a frozen stage, or if
-            a block option has an invalid value. The model is then unchanged.
+            an option of the block has an invalid value. The model is then unchanged.
     """
+    block_class = find_block_class(block)
     locations = [location] if isinstance(location, str) else list(location)
     if not locations:
         raise OptionError("location", "is empty: no block would be inserted; try 'res4.-2'")
@@ -64,14 +71,13 @@ def insert_nonlocal(model: nn.Module, location: str | Sequence[str], **block_opt
                 where = f"there is already a block after residual block {index} of {stage.name}"
                 raise OptionError("location", f"{place!r} is occupied: {where}")
             after, residual = stage.residual_blocks()[index]
-            block = NonLocalBlock(residual.out_channels, **block_options)
-            new[stage.name, index] = stage, after, block
+            new[stage.name, index] = stage, after, block_class(residual.out_channels, **options)
 
     names = []
-    for (stage_name, index), (stage, after, block) in sorted(new.items(), key=lambda item: item[0]):
-        insert_block(stage.module, after, f"nonlocal{index}", block)
+    for (stage_name, index), (stage, after, module) in sorted(new.items(), key=lambda x: x[0]):
+        insert_block(stage.module, after, f"nonlocal{index}", module)
         names.append(f"{stage_name}.nonlocal{index}")
-        log_block(names[-1], block, stage.stride)
+        log_block(names[-1], module, stage.stride)
     return names
 
 
@@ -84,8 +90,7 @@ def remove_nonlocal(model: nn.Module, names: Sequence[str] | None = None) -> lis
     Raises:
         ValueError: if there is no such block. The model is then unchanged.
     """
-    blocks = [name for name, module in model.named_modules() if isinstance(module, NonLocalBlock)]
-    inserted = [name for name in blocks if _INSERTED.fullmatch(name)]
+    inserted = [name for name in named_blocks(model) if _INSERTED.fullmatch(name)]
     selected = inserted if names is None else list(dict.fromkeys(names))
     if not inserted or not set(selected) <= set(inserted):
         raise ValueError(f"cannot remove {names or 'all blocks'}; inserted blocks are {inserted}")
@@ -95,7 +100,7 @@ def remove_nonlocal(model: nn.Module, names: Sequence[str] | None = None) -> lis
     return selected
 
 
-def insert_block(parent: nn.Module, after: str, name: str, block: NonLocalBlock) -> None:
+def insert_block(parent: nn.Module, after: str, name: str, block: CNNBlockBase) -> None:
     """Add ``block`` as child ``name`` of a module that runs its children in order, in place.
 
     It runs after the child ``after``, and gets the device, dtype and mode of ``parent``.
@@ -108,15 +113,28 @@ def insert_block(parent: nn.Module, after: str, name: str, block: NonLocalBlock)
             parent.add_module(name, block)
 
 
-def log_block(name: str, block: NonLocalBlock, stride: int | None) -> None:
+def log_block(name: str, block: CNNBlockBase, stride: int | None) -> None:
     """Log the cost of a block; ``stride`` is that of its input, None if it is not the image."""
     cost = "multiply-adds depend on the regions"
     if stride is not None:
-        count = block.multiply_adds(*(math.ceil(side / stride) for side in REPORT_SIZE))
+        count = multiply_adds(block, *(math.ceil(side / stride) for side in REPORT_SIZE))
         cost = f"{count / 1e9:.2f} G multiply-adds at {REPORT_SIZE[0]}x{REPORT_SIZE[1]}"
     parameters = sum(parameter.numel() for parameter in block.parameters())
-    message = f"{name}: {block.instantiation}, {parameters:,} parameters, {cost}"
-    logging.getLogger(__name__).info(message)
+    kind = getattr(block, "instantiation", type(block).__name__)
+    logging.getLogger(__name__).info(f"{name}: {kind}, {parameters:,} parameters, {cost}")
+
+
+def multiply_adds(block: CNNBlockBase, *space: int) -> int:
+    """Return the multiply-adds of a block for an input of size ``space``.
+
+    A class without the method ``multiply_adds`` is run on the meta device, and torch counts.
+    """
+    if hasattr(block, "multiply_adds"):
+        return block.multiply_adds(*space)
+    x = torch.empty(1, block.in_channels, *space, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(block).to("meta").eval()(x)
+    return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
 
 
 def find_stages(model: nn.Module) -> list[Stage]:

@@ -7,12 +7,12 @@ from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead
 
 from ..config import block_options, name_config_key
 from ..errors import OptionError
-from ..layers import NonLocalBlock
+from ..layers import find_block_class, named_blocks
 from .insertion import insert_block, log_block
 
 
 def nonlocal_keypoint_head(
-    head: KRCNNConvDeconvUpsampleHead, every: int = 2, **options
+    head: KRCNNConvDeconvUpsampleHead, every: int = 2, block: str = "NonLocalBlock", **options
 ) -> KRCNNConvDeconvUpsampleHead:
     """Insert non-local blocks into a keypoint head, in place, and return it.
 
@@ -21,7 +21,8 @@ def nonlocal_keypoint_head(
 
     Args:
         every: convolutions per block; 2 in the paper, which gives 4 blocks in a head of 8.
-        options: keyword arguments of :class:`NonLocalBlock` other than ``in_channels``.
+        block: the name of a class in NONLOCAL_BLOCK_REGISTRY.
+        options: keyword arguments of that class.
 
     Raises:
         OptionError: if the head has fewer convolutions than ``every`` or already has blocks, or if
@@ -31,15 +32,16 @@ def nonlocal_keypoint_head(
     count = sum(name.startswith("conv_fcn_relu") for name in children)
     if not 1 <= every <= count:
         raise OptionError("every", f"{every} is not from 1 to {count}, the number of convolutions")
-    if any(isinstance(child, NonLocalBlock) for child in children.values()):
+    if named_blocks(head):
         raise OptionError("head", "already has non-local blocks")
+    block_class = find_block_class(block)
     blocks = {
-        i: NonLocalBlock(children[f"conv_fcn{i}"].out_channels, **options)
+        i: block_class(children[f"conv_fcn{i}"].out_channels, **options)
         for i in range(every, count + 1, every)
     }
-    for i, block in blocks.items():
-        insert_block(head, f"conv_fcn_relu{i}", f"nonlocal{i}", block)
-        log_block(f"keypoint_head.nonlocal{i}", block, stride=None)
+    for i, module in blocks.items():
+        insert_block(head, f"conv_fcn_relu{i}", f"nonlocal{i}", module)
+        log_block(f"keypoint_head.nonlocal{i}", module, stride=None)
     return head
 
 
@@ -51,4 +53,4 @@ def build_nonlocal_keypoint_head(
     head = KRCNNConvDeconvUpsampleHead(cfg, input_shape)
     every = cfg.MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY
     with name_config_key(every="MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY"):
-        return nonlocal_keypoint_head(head, every, **block_options(cfg))
+        return nonlocal_keypoint_head(head, every, cfg.MODEL.NONLOCAL.BLOCK, **block_options(cfg))
