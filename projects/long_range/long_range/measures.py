@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
 
 import torch
 from pycocotools.coco import COCO
@@ -10,18 +9,26 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from nl_detectron.analysis import count_multiply_adds
-from nl_detectron.layers import affinity
 
 from .model import STRIDE, RecallNet
 from .recall import COLOURS, HEIGHT, KEYS, WIDTH, dataset_root
-from .training import Images
+from .training import Images, predict
+
+
+def evaluate(net: RecallNet, images: Images) -> dict[str, float]:
+    """Return the AP50 of the locks, and the percentage of glyphs that are right."""
+    glyphs, colours = predict(net, images)
+    keys = colours.shape[1] // 2
+    right = (glyphs.argmax(dim=2) == images.glyphs).float().mean().item()
+    ap50 = locks_ap50(colours[:, keys:].softmax(dim=2), keys)
+    return {"locks AP50": ap50, "glyphs": 100 * right}
 
 
 def locks_ap50(scores: Tensor, keys: int) -> float:
-    """Return the AP50, in percent, of detections of all colours in the true boxes of the locks.
+    """Return the AP50, in percent, of detections of every colour in the true boxes of the locks.
 
     Args:
-        scores: (N, K, 4), of the colours of the locks in the validation images with K keys.
+        scores: (N, K, 4), of the colours of the locks in all validation images with K keys.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(dataset_root(keys) / "val.json")
@@ -41,62 +48,51 @@ def locks_ap50(scores: Tensor, keys: int) -> float:
 
 
 def guess(images: Images, knowledge: str, seed: int) -> Tensor:
-    """Return scores (N, K, 4) of a classifier that knows "nothing", "colours" or "everything".
+    """Return scores (N, K, 4) of a classifier that knows "nothing" or "colours".
 
     With "colours" it knows how many keys of the image have each colour, and not which.
     """
     keys = images.colours.shape[1] // 2
-    true = nn.functional.one_hot(images.colours[:, :keys], len(COLOURS)).float()
-    if knowledge == "everything":
-        return true
-    noise = torch.rand(true.shape, generator=torch.Generator().manual_seed(seed))
-    counts = true.mean(dim=1, keepdim=True) if knowledge == "colours" else 0
-    return counts + 1e-3 * noise  # ties are broken at random
+    colours = nn.functional.one_hot(images.colours[:, :keys], len(COLOURS)).float()
+    noise = torch.rand(colours.shape, generator=torch.Generator().manual_seed(seed))
+    counts = colours.sum(dim=1, keepdim=True) if knowledge == "colours" else 0
+    return counts + noise / 2  # ties are broken at random
 
 
 @torch.no_grad()
-def attention_on_keys(
-    net: RecallNet, blocks: Sequence[nn.Module], images: Images
-) -> tuple[float, float]:
-    """Return the percentage of locks whose strongest attention is on their key, and how queries differ.
+def lock_attention(net: RecallNet, block: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
+    """Compute what the positions at the centres of the locks attend to.
 
-    The queries are the positions at the centres of the locks. A hit is a strongest weight whose
-    position is nearer to the centre of the lock's key than to that of any other object. Of several
-    blocks, those numbers are returned of the block that hits most often.
+    Returns:
+        Their rows of the affinity matrix, (N, K, M), and the positions with the largest weights,
+        (N, K, 2), x and y in pixels.
     """
     inputs = []
-    hooks = [b.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for b in blocks]
-    net.eval()
-    net(images.pixels, images.boxes)
-    net.train()
-    for hook in hooks:
-        hook.remove()
+    hook = block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    predict(net, images)
+    hook.remove()
+    x = torch.cat(inputs)
+    x_lock, y_lock = (images.centres().chunk(2, dim=1)[1] // STRIDE).long().unbind(dim=2)
+    queries = (y_lock * x.shape[3] + x_lock).unsqueeze(2)
+    matrix = block.affinity_matrix(x)
+    rows = matrix.gather(1, queries.expand(-1, -1, matrix.shape[2]))
+    stride = STRIDE if block.subsample == "none" else 2 * STRIDE
+    columns = WIDTH // stride
+    strongest = rows.argmax(dim=2)
+    targets = torch.stack([strongest % columns, strongest // columns], dim=2)
+    return rows, (targets + 0.5) * stride
 
-    keys = images.boxes.shape[1] // 2
-    centres = (images.boxes[:, :, :2] + images.boxes[:, :, 2:]) / 2
-    found = []
-    for block, x in zip(blocks, inputs):
-        width = x.shape[3]
-        stride = STRIDE if block.subsample == "none" else 2 * STRIDE
-        columns = -(-WIDTH // stride)
-        cells = (centres[:, keys:] / STRIDE).long()
-        queries = cells[:, :, 1] * width + cells[:, :, 0]
-        matrix = block.affinity_matrix(x)
-        rows = matrix.gather(1, queries.unsqueeze(2).expand(-1, -1, matrix.shape[2]))
-        strongest = rows.argmax(dim=2)
-        target = torch.stack([strongest % columns, strongest // columns], dim=2) * stride
-        distances = torch.cdist(target + stride / 2, centres)
-        own = torch.arange(keys, device=x.device)
-        hits = (distances.argmin(dim=2) == own).float().mean()
-        found.append((100 * hits.item(), affinity.query_difference(rows).item()))
-    return max(found)
+
+def hits(targets: Tensor, images: Images) -> float:
+    """Return the percentage of targets that are nearer to the own key than to all other objects."""
+    nearest = torch.cdist(targets, images.centres()).argmin(dim=2)
+    own = torch.arange(nearest.shape[1], device=nearest.device)
+    return 100 * (nearest == own).float().mean().item()
 
 
 def cost(net: RecallNet) -> dict[str, int]:
     """Return the parameters of the backbone, and its multiply-adds on one image."""
+    backbone = net.backbone.eval()
     image = torch.zeros(1, 3, HEIGHT, WIDTH, device=next(net.parameters()).device)
-    net.eval()
-    multiply_adds = count_multiply_adds(net.backbone, image)
-    net.train()
-    parameters = sum(parameter.numel() for parameter in net.backbone.parameters())
-    return {"parameters": parameters, "multiply-adds": multiply_adds}
+    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    return {"parameters": parameters, "multiply-adds": count_multiply_adds(backbone, image)}

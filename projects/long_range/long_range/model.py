@@ -43,12 +43,17 @@ class RecallNet(nn.Module):
             Logits of glyphs, (B, n, 16), and of colours, (B, n, 4).
         """
         features = self.backbone(images.float().sub_(114).div_(57))["res4"]
-        count, n = boxes.shape[:2]
-        index = torch.arange(count, device=boxes.device).repeat_interleave(n).unsqueeze(1)
-        rois = torch.cat([index, boxes.flatten(0, 1)], dim=1)
-        x = roi_align(features, rois, POOLED, 1 / STRIDE, 2, True).flatten(1)
-        x = F.relu(self.fc2(F.relu(self.fc1(x)))).view(count, n, -1)
+        x = F.relu(self.fc2(F.relu(self.fc1(pool(features, boxes)))))
         return self.glyph(x), self.colour(x)
+
+
+def pool(features: Tensor, boxes: Tensor) -> Tensor:
+    """Return the features of res4 in boxes, (B, n, C * POOLED**2)."""
+    count, n = boxes.shape[:2]
+    index = torch.arange(count, device=boxes.device).repeat_interleave(n).unsqueeze(1)
+    rois = torch.cat([index, boxes.flatten(0, 1)], dim=1)
+    pooled = roi_align(features, rois, POOLED, 1 / STRIDE, sampling_ratio=2, aligned=True)
+    return pooled.reshape(count, n, -1)
 
 
 def build_backbone(depth: int) -> ResNet:

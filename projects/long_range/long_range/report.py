@@ -23,12 +23,19 @@ def read_results(path: Path) -> list[dict]:
 
 def write_tables(results: Sequence[dict], pages: Sequence[Path] = PAGES) -> None:
     """Replace the text between ``<!-- table NAME -->`` and ``<!-- end -->`` in Markdown files."""
-    tables = {name: _table(rows, results) for name, rows in TABLES.items()}
-    tables["widths"] = _width_table(results)
-    tables["guesses"] = _guess_table(results)
-    pattern = re.compile(r"(<!-- table (\w+) -->).*?(<!-- end -->)", re.DOTALL)
+    guesses = dict.fromkeys(line["row"] for line in results if "accuracy" not in line)
+    cells = {name: [_cells(row, results) for row in rows] for name, rows in TABLES.items()}
+    cells["guesses"] = [
+        {"": g, "locks AP50": _mean(_of(g, results), "locks AP50")} for g in guesses
+    ]
+    cells["widths"] = _width_cells(results)
     for page in pages:
-        text = pattern.sub(lambda m: f"{m[1]}\n\n{tables[m[2]]}\n\n{m[3]}", page.read_text())
+        text = re.sub(
+            r"(<!-- table (\w+) -->).*?(<!-- end -->)",
+            lambda match: f"{match[1]}\n\n{_markdown(cells[match[2]])}\n\n{match[3]}",
+            page.read_text(),
+            flags=re.DOTALL,
+        )
         page.write_text(text)
 
 
@@ -41,57 +48,42 @@ def iterations_until_90(lines: Sequence[dict]) -> list[str]:
     return [str(i) for i in sorted(filter(None, found))] + ["-"] * found.count(None)
 
 
-def _table(rows: Sequence[Row], results: Sequence[dict]) -> str:
-    cells = []
-    for row in rows:
-        lines = _lines(row.digest(), results)
-        if not lines:
-            continue
-        signed = row.options.get("instantiation") == "dot_product"
-        cells.append(
-            {
-                "": row.name,
-                "locks AP50": _mean(lines, "locks AP50"),
-                "lowest": f"{min(line['locks AP50'] for line in lines):.1f}",
-                "90% after": ", ".join(iterations_until_90(lines)),
-                "strongest on own key": "" if signed else _mean(lines, "on key"),
-                "difference of queries": _mean(lines, "difference", digits=2),
-                "parameters": f"{lines[0]['parameters']:,}",
-                "multiply-adds": f"{lines[0]['multiply-adds'] / 1e6:.1f} M",
-            }
-        )
-    return _markdown(cells)
+def _cells(row: Row, results: Sequence[dict]) -> dict[str, str]:
+    lines = _of(row.digest(), results)
+    if not lines:
+        return {}
+    signed = row.options.get("instantiation") == "dot_product"  # its strongest is not its maximum
+    return {
+        "": row.name,
+        "locks AP50": _mean(lines, "locks AP50"),
+        "lowest": f"{min(line['locks AP50'] for line in lines):.1f}",
+        "90% after": ", ".join(iterations_until_90(lines)),
+        "on own key, %": "" if signed else _mean(lines, "on key"),
+        "difference": _mean(lines, "difference", digits=2),
+        "parameters": f"{lines[0]['parameters']:,}",
+        "multiply-adds": f"{lines[0]['multiply-adds'] / 1e6:.1f} M",
+    }
 
 
-def _width_table(results: Sequence[dict]) -> str:
-    cells: dict[str, dict[str, str]] = {}
+def _width_cells(results: Sequence[dict]) -> list[dict[str, str]]:
+    cells: dict[str, dict[str, str]] = {}  # one line for all widths D
     for row in TABLES["widths"]:
         name, width = row.name.rsplit(", ", 1)
-        cells.setdefault(name, {"": name})[width] = _mean(
-            _lines(row.digest(), results), "locks AP50"
-        )
-    return _markdown(list(cells.values()))
+        lines = _of(row.digest(), results)
+        cells.setdefault(name, {"": name})[width] = _mean(lines, "locks AP50")
+    return list(cells.values())
 
 
-def _guess_table(results: Sequence[dict]) -> str:
-    names = dict.fromkeys(line["row"] for line in results if line["row"].startswith("knows"))
-    return _markdown(
-        [{"": name, "locks AP50": _mean(_lines(name, results), "locks AP50")} for name in names]
-    )
-
-
-def _lines(digest: str, results: Sequence[dict]) -> list[dict]:
+def _of(digest: str, results: Sequence[dict]) -> list[dict]:
     return [line for line in results if line["digest"] == digest]
 
 
 def _mean(lines: Sequence[dict], metric: str, digits: int = 1) -> str:
-    """Return mean and standard deviation of a metric, or "" if the runs do not have it."""
+    """Return mean and standard deviation of a metric, or "" if no run has it."""
     values = [line[metric] for line in lines if metric in line]
-    if not values:
-        return ""
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
+    return f"{mean(values):.{digits}f}{spread}" if values else ""
 
 
 def _markdown(cells: list[dict[str, str]]) -> str:
-    return tabulate(cells, headers="keys", tablefmt="github", disable_numparse=True)
+    return tabulate(list(filter(None, cells)), "keys", "github", disable_numparse=True)

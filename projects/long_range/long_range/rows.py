@@ -16,11 +16,11 @@ OPTIMIZERS = {"SGD": (0.02, 1e-4), "ADAMW": (1e-3, 1e-2)}  # learning rate, weig
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of a table trains; the defaults are the schedule of the main table."""
+    """What one row of a table trains; the defaults are those of the main table."""
 
     name: str
-    block: str | None = "NonLocalBlock"  # a name in NONLOCAL_BLOCK_REGISTRY
     options: dict[str, Any] = field(default_factory=dict)  # of the block
+    block: str | None = "NonLocalBlock"  # a name in NONLOCAL_BLOCK_REGISTRY
     location: tuple[str, ...] = ("res4.-2",)
     depth: int = 18
     keys: int = 8
@@ -32,71 +32,56 @@ class Row:
     seeds: int = 5
 
     def digest(self) -> str:
-        """Return 8 hexadecimal digits of a hash of what determines a run."""
-        what = {**asdict(self), "name": "", "seeds": 0}
-        what["schedule"] = (BATCH, DECAY_AT, RAMP, CLIP, OPTIMIZERS)
+        """Return 8 hexadecimal digits of a hash of what determines a run, except its seed."""
+        schedule = WARM_UP, BATCH, DECAY_AT, RAMP, CLIP, OPTIMIZERS
+        what = [asdict(replace(self, name="", seeds=0)), schedule]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 EMBEDDED = Row("embedded Gaussian")
+MEAN = Row("mean", block="MeanBlock")
 MAIN = [
     Row("R18", block=None),
-    Row("mean", block="MeanBlock"),
-    Row("global context", block="GlobalContextBlock"),
+    MEAN,
+    Row("global context", {"reduction": 2}, "GlobalContextBlock"),
     EMBEDDED,
-    Row("Gaussian", options={"instantiation": "gaussian"}),
-    Row("dot product", options={"instantiation": "dot_product"}),
-    Row("concatenation", options={"instantiation": "concatenation"}),
-    Row("disentangled", options={"instantiation": "disentangled"}),
-    Row("conv1x1", block="ConvBlock", options={"kernel_size": 1}),
-    Row("conv3x3", block="ConvBlock", options={"kernel_size": 3}),
+    Row("Gaussian", {"instantiation": "gaussian"}),
+    Row("dot product", {"instantiation": "dot_product"}),
+    Row("concatenation", {"instantiation": "concatenation"}),
+    Row("disentangled", {"instantiation": "disentangled"}),
+    Row("conv1x1", {"kernel_size": 1}, "ConvBlock"),
+    Row("conv3x3", {"kernel_size": 3}, "ConvBlock"),
     Row("R50", block=None, depth=50),
 ]
-
-_STARTS = {"inserted": {}, "from scratch": {"warm_up": 0, "iterations": WARM_UP + ITERATIONS}}
 RECIPE = [
-    replace(
-        EMBEDDED,
-        name=f"{optimizer}, factor {factor}, {start}",
-        **options,
+    Row(
+        f"{optimizer}, {start}, factor {factor}",
         optimizer=optimizer.upper(),
         lr_factor=float(factor),
+        warm_up=warm_up,
+        iterations=WARM_UP + ITERATIONS - warm_up,
     )
-    for start, options in _STARTS.items()
+    for start, warm_up in (("inserted", WARM_UP), ("from scratch", 0))
     for optimizer in ("SGD", "AdamW")
     for factor in (1, 3, 10)
 ]
-
 OPTIONS = [
-    replace(EMBEDDED, name="no sub-sampling", options={"subsample": "none"}),
-    replace(EMBEDDED, name="conv_pool", options={"subsample": "conv_pool"}),
-    replace(EMBEDDED, name="unit norm", options={"unit_norm": True}),
-    replace(
-        EMBEDDED,
-        name="unit norm, no sub-sampling",
-        options={"unit_norm": True, "subsample": "none"},
-    ),
-    replace(EMBEDDED, name="BN", options={"norm": "BN"}),
-    replace(EMBEDDED, name="GN", options={"norm": "GN"}),
-    replace(EMBEDDED, name="2 blocks", location=("res4.0", "res4.1")),
-    replace(EMBEDDED, name="glyphs of keys only", lock_glyphs=False),
+    replace(EMBEDDED, name="default"),
+    Row("no sub-sampling", {"subsample": "none"}),
+    Row("conv_pool", {"subsample": "conv_pool"}),
+    Row("unit norm", {"unit_norm": True}),
+    Row("unit norm, no sub-sampling", {"unit_norm": True, "subsample": "none"}),
+    Row("BN", {"norm": "BN"}),
+    Row("GN", {"norm": "GN"}),
+    Row("2 blocks", location=("res4.0", "res4.1")),
+    Row("glyphs of keys only", lock_glyphs=False),
 ]
-LONG = [
-    replace(row, name=f"{row.name}, 3x", iterations=3 * ITERATIONS)
-    for row in MAIN
-    if row.name in ("mean", "embedded Gaussian")
-]
+LONG = [replace(row, name=f"{row.name}, 3x", iterations=3 * ITERATIONS) for row in (MEAN, EMBEDDED)]
 WIDTHS = [
-    replace(
-        row,
-        name=f"{row.name}, K = {keys}, D = {width}",
-        keys=keys,
-        seeds=3,
-        options={"bottleneck_channels": width},
-    )
+    replace(row, name=f"{row.name}, K = {keys}, D = {width}", keys=keys, seeds=3)
+    for row in (MEAN, EMBEDDED)
     for keys in (2, 4, 8)
     for width in (4, 8, 16, 32)
-    for row in MAIN
-    if row.name in ("mean", "embedded Gaussian")
+    for row in [replace(row, options={"bottleneck_channels": width})]
 ]
 TABLES = {"main": MAIN, "recipe": RECIPE, "options": OPTIONS, "long": LONG, "widths": WIDTHS}

@@ -2,8 +2,8 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,22 +24,23 @@ EVALUATE_EVERY = 50  # iterations
 EVALUATED = 100  # images of the validation set, while training
 
 
-@dataclass(frozen=True)
-class Images:
-    """All images of a dataset. Objects 0 to K - 1 of an image are keys; object K + i is a lock."""
+class Images(NamedTuple):
+    """Images of a dataset. Objects 0 to K - 1 of an image are keys; object K + i is a lock."""
 
     pixels: Tensor  # (N, 3, H, W), uint8
     boxes: Tensor  # (N, 2 K, 4), x0, y0, x1, y1
     glyphs: Tensor  # (N, 2 K)
     colours: Tensor  # (N, 2 K); of a lock, the colour of its key
 
-    def __getitem__(self, index: Tensor | slice) -> "Images":
-        fields = (self.pixels, self.boxes, self.glyphs, self.colours)
-        return Images(*(tensor[index] for tensor in fields))
+    def centres(self) -> Tensor:
+        """Return x and y of the centres of the boxes, (N, 2 K, 2)."""
+        return (self.boxes[:, :, :2] + self.boxes[:, :, 2:]) / 2
+
+    def select(self, index: Tensor | slice | list[int]) -> "Images":
+        return Images(*(tensor[index] for tensor in self))
 
     def to(self, device: str) -> "Images":
-        fields = (self.pixels, self.boxes, self.glyphs, self.colours)
-        return Images(*(tensor.to(device) for tensor in fields))
+        return Images(*(tensor.to(device) for tensor in self))
 
 
 def load_images(keys: int, split: str) -> Images:
@@ -61,17 +62,19 @@ def load_images(keys: int, split: str) -> Images:
     )
 
 
-def warm_up(depth: int, seed: int, images: Images, device: str) -> dict[str, Tensor]:
+def warm_up(depth: int, seed: int, images: Images) -> dict[str, Tensor]:
     """Train a network without a block, and return its state dict on the CPU."""
     row = Row("warm-up", block=None, depth=depth, optimizer="SGD", iterations=rows.WARM_UP)
     torch.manual_seed(seed)
-    net = RecallNet(depth).to(device)
+    net = RecallNet(depth).to(images.pixels.device)
     train(net, row, seed, images)
     return {name: tensor.cpu() for name, tensor in net.state_dict().items()}
 
 
-def build_net(row: Row, seed: int, weights: dict[str, Tensor] | None) -> tuple[RecallNet, list]:
-    """Build the network of a row from the weights of its warm-up, and return it with its blocks."""
+def build_net(
+    row: Row, seed: int, weights: dict[str, Tensor] | None = None
+) -> tuple[RecallNet, list[nn.Module]]:
+    """Build the network of a row, from the weights of its warm-up if it has one, and its blocks."""
     torch.manual_seed(seed)
     net = RecallNet(row.depth)
     if row.warm_up:
@@ -97,12 +100,11 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate * decay * min(1, i / rows.RAMP)
         optimizer.zero_grad()
-        _loss(net, images[batch], row.lock_glyphs).backward()
+        _loss(net, images.select(batch), row.lock_glyphs).backward()
         nn.utils.clip_grad_norm_(net.parameters(), rows.CLIP)
         optimizer.step()
         if validation is not None and i % EVALUATE_EVERY == 0:
-            colours = predict(net, validation[:EVALUATED])[1].argmax(dim=2)
-            accuracies.append(lock_accuracy(colours, validation.colours[:EVALUATED]))
+            accuracies.append(lock_accuracy(net, validation.select(slice(EVALUATED))))
     return torch.stack(accuracies).tolist() if accuracies else []
 
 
@@ -116,10 +118,10 @@ def predict(net: RecallNet, images: Images) -> tuple[Tensor, Tensor]:
     return torch.cat(glyphs), torch.cat(colours)
 
 
-def lock_accuracy(predicted: Tensor, true: Tensor) -> Tensor:
-    """Return the share of locks whose colour is right; both are (N, 2 K)."""
-    keys = true.shape[1] // 2
-    return (predicted == true)[:, keys:].float().mean()
+def lock_accuracy(net: RecallNet, images: Images) -> Tensor:
+    """Return the share of locks whose colour is right."""
+    right = predict(net, images)[1].argmax(dim=2) == images.colours
+    return right[:, right.shape[1] // 2 :].float().mean()
 
 
 def _loss(net: RecallNet, images: Images, lock_glyphs: bool) -> Tensor:

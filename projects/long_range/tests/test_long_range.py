@@ -1,0 +1,195 @@
+"""Tests of the long-range study: data, controls, receptive field, measures, runs and report."""
+
+from dataclasses import replace
+
+import figure
+import numpy as np
+import pytest
+import study
+import torch
+from detectron2.data import DatasetCatalog
+from long_range import measures, recall, report, rows, training
+from long_range.model import pool
+from long_range.rows import Row
+from torch import nn
+from torch.nn import functional as F
+
+from nl_detectron.layers import NONLOCAL_BLOCK_REGISTRY, NonLocalBlock
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Few images, and their folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("datasets")
+        patch.setenv("DETECTRON2_DATASETS", str(folder))
+        patch.setattr(recall, "SPLITS", {"train": 20, "val": 8})
+        yield folder
+
+
+def decode(image, box):
+    """Read the word of a glyph from the pixels of an image."""
+    x0, y0, x1, y1 = box
+    side = (x1 - x0) / 8  # of a pixel of the mask
+    centres = (np.array([2, 4, 6]) * side).astype(int)
+    cells = np.asarray(image.convert("L"))[np.ix_(y0 + centres, x0 + centres)] > 40
+    assert cells[1, 1]
+    return "".join(str(int(cell)) for cell in np.delete(cells.flatten(), 4))
+
+
+def test_any_two_words_differ_in_four_bits_or_eight():
+    differences = (recall.WORDS[:, None] != recall.WORDS).sum(axis=2)
+    assert set(differences[~np.eye(16, dtype=bool)]) == {4, 8}
+
+
+@pytest.mark.parametrize("keys", [2, 4, 8])
+def test_a_lock_has_the_glyph_of_its_key_and_the_class_of_its_colour(keys):
+    sides = set()
+    for seed in range(40):
+        image, objects = recall.draw(np.random.default_rng(seed), keys)
+        again, _ = recall.draw(np.random.default_rng(seed), keys)
+        assert image.tobytes() == again.tobytes() and len(objects) == 2 * keys
+        boxes = [(*outline[0], *outline[2]) for _, outline, _ in objects]
+        words = [decode(image, box) for box in boxes]
+        assert len(set(words[:keys])) == keys and words[:keys] == words[keys:]
+        for name, _, fields in objects[keys:]:
+            key_name, _, key = objects[fields["key"]]
+            x0, y0, *_ = boxes[fields["key"]]
+            colour = list(recall.COLOURS)[key["colour"]]
+            assert image.getpixel((x0, y0)) == recall.COLOURS[colour]
+            assert name == f"{colour} lock" and key_name == f"{words[fields['key']]} key"
+        lefts, rights = (np.array([box[i] for box in boxes]) for i in (0, 2))
+        on_left = lefts[:keys].max() < lefts[keys:].min()
+        of_left, of_right = (slice(keys), slice(keys, None))[:: 1 if on_left else -1]
+        assert lefts[of_right].min() - rights[of_left].max() >= recall.GAP
+        sides.add(on_left)
+    assert sides == {True, False}
+
+
+def test_the_registered_dataset_and_the_images_of_the_training_agree(dataset):
+    loaded = DatasetCatalog.get("nl_recall_4_val")
+    images = training.load_images(4, "val")
+    assert images.pixels.shape == (8, 3, recall.HEIGHT, recall.WIDTH)
+    for i, image in enumerate(loaded):
+        classes = [annotation["category_id"] for annotation in image["annotations"]]
+        assert classes == [*images.glyphs[i, :4].tolist(), *(16 + images.colours[i, 4:]).tolist()]
+        assert torch.equal(images.colours[i, :4], images.colours[i, 4:])
+        x, y, width, height = image["annotations"][5]["bbox"]
+        assert images.boxes[i, 5].tolist() == [x, y, x + width, y + height]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in rows.MAIN if row.block in (None, "ConvBlock", "MeanBlock")],
+    ids=lambda row: row.name,
+)
+def test_a_lock_sees_its_key_only_through_a_global_block(row, monkeypatch):
+    net, _ = training.build_net(replace(row, warm_up=0), 1)
+    backbone = net.backbone.eval().double()
+    for parameter in backbone.parameters():
+        parameter.data.abs_().add_(1e-3)  # so that nothing cancels, and every ReLU is active
+    monkeypatch.setattr(F, "max_pool2d", F.avg_pool2d)  # which has a gradient for every pixel
+    nearest = (recall.WIDTH + recall.GAP) / 2
+    box = torch.tensor([[[nearest, 40, nearest + 30, 70]]]).double()
+    pixels = torch.rand(1, 3, recall.HEIGHT, recall.WIDTH).double().requires_grad_()
+    pool(backbone(pixels)["res4"], box).sum().backward()
+    of_key = pixels.grad[..., : (recall.WIDTH - recall.GAP) // 2]
+    assert of_key.any() == (row.block == "MeanBlock")
+    assert pixels.grad.isfinite().all() and pixels.grad[..., int(nearest) :].all()
+
+
+def test_a_control_is_the_identity_and_has_the_form_or_the_size_of_the_block():
+    x = torch.randn(2, 64, 5, 6)
+    for name, options in (("MeanBlock", {}), ("ConvBlock", {"kernel_size": 3})):
+        block = NONLOCAL_BLOCK_REGISTRY.get(name)(64, **options)
+        assert torch.equal(block(x), x)
+    count, target = (sum(p.numel() for p in m.parameters()) for m in (block, NonLocalBlock(64)))
+    assert abs(count - target) <= (2 * 9 * 64 + 1) / 2
+
+    mean = NONLOCAL_BLOCK_REGISTRY.get("MeanBlock")(64, bottleneck_channels=8).double()
+    nn.init.normal_(mean.out.weight)
+    y = mean.g(x.double()).flatten(2) @ torch.full((30, 30), 1 / 30, dtype=torch.float64)
+    expected = x + mean.out(y.reshape(2, 8, 5, 6))
+    torch.testing.assert_close(mean(x.double()), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_ap50_of_the_truth_and_of_guesses(dataset):
+    images = training.load_images(4, "val")
+    truth = F.one_hot(images.colours[:, 4:], 4).float()
+    assert measures.locks_ap50(truth, 4) == pytest.approx(100)
+    assert measures.locks_ap50(1 - truth, 4) < 30
+    colours = measures.guess(images, "colours", 0)
+    assert torch.equal(colours.int(), truth.sum(1, keepdim=True).expand(-1, 4, -1).int())
+
+
+def test_hits_of_a_block_that_attends_to_a_known_object(dataset):
+    images, keys = training.load_images(4, "val"), 4
+    net, (block,) = training.build_net(Row("", {"subsample": "none"}, warm_up=0), 1)
+    x, y = (images.centres() // 16).long().unbind(dim=2)
+    of_keys, of_locks = (y * (recall.WIDTH // 16) + x).chunk(2, dim=1)
+    for targets, expected in ((of_keys, 100), (of_locks, 0)):
+        affinity = torch.zeros(8, 192, 192)
+        for image, queries, columns in zip(affinity, of_locks, targets):
+            image[queries, columns] = 1
+        block.affinity_matrix = lambda _, affinity=affinity: affinity
+        rows, positions = measures.lock_attention(net, block, images)
+        assert measures.hits(positions, images) == expected
+        assert rows.sum() == 8 * keys
+
+
+def test_every_row_starts_as_its_network_without_a_block():
+    pixels = torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8)
+    boxes = torch.tensor([[[5.0, 5, 40, 40], [50, 20, 80, 50]]])
+    plain = {
+        depth: training.build_net(Row("", block=None, depth=depth, warm_up=0), 1)[0].eval()
+        for depth in (18, 50)
+    }
+    for row in study.ROWS.values():
+        net, blocks = training.build_net(replace(row, warm_up=0), 1)
+        assert len(blocks) == (0 if row.block is None else len(row.location))
+        for logits, expected in zip(net.eval()(pixels, boxes), plain[row.depth](pixels, boxes)):
+            assert torch.equal(logits, expected), row.name
+
+
+def test_two_rows_with_one_name_differ_by_digest_and_equal_rows_do_not():
+    assert rows.EMBEDDED.digest() == rows.OPTIONS[0].digest()  # their runs are shared
+    assert replace(rows.MEAN, seeds=1, name="x").digest() == rows.MEAN.digest()
+    digests = [row.digest() for row in study.ROWS.values()]
+    assert len(digests) - len(set(digests)) == 2  # "default" and "AdamW, inserted, factor 1"
+
+
+@pytest.mark.slow
+def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "WARM_UP", 2)
+    monkeypatch.setattr(training, "EVALUATE_EVERY", 2)
+    short = [replace(row, iterations=4) for row in (rows.EMBEDDED, rows.MEAN)]
+    monkeypatch.setattr(study, "MAIN", short)
+    results, runs = tmp_path / "results.jsonl", [(row, seed) for row in short for seed in (1, 2)]
+    study.run_all(runs[:1], results, tmp_path, deadline=0)
+    assert all(line["row"].startswith("knows") for line in report.read_results(results))
+    study.run_all(runs, results, tmp_path, workers=2)
+    lines = report.read_results(results)
+    study.run_all(runs, results, tmp_path)
+    assert report.read_results(results) == lines
+    trained = {(line["row"], line["seed"]): line for line in lines if "accuracy" in line}
+    assert set(trained) == {(row.name, seed) for row, seed in runs}
+    for line in trained.values():
+        assert len(line["accuracy"]) == 2 and 0 <= line["locks AP50"] <= 100
+        assert ("on key" in line) == (line["row"] == "embedded Gaussian")
+
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- table main -->\nold\n<!-- end -->\nb")
+    monkeypatch.setitem(report.TABLES, "main", short)
+    report.write_tables(lines, [page])
+    text = page.read_text()
+    assert text.startswith("a\n") and text.endswith("b") and "old" not in text
+    assert "| embedded Gaussian" in text and "| -, -" in text
+
+    drawn = figure.draw(training.load_images(8, "val").select([0]), short, tmp_path)
+    assert [len(axes.patches) for axes in drawn.axes] == [16, 8]
+
+
+def test_iterations_until_90_are_sorted_and_runs_that_do_not_reach_it_come_last():
+    curves = [0.2, 0.3], [0.2, 0.95, 0.4], [0.9, 0.9]
+    lines = [{"accuracy": curve} for curve in curves]
+    assert report.iterations_until_90(lines) == ["50", "100", "-"]
