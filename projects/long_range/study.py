@@ -14,15 +14,13 @@ from pathlib import Path
 
 import detectron2
 import torch
-from long_range import measures, training
+from long_range import measures, rows, training
 from long_range.recall import dataset_root
 from long_range.report import RESULTS, read_results, write_tables
-from long_range.rows import MAIN, TABLES, Row
+from long_range.rows import Row
 from tqdm import tqdm
 
-from nl_detectron.layers.affinity import query_difference
-
-ROWS = {row.name: row for rows in TABLES.values() for row in rows}
+ROWS = {row.name: row for table in rows.TABLES.values() for row in table}
 _fork = get_context("fork")  # workers share the images, which are read before
 _images: dict[tuple[int, str], training.Images] = {}  # (K, split) -> images
 
@@ -41,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.report:
         deadline = time.time() + args.deadline
-        rows = [ROWS[name] for name in args.rows]
-        runs = [(row, s) for row in rows for s in args.seeds or range(1, row.seeds + 1)]
+        selected = [ROWS[name] for name in args.rows]
+        runs = [(row, s) for row in selected for s in args.seeds or range(1, row.seeds + 1)]
         run_all(runs, args.results, args.output, args.device, args.workers, deadline)
     if args.results == RESULTS:
         write_tables(read_results(RESULTS))
@@ -67,11 +65,17 @@ def run_all(
     _read_images({row.keys for row, _ in todo} | {8})
     _append(results, (line for line in _guesses() if (line["digest"], line["seed"]) not in present))
 
-    starts = dict.fromkeys((row.depth, seed) for row, seed in todo if row.warm_up)
-    starts = [start for start in starts if not _warm_up_file(output, *start).is_file()]
+    groups: dict[str, tuple[Row, list[int]]] = {}  # the seeds of a row are trained together
+    for row, seed in todo:
+        groups.setdefault(row.digest(), (row, []))[1].append(seed)
+    warm_ups: dict[int, list[int]] = {}  # depth -> seeds
+    for depth, seed in dict.fromkeys((row.depth, seed) for row, seed in todo if row.warm_up):
+        if not _warm_up_file(output, depth, seed).is_file():
+            warm_ups.setdefault(depth, []).append(seed)
     with ProcessPoolExecutor(workers, _fork, torch.set_num_threads, (1,)) as pool:
-        list(_results(pool, partial(_warm_up, output, device, deadline), starts))
-        _append(results, _results(pool, partial(_run, output, device, deadline), todo))
+        for function, items in ((_warm_up, warm_ups.items()), (_run, groups.values())):
+            function = partial(function, output, device, deadline)
+            _append(results, _results(pool, function, items))
 
 
 def _read_images(numbers_of_keys: Iterable[int]) -> None:
@@ -98,15 +102,17 @@ def _guesses() -> Iterator[dict]:
                 yield {"row": name, "digest": name, "seed": seed, "locks AP50": ap50}
 
 
-def _results(pool: ProcessPoolExecutor, function: Callable, items: list[tuple]) -> Iterator[dict]:
-    """Call a function for each item in the pool, and yield the results; report failures."""
+def _results(
+    pool: ProcessPoolExecutor, function: Callable, items: Iterable[tuple]
+) -> Iterator[dict]:
+    """Call a function for each item in the pool, and yield all results; report failures."""
     futures = {pool.submit(function, *item): item for item in items}
     for future in tqdm(as_completed(futures), function.func.__name__, len(futures)):
-        if future.exception() is not None:
+        if future.exception() is None:
+            yield from future.result()
+        else:
             print("failed:", *futures[future])
             traceback.print_exception(future.exception())
-        elif future.result() is not None:
-            yield future.result()
 
 
 def _append(results: Path, lines: Iterable[dict]) -> None:
@@ -120,36 +126,45 @@ def _warm_up_file(output: Path, depth: int, seed: int) -> Path:
     return output / f"warm_up_R{depth}_seed{seed}.pth"
 
 
-def _warm_up(output: Path, device: str, deadline: float, depth: int, seed: int) -> None:
-    if time.time() < deadline:
-        weights = training.warm_up(depth, seed, _on_device(8, "train", device))
+def _warm_up(output: Path, device: str, deadline: float, depth: int, seeds: list[int]) -> list:
+    """Train networks without a block, and save their weights."""
+    if time.time() >= deadline:
+        return []
+    row = Row("", block=None, depth=depth, optimizer="SGD", warm_up=0, iterations=rows.WARM_UP)
+    nets = {seed: training.build_net(row, seed)[0].to(device) for seed in seeds}
+    training.train(nets, row, _on_device(row.keys, "train", device))
+    for seed, net in nets.items():
+        weights = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
         torch.save(weights, _warm_up_file(output, depth, seed))
+    return []
 
 
-def _run(output: Path, device: str, deadline: float, row: Row, seed: int) -> dict | None:
-    """Train and measure a row, and return a line of the results; None after the deadline."""
+def _run(output: Path, device: str, deadline: float, row: Row, seeds: list[int]) -> list[dict]:
+    """Train and measure the networks of a row, and return lines of the results."""
     start = time.time()
     if start >= deadline:
-        return None
-    weights = torch.load(_warm_up_file(output, row.depth, seed)) if row.warm_up else None
+        return []
     images, validation = (_on_device(row.keys, split, device) for split in ("train", "val"))
-    net, blocks = training.build_net(row, seed, weights)
-    curve = training.train(net.to(device), row, seed, images, validation)
-    if seed == 1 and row in MAIN:  # for figure.py
-        half = {name: tensor.half().cpu() for name, tensor in net.state_dict().items()}
-        torch.save(half, output / f"{row.digest()}.pth")
+    nets, blocks = {}, {}
+    for seed in seeds:
+        weights = torch.load(_warm_up_file(output, row.depth, seed)) if row.warm_up else None
+        net, blocks[seed] = training.build_net(row, seed, weights)
+        nets[seed] = net.to(device)
+    curves = training.train(nets, row, images, validation)
 
-    line = {"row": row.name, "digest": row.digest(), "seed": seed, "accuracy": curve}
-    line |= measures.evaluate(net, validation) | measures.cost(net)
-    attending = [block for block in blocks if hasattr(block, "affinity_matrix")]
-    found = [measures.lock_attention(net, block, validation) for block in attending]
-    if found:
-        line["on key"] = max(measures.hits(targets, validation) for _, targets in found)
-        line["difference"] = max(query_difference(rows).item() for rows, _ in found)
-    line["seconds"] = time.time() - start
-    line["machine"] = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    line["versions"] = f"torch {torch.__version__}, detectron2 {detectron2.__version__}"
-    return line
+    lines = []
+    for seed, net in nets.items():
+        if seed == 1 and row in rows.MAIN:  # for figure.py
+            half = {name: tensor.half().cpu() for name, tensor in net.state_dict().items()}
+            torch.save(half, output / f"{row.digest()}.pth")
+        line = {"row": row.name, "digest": row.digest(), "seed": seed, "accuracy": curves[seed]}
+        line |= measures.evaluate(net, validation) | measures.cost(net)
+        line |= measures.attention(net, blocks[seed], validation)
+        line["seconds"] = (time.time() - start) / len(seeds)
+        line["machine"] = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+        line["versions"] = f"torch {torch.__version__}, detectron2 {detectron2.__version__}"
+        lines.append(line)
+    return lines
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Sequence
 
 import torch
 from pycocotools.coco import COCO
@@ -9,6 +10,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from nl_detectron.analysis import count_multiply_adds
+from nl_detectron.layers.affinity import query_difference
 
 from .model import STRIDE, RecallNet
 from .recall import COLOURS, HEIGHT, KEYS, WIDTH, dataset_root
@@ -41,9 +43,11 @@ def locks_ap50(scores: Tensor, keys: int) -> float:
         evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
         evaluation.params.catIds = truth.getCatIds()[len(KEYS) :]
         evaluation.params.iouThrs = evaluation.params.iouThrs[:1]
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]  # all sizes
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][0, :, :, 0, -1]  # recall, class; all sizes
+    precision = evaluation.eval["precision"][0, :, :, 0, -1]  # recall, class
     return 100 * precision[:, precision[0] > -1].mean().item()
 
 
@@ -57,6 +61,18 @@ def guess(images: Images, knowledge: str, seed: int) -> Tensor:
     noise = torch.rand(colours.shape, generator=torch.Generator().manual_seed(seed))
     counts = colours.sum(dim=1, keepdim=True) if knowledge == "colours" else 0
     return counts + noise / 2  # ties are broken at random
+
+
+def attention(net: RecallNet, blocks: Sequence[nn.Module], images: Images) -> dict[str, float]:
+    """Return the hits of the block with most hits, and the largest difference between queries."""
+    blocks = [block for block in blocks if hasattr(block, "affinity_matrix")]
+    found = [lock_attention(net, block, images) for block in blocks]
+    if not found:
+        return {}
+    return {
+        "on key": max(hits(targets, images) for _, targets in found),
+        "difference": max(query_difference(rows).item() for rows, _ in found),
+    }
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ and grey lines belong to no class.
 """
 
 import os
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ ROWS = COLUMNS = 3  # of cells on each side, with at most one object each
 SIDE = (27, 36)  # range of the side of a key or lock, in pixels
 COLOURS = {"red": (220, 50, 50), "green": (50, 190, 60), "blue": (60, 90, 230)}
 COLOURS["yellow"] = (230, 200, 40)
-SPLITS = {"train": 3000, "val": 300}  # numbers of images
+SPLITS = {"train": 6000, "val": 300}  # numbers of images
 
 
 def _words() -> np.ndarray:
@@ -104,7 +105,16 @@ def _place(rng: np.random.Generator, cell: int, right: bool) -> tuple[int, int, 
 def dataset_root(keys: int) -> Path:
     """Return the folder of the dataset with K keys, which is generated if it does not exist."""
     root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / f"nl_recall_{keys}"
-    return generate(root, SPLITS, keys, draw=partial(draw, keys=keys), categories=CATEGORIES)
+    if root.is_dir():
+        return root
+    seeds = [[keys, j, i] for j, size in enumerate(SPLITS.values()) for i in range(1, size + 1)]
+    with ProcessPoolExecutor() as pool:  # draws the images that generate() asks for
+        drawn = pool.map(_draw_seed, seeds, chunksize=50)
+        return generate(root, SPLITS, draw=lambda _: next(drawn), categories=CATEGORIES)
+
+
+def _draw_seed(seed: list[int]) -> tuple:
+    return draw(np.random.default_rng(seed), keys=seed[0])
 
 
 def _load(name: str, keys: int, split: str) -> list[dict]:

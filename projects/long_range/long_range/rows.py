@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 WARM_UP = 400  # iterations without a block, with SGD
-ITERATIONS = 500  # after the block is inserted
+ITERATIONS = 1000  # after the block is inserted
 BATCH = 16
 DECAY_AT = 0.8  # of the iterations: the learning rate is divided by 10
 RAMP = 20  # iterations in which the learning rate rises linearly
@@ -71,6 +71,7 @@ OPTIONS = [
     Row("conv_pool", {"subsample": "conv_pool"}),
     Row("unit norm", {"unit_norm": True}),
     Row("unit norm, no sub-sampling", {"unit_norm": True, "subsample": "none"}),
+    Row("disentangled, temperature 0.05", {"instantiation": "disentangled", "temperature": 0.05}),
     Row("BN", {"norm": "BN"}),
     Row("GN", {"norm": "GN"}),
     Row("2 blocks", location=("res4.0", "res4.1")),

@@ -163,7 +163,7 @@ def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, mon
     monkeypatch.setattr(rows, "WARM_UP", 2)
     monkeypatch.setattr(training, "EVALUATE_EVERY", 2)
     short = [replace(row, iterations=4) for row in (rows.EMBEDDED, rows.MEAN)]
-    monkeypatch.setattr(study, "MAIN", short)
+    monkeypatch.setattr(rows, "MAIN", short)
     results, runs = tmp_path / "results.jsonl", [(row, seed) for row in short for seed in (1, 2)]
     study.run_all(runs[:1], results, tmp_path, deadline=0)
     assert all(line["row"].startswith("knows") for line in report.read_results(results))
