@@ -12,7 +12,6 @@ from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import detectron2
 import torch
 from long_range import measures, rows, training
 from long_range.recall import dataset_root
@@ -56,26 +55,30 @@ def run_all(
 ) -> None:
     """Append a line to the results for each row and seed that they do not have.
 
-    No run starts after the deadline, in seconds since the epoch.
+    No run starts after the deadline, in seconds since the epoch. Equal rows share their runs.
     """
     output.mkdir(parents=True, exist_ok=True)
     present = {(line["digest"], line["seed"]) for line in read_results(results)}
-    todo = {(row.digest(), seed): (row, seed) for row, seed in runs}
-    todo = [run for key, run in todo.items() if key not in present]
-    _read_images({row.keys for row, _ in todo} | {8})
-    _append(results, (line for line in _guesses() if (line["digest"], line["seed"]) not in present))
-
-    groups: dict[str, tuple[Row, list[int]]] = {}  # the seeds of a row are trained together
-    for row, seed in todo:
-        groups.setdefault(row.digest(), (row, []))[1].append(seed)
+    together: dict[str, tuple[Row, list[int]]] = {}  # the seeds of a row are trained together
     warm_ups: dict[int, list[int]] = {}  # depth -> seeds
-    for depth, seed in dict.fromkeys((row.depth, seed) for row, seed in todo if row.warm_up):
-        if not _warm_up_file(output, depth, seed).is_file():
-            warm_ups.setdefault(depth, []).append(seed)
+    for row, seed in runs:
+        if (row.digest(), seed) in present:
+            continue
+        present.add((row.digest(), seed))
+        together.setdefault(row.digest(), (row, []))[1].append(seed)
+        seeds = warm_ups.setdefault(row.depth, [])
+        if seed not in seeds and not _warm_up_file(output, row.depth, seed).is_file():
+            seeds.append(seed)
+
+    numbers_of_keys = {row.keys for row, _ in together.values()} | {8}  # warm-ups have 8
+    _read_images(numbers_of_keys)
+    settings = output, device, deadline
+    first = [partial(_warm_up, *settings, *item) for item in warm_ups.items()]
+    unknown = [k for k in numbers_of_keys if (f"colours, K = {k}", 1) not in present]
+    first += [partial(_guess, keys) for keys in unknown]
     with ProcessPoolExecutor(workers, _fork, torch.set_num_threads, (1,)) as pool:
-        for function, items in ((_warm_up, warm_ups.items()), (_run, groups.values())):
-            function = partial(function, output, device, deadline)
-            _append(results, _results(pool, function, items))
+        _append(results, _results(pool, first))
+        _append(results, _results(pool, [partial(_run, *settings, *t) for t in together.values()]))
 
 
 def _read_images(numbers_of_keys: Iterable[int]) -> None:
@@ -91,27 +94,14 @@ def _on_device(keys: int, split: str, device: str) -> training.Images:
     return _images[keys, split].to(device)
 
 
-def _guesses() -> Iterator[dict]:
-    """Yield the results of guesses with different knowledge."""
-    for keys, split in _images:
-        for knowledge in ("nothing", "colours") if split == "val" else ():
-            name = f"knows {knowledge}, K = {keys}"
-            for seed in range(1, 6):
-                scores = measures.guess(_images[keys, split], knowledge, seed)
-                ap50 = measures.locks_ap50(scores, keys)
-                yield {"row": name, "digest": name, "seed": seed, "locks AP50": ap50}
-
-
-def _results(
-    pool: ProcessPoolExecutor, function: Callable, items: Iterable[tuple]
-) -> Iterator[dict]:
-    """Call a function for each item in the pool, and yield all results; report failures."""
-    futures = {pool.submit(function, *item): item for item in items}
-    for future in tqdm(as_completed(futures), function.func.__name__, len(futures)):
+def _results(pool: ProcessPoolExecutor, calls: Sequence[Callable]) -> Iterator[dict]:
+    """Yield the results of all calls as they come; report failures."""
+    futures = {pool.submit(call): call for call in calls}
+    for future in tqdm(as_completed(futures), total=len(futures)):
         if future.exception() is None:
             yield from future.result()
         else:
-            print("failed:", *futures[future])
+            print("failed:", futures[future])
             traceback.print_exception(future.exception())
 
 
@@ -122,28 +112,37 @@ def _append(results: Path, lines: Iterable[dict]) -> None:
             file.write(json.dumps(rounded) + "\n")
 
 
+def _guess(keys: int) -> list[dict]:
+    """Measure guesses that know nothing, or how many keys of the image have each colour."""
+    lines = []
+    for what, known in (("nothing", False), ("colours", True)):
+        for seed in range(1, 4):
+            ap50 = measures.locks_ap50(measures.guess(_images[keys, "val"], known, seed), keys)
+            name = f"{what}, K = {keys}"
+            lines.append({"row": name, "digest": name, "seed": seed, "locks AP50": ap50})
+    return lines
+
+
 def _warm_up_file(output: Path, depth: int, seed: int) -> Path:
     return output / f"warm_up_R{depth}_seed{seed}.pth"
 
 
 def _warm_up(output: Path, device: str, deadline: float, depth: int, seeds: list[int]) -> list:
     """Train networks without a block, and save their weights."""
-    if time.time() >= deadline:
-        return []
-    row = Row("", block=None, depth=depth, optimizer="SGD", warm_up=0, iterations=rows.WARM_UP)
-    nets = {seed: training.build_net(row, seed)[0].to(device) for seed in seeds}
-    training.train(nets, row, _on_device(row.keys, "train", device))
-    for seed, net in nets.items():
-        weights = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
-        torch.save(weights, _warm_up_file(output, depth, seed))
+    if time.time() < deadline:
+        row = Row("", block=None, depth=depth, optimizer="SGD", iterations=rows.WARM_UP)
+        nets = {seed: training.build_net(row, seed)[0].to(device) for seed in seeds}
+        training.train(nets, row, _on_device(row.keys, "train", device))
+        for seed, net in nets.items():
+            torch.save(net.cpu().state_dict(), _warm_up_file(output, depth, seed))
     return []
 
 
 def _run(output: Path, device: str, deadline: float, row: Row, seeds: list[int]) -> list[dict]:
     """Train and measure the networks of a row, and return lines of the results."""
-    start = time.time()
-    if start >= deadline:
+    if time.time() >= deadline:
         return []
+    start = time.time()
     images, validation = (_on_device(row.keys, split, device) for split in ("train", "val"))
     nets, blocks = {}, {}
     for seed in seeds:
@@ -152,6 +151,7 @@ def _run(output: Path, device: str, deadline: float, row: Row, seeds: list[int])
         nets[seed] = net.to(device)
     curves = training.train(nets, row, images, validation)
 
+    machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     lines = []
     for seed, net in nets.items():
         if seed == 1 and row in rows.MAIN:  # for figure.py
@@ -160,10 +160,8 @@ def _run(output: Path, device: str, deadline: float, row: Row, seeds: list[int])
         line = {"row": row.name, "digest": row.digest(), "seed": seed, "accuracy": curves[seed]}
         line |= measures.evaluate(net, validation) | measures.cost(net)
         line |= measures.attention(net, blocks[seed], validation)
-        line["seconds"] = (time.time() - start) / len(seeds)
-        line["machine"] = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-        line["versions"] = f"torch {torch.__version__}, detectron2 {detectron2.__version__}"
-        lines.append(line)
+        line |= {"seconds": (time.time() - start) / len(seeds), "machine": machine}
+        lines.append(line | {"torch": torch.__version__})
     return lines
 
 

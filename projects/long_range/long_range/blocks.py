@@ -16,9 +16,9 @@ class MeanBlock(CNNBlockBase):
         super().__init__(in_channels, in_channels, stride=1)
         width = bottleneck_channels or in_channels // 2
         self.g = Conv2d(in_channels, width, 1)
-        self.out = Conv2d(width, in_channels, 1)
+        self.out = Conv2d(width, in_channels, 1, bias=False)
         weight_init.c2_msra_fill(self.g)
-        _zero(self.out)
+        nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.out(self.g(x).mean(dim=(2, 3), keepdim=True))
@@ -26,22 +26,18 @@ class MeanBlock(CNNBlockBase):
 
 @NONLOCAL_BLOCK_REGISTRY.register()
 class ConvBlock(CNNBlockBase):
-    """``x + conv(relu(conv(x)))``, with as many parameters as a non-local block if possible."""
+    """``x + conv(relu(conv(x)))``, as close as possible to a non-local block in parameters."""
 
     def __init__(self, in_channels: int, *, kernel_size: int):
         super().__init__(in_channels, in_channels, stride=1)
-        target = sum(parameter.numel() for parameter in NonLocalBlock(in_channels).parameters())
+        parameters = sum(p.numel() for p in NonLocalBlock(in_channels).parameters())
         # Each inner channel has 2 * kernel_size**2 * in_channels weights and a bias.
-        width = round((target - in_channels) / (2 * kernel_size**2 * in_channels + 1))
-        self.inner = Conv2d(in_channels, width, kernel_size, padding=kernel_size // 2)
-        self.out = Conv2d(width, in_channels, kernel_size, padding=kernel_size // 2)
+        width = round(parameters / (2 * kernel_size**2 * in_channels + 1))
+        padding = kernel_size // 2
+        self.inner = Conv2d(in_channels, width, kernel_size, padding=padding)
+        self.out = Conv2d(width, in_channels, kernel_size, padding=padding, bias=False)
         weight_init.c2_msra_fill(self.inner)
-        _zero(self.out)
+        nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.out(F.relu(self.inner(x)))
-
-
-def _zero(conv: nn.Conv2d) -> None:
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)

@@ -51,16 +51,15 @@ def locks_ap50(scores: Tensor, keys: int) -> float:
     return 100 * precision[:, precision[0] > -1].mean().item()
 
 
-def guess(images: Images, knowledge: str, seed: int) -> Tensor:
-    """Return scores (N, K, 4) of a classifier that knows "nothing" or "colours".
+def guess(images: Images, colours: bool, seed: int) -> Tensor:
+    """Return scores (N, K, 4) of a guess at random or, with ``colours``, of a better one.
 
-    With "colours" it knows how many keys of the image have each colour, and not which.
+    It knows how many keys of the image have each colour, but not which.
     """
     keys = images.colours.shape[1] // 2
-    colours = nn.functional.one_hot(images.colours[:, :keys], len(COLOURS)).float()
-    noise = torch.rand(colours.shape, generator=torch.Generator().manual_seed(seed))
-    counts = colours.sum(dim=1, keepdim=True) if knowledge == "colours" else 0
-    return counts + noise / 2  # ties are broken at random
+    known = nn.functional.one_hot(images.colours[:, :keys], len(COLOURS)).float()
+    noise = torch.rand(known.shape, generator=torch.Generator().manual_seed(seed))
+    return noise / 2 + (known.sum(dim=1, keepdim=True) if colours else 0)
 
 
 def attention(net: RecallNet, blocks: Sequence[nn.Module], images: Images) -> dict[str, float]:

@@ -8,7 +8,7 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, Bottlenec
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from .recall import COLOURS, GLYPHS
+from .recall import COLOURS, KEYS
 
 WIDTH = 16  # channels of the stem; detectron2's ResNets have 64
 STRIDE = 16  # of res4
@@ -22,25 +22,21 @@ class RecallNet(nn.Module):
     found. Keys and locks have the same classifiers; the colour of a lock is that of its key.
     """
 
-    def __init__(self, depth: int = 18):
+    def __init__(self, depth: int):
         super().__init__()
         self.backbone = build_backbone(depth)
         channels = self.backbone.output_shape()["res4"].channels
         self.fc1 = nn.Linear(channels * POOLED**2, 128)
         self.fc2 = nn.Linear(128, 128)
-        self.glyph = nn.Linear(128, len(GLYPHS))
+        self.glyph = nn.Linear(128, len(KEYS))
         self.colour = nn.Linear(128, len(COLOURS))
         for layer in (self.fc1, self.fc2):
             weight_init.c2_xavier_fill(layer)
 
     def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            images: (B, 3, H, W), uint8.
-            boxes: (B, n, 4), x0, y0, x1, y1 in pixels.
+        """Return logits of glyphs, (B, n, 16), and of colours, (B, n, 4).
 
-        Returns:
-            Logits of glyphs, (B, n, 16), and of colours, (B, n, 4).
+        Images are (B, 3, H, W), uint8, and boxes (B, n, 4), x0, y0, x1, y1 in pixels.
         """
         features = self.backbone(images.float().sub_(114).div_(57))["res4"]
         x = F.relu(self.fc2(F.relu(self.fc1(pool(features, boxes)))))
@@ -58,17 +54,14 @@ def pool(features: Tensor, boxes: Tensor) -> Tensor:
 
 def build_backbone(depth: int) -> ResNet:
     """Build a ResNet-18 or ResNet-50 up to res4, of a quarter of detectron2's width."""
-    block_class, depths, expansion = {
-        18: (BasicBlock, (2, 2, 2), 1),
-        50: (BottleneckBlock, (3, 4, 6), 4),
-    }[depth]
     stages, in_channels = [], WIDTH
-    for i, blocks in enumerate(depths):
-        out_channels = WIDTH * expansion * 2**i
-        options = {"in_channels": in_channels, "out_channels": out_channels, "norm": "BN"}
-        if block_class is BottleneckBlock:
-            options["bottleneck_channels"] = WIDTH * 2**i
-        strides = [1 if i == 0 else 2] + [1] * (blocks - 1)
-        stages.append(ResNet.make_stage(block_class, blocks, stride_per_block=strides, **options))
-        in_channels = out_channels
+    for i, blocks in enumerate({18: (2, 2, 2), 50: (3, 4, 6)}[depth]):
+        width = WIDTH * 2**i
+        options = {"in_channels": in_channels, "out_channels": width, "norm": "BN"}
+        options["stride_per_block"] = [1 if i == 0 else 2] + [1] * (blocks - 1)
+        if depth == 50:
+            options.update(out_channels=4 * width, bottleneck_channels=width)
+        block_class = BasicBlock if depth == 18 else BottleneckBlock
+        stages.append(ResNet.make_stage(block_class, blocks, **options))
+        in_channels = options["out_channels"]
     return ResNet(BasicStem(3, WIDTH, norm="BN"), stages, out_features=["res4"])
