@@ -31,12 +31,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
     add("--seeds", nargs="+", type=int, help="default: 1 to 5, or to 3 for the widths")
     add("--device", default="cpu")
+    add("--graphs", action="store_true", help="use CUDA graphs, which is faster")
     add("--workers", type=int, default=1, help="number of processes")
     add("--deadline", type=float, default=1e9, metavar="SECONDS", help="no run starts after it")
     add("--output", type=Path, default=Path("output/long_range"), help="folder of weights")
     add("--results", type=Path, default=RESULTS, help="file with one line per run")
     args = parser.parse_args(argv)
     if not args.report:
+        training.GRAPHS = args.graphs
         deadline = time.time() + args.deadline
         selected = [ROWS[name] for name in args.rows]
         runs = [(row, s) for row in selected for s in args.seeds or range(1, row.seeds + 1)]

@@ -61,9 +61,9 @@ RECIPE = [
         warm_up=warm_up,
         iterations=WARM_UP + ITERATIONS - warm_up,
     )
+    for factor in (1, 3, 10)
     for start, warm_up in (("inserted", WARM_UP), ("from scratch", 0))
     for optimizer in ("SGD", "AdamW")
-    for factor in (1, 3, 10)
 ]
 OPTIONS = [
     replace(EMBEDDED, name="default"),
@@ -85,4 +85,5 @@ WIDTHS = [
     for width in (4, 8, 16, 32)
     for row in [replace(row, options={"bottleneck_channels": width})]
 ]
-TABLES = {"main": MAIN, "recipe": RECIPE, "options": OPTIONS, "long": LONG, "widths": WIDTHS}
+# In the order of their importance, in which they are run.
+TABLES = {"main": MAIN, "long": LONG, "options": OPTIONS, "recipe": RECIPE, "widths": WIDTHS}

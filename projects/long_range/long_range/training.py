@@ -21,7 +21,9 @@ from .model import RecallNet
 from .recall import dataset_root
 from .rows import Row
 
-EAGER = 3  # iterations before a CUDA graph is recorded
+# Run a step of all seeds as one CUDA graph with a stream for each. The kernels are so small that
+# launching them takes longer than running them, and that many fit on a GPU side by side.
+GRAPHS = False
 EVALUATE_EVERY = 50  # iterations
 EVALUATED = 100  # images of the validation set, while training
 
@@ -81,50 +83,45 @@ def build_net(
 def train(
     nets: dict[int, RecallNet], row: Row, images: Images, validation: Images | None = None
 ) -> dict[int, list[float]]:
-    """Train the networks of several seeds in place, and return the accuracies of their locks.
-
-    On a GPU, where the kernels are so small that launching them takes longer than running them, one
-    CUDA graph holds a step of all networks, each in its own stream.
+    """Train the networks of several seeds in place, and return the accuracies at their locks.
 
     Args:
         nets: seed -> network, on the device of the images.
 
     Returns:
-        seed -> accuracy at the locks of 100 validation images, every 50 iterations.
+        seed -> accuracy on 100 validation images, every 50 iterations.
     """
     steps = [_make_step(net, row, seed, images) for seed, net in nets.items()]
     some = validation and validation.select(slice(EVALUATED))
     accuracies: dict[int, list[Tensor]] = {seed: [] for seed in nets}
     replay = None
     for i in range(1, row.iterations + 1):
-        if replay is not None:
-            replay()
-        else:
-            for step in steps:
-                step()
-            if images.pixels.is_cuda and i == EAGER:
-                replay = _capture(steps)
+        if GRAPHS and i == 4:  # the first iterations set up the optimizer
+            replay = _capture(steps)
+        for step in steps if replay is None else [replay]:
+            step()
         if some and i % EVALUATE_EVERY == 0:
             for seed, net in nets.items():
-                accuracies[seed].append(lock_accuracy(net, some))
+                right = predict(net, some)[1].argmax(dim=2) == some.colours
+                accuracies[seed].append(right[:, row.keys :].float().mean())
     return {seed: [value.item() for value in values] for seed, values in accuracies.items()}
 
 
 def _make_step(net: RecallNet, row: Row, seed: int, images: Images) -> Callable[[], None]:
-    """Return a function that does the next iteration, without reading a number from the device."""
+    """Return a function that does the next iteration, and never waits for the device."""
     device = images.pixels.device
     generator = torch.Generator().manual_seed(1000 * seed + row.warm_up)
     batches = torch.randint(len(images.pixels), (row.iterations, rows.BATCH), generator=generator)
     batches = batches.to(device)
     iterations = torch.arange(1, row.iterations + 1, device=device)
-    factors = (iterations / rows.RAMP).clamp(max=1)
+    factors = (iterations / rows.RAMP).clamp(max=1)  # of the learning rate
     factors[iterations > rows.DECAY_AT * row.iterations] *= 0.1
     done = torch.zeros(1, dtype=torch.long, device=device)
     optimizer = _build_optimizer(net, row)
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(group["lr"], device=device)
-        if images.pixels.is_cuda:
+        if GRAPHS:
             group.update(foreach=False, fused=True, capturable=True)
 
     def step() -> None:
@@ -162,12 +159,6 @@ def predict(net: RecallNet, images: Images) -> tuple[Tensor, Tensor]:
     glyphs, colours = zip(*(net(*part) for part in parts))
     net.train()
     return torch.cat(glyphs), torch.cat(colours)
-
-
-def lock_accuracy(net: RecallNet, images: Images) -> Tensor:
-    """Return the share of locks whose colour is right."""
-    right = predict(net, images)[1].argmax(dim=2) == images.colours
-    return right[:, right.shape[1] // 2 :].float().mean()
 
 
 def _loss(net: RecallNet, images: Images, lock_glyphs: bool) -> Tensor:
