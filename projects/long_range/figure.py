@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=Path("output/long_range"), metavar="DIR")
     parser.add_argument("--output", type=Path, default=Path("docs/images/recall.png"))
     args = parser.parse_args(argv)
-    image = load_images(8, "val").select([args.image])
+    image = load_images(8, "val").select(slice(args.image, args.image + 1))
     draw(image, (rows[args.row], MEAN), args.weights).savefig(args.output, dpi=150)
 
 

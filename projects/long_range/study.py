@@ -109,9 +109,8 @@ def _results(pool: ProcessPoolExecutor, calls: Sequence[Callable]) -> Iterator[d
 
 def _append(results: Path, lines: Iterable[dict]) -> None:
     for line in lines:
-        rounded = json.loads(json.dumps(line), parse_float=lambda text: float(f"{float(text):.4g}"))
         with open(results, "a") as file:
-            file.write(json.dumps(rounded) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 def _guess(keys: int) -> list[dict]:
@@ -153,16 +152,15 @@ def _run(output: Path, device: str, deadline: float, row: Row, seeds: list[int])
         nets[seed] = net.to(device)
     curves = training.train(nets, row, images, validation)
 
-    machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     lines = []
     for seed, net in nets.items():
         if seed == 1 and row in rows.MAIN:  # for figure.py
             half = {name: tensor.half().cpu() for name, tensor in net.state_dict().items()}
             torch.save(half, output / f"{row.digest()}.pth")
         line = {"row": row.name, "digest": row.digest(), "seed": seed, "accuracy": curves[seed]}
-        line |= measures.evaluate(net, validation) | measures.cost(net)
-        line |= measures.attention(net, blocks[seed], validation)
-        line |= {"seconds": (time.time() - start) / len(seeds), "machine": machine}
+        line |= measures.measure(net, blocks[seed], validation)
+        machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+        line |= {"seconds": round((time.time() - start) / len(seeds), 1), "machine": machine}
         lines.append(line | {"torch": torch.__version__})
     return lines
 

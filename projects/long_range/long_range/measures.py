@@ -17,20 +17,30 @@ from .recall import COLOURS, HEIGHT, KEYS, WIDTH, dataset_root
 from .training import Images, predict
 
 
-def evaluate(net: RecallNet, images: Images) -> dict[str, float]:
-    """Return the AP50 of the locks, and the percentage of glyphs that are right."""
+def measure(net: RecallNet, blocks: Sequence[nn.Module], images: Images) -> dict[str, float]:
+    """Return all measures. Of several blocks, it is the one that attends to most own keys."""
     glyphs, colours = predict(net, images)
     keys = colours.shape[1] // 2
-    right = (glyphs.argmax(dim=2) == images.glyphs).float().mean().item()
-    ap50 = locks_ap50(colours[:, keys:].softmax(dim=2), keys)
-    return {"locks AP50": ap50, "glyphs": 100 * right}
+    backbone = net.backbone.eval()
+    image = torch.zeros(1, 3, HEIGHT, WIDTH, device=images.pixels.device)
+    measured = {
+        "locks AP50": locks_ap50(colours[:, keys:].softmax(dim=2), keys),
+        "glyphs": 100 * (glyphs.argmax(dim=2) == images.glyphs).float().mean().item(),
+        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "multiply-adds": count_multiply_adds(backbone, image),
+    }
+    found = []
+    for block in blocks:
+        if hasattr(block, "affinity_matrix"):
+            rows, targets = lock_attention(net, block, images)
+            found.append((hits(targets, images), query_difference(rows).item()))
+    return measured | dict(zip(("on key", "difference"), max(found, default=())))
 
 
 def locks_ap50(scores: Tensor, keys: int) -> float:
     """Return the AP50, in percent, of detections of every colour in the true boxes of the locks.
 
-    Args:
-        scores: (N, K, 4), of the colours of the locks in all validation images with K keys.
+    The scores are (N, K, 4), of the colours of the locks in all validation images with K keys.
     """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(dataset_root(keys) / "val.json")
@@ -42,9 +52,8 @@ def locks_ap50(scores: Tensor, keys: int) -> float:
         ]
         evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
         evaluation.params.catIds = truth.getCatIds()[len(KEYS) :]
-        evaluation.params.iouThrs = evaluation.params.iouThrs[:1]
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]  # all sizes
-        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        for name in ("iouThrs", "areaRng", "areaRngLbl"):  # 0.5, all sizes
+            setattr(evaluation.params, name, getattr(evaluation.params, name)[:1])
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][0, :, :, 0, -1]  # recall, class
@@ -60,18 +69,6 @@ def guess(images: Images, colours: bool, seed: int) -> Tensor:
     known = nn.functional.one_hot(images.colours[:, :keys], len(COLOURS)).float()
     noise = torch.rand(known.shape, generator=torch.Generator().manual_seed(seed))
     return noise / 2 + (known.sum(dim=1, keepdim=True) if colours else 0)
-
-
-def attention(net: RecallNet, blocks: Sequence[nn.Module], images: Images) -> dict[str, float]:
-    """Return the hits of the block with most hits, and the largest difference between queries."""
-    blocks = [block for block in blocks if hasattr(block, "affinity_matrix")]
-    found = [lock_attention(net, block, images) for block in blocks]
-    if not found:
-        return {}
-    return {
-        "on key": max(hits(targets, images) for _, targets in found),
-        "difference": max(query_difference(rows).item() for rows, _ in found),
-    }
 
 
 @torch.no_grad()
@@ -92,8 +89,7 @@ def lock_attention(net: RecallNet, block: nn.Module, images: Images) -> tuple[Te
     matrix = block.affinity_matrix(x)
     rows = matrix.gather(1, queries.expand(-1, -1, matrix.shape[2]))
     stride = STRIDE if block.subsample == "none" else 2 * STRIDE
-    columns = WIDTH // stride
-    strongest = rows.argmax(dim=2)
+    strongest, columns = rows.argmax(dim=2), WIDTH // stride
     targets = torch.stack([strongest % columns, strongest // columns], dim=2)
     return rows, (targets + 0.5) * stride
 
@@ -103,11 +99,3 @@ def hits(targets: Tensor, images: Images) -> float:
     nearest = torch.cdist(targets, images.centres()).argmin(dim=2)
     own = torch.arange(nearest.shape[1], device=nearest.device)
     return 100 * (nearest == own).float().mean().item()
-
-
-def cost(net: RecallNet) -> dict[str, int]:
-    """Return the parameters of the backbone, and its multiply-adds on one image."""
-    backbone = net.backbone.eval()
-    image = torch.zeros(1, 3, HEIGHT, WIDTH, device=next(net.parameters()).device)
-    parameters = sum(parameter.numel() for parameter in backbone.parameters())
-    return {"parameters": parameters, "multiply-adds": count_multiply_adds(backbone, image)}

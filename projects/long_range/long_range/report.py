@@ -8,7 +8,7 @@ from statistics import mean, stdev
 
 from tabulate import tabulate
 
-from .rows import TABLES, Row
+from .rows import TABLES
 from .training import EVALUATE_EVERY
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -23,16 +23,13 @@ def read_results(path: Path) -> list[dict]:
 
 def write_tables(results: Sequence[dict], pages: Sequence[Path] = PAGES) -> None:
     """Replace the text between ``<!-- table NAME -->`` and ``<!-- end -->`` in Markdown files."""
+    names = {name: [(row.name, row.digest()) for row in rows] for name, rows in TABLES.items()}
     guesses = dict.fromkeys(line["row"] for line in results if "accuracy" not in line)
-    cells = {name: [_cells(row, results) for row in rows] for name, rows in TABLES.items()}
-    cells["guesses"] = [
-        {"": g, "locks AP50": _mean(_of(g, results), "locks AP50")} for g in guesses
-    ]
-    cells["widths"] = _width_cells(results)
+    names["guesses"] = [(name, name) for name in sorted(guesses)]
     for page in pages:
         text = re.sub(
             r"(<!-- table (\w+) -->).*?(<!-- end -->)",
-            lambda match: f"{match[1]}\n\n{_markdown(cells[match[2]])}\n\n{match[3]}",
+            lambda match: f"{match[1]}\n\n{_table(names[match[2]], results)}\n\n{match[3]}",
             page.read_text(),
             flags=re.DOTALL,
         )
@@ -48,34 +45,26 @@ def iterations_until_90(lines: Sequence[dict]) -> list[str]:
     return [str(i) for i in sorted(filter(None, found))] + ["-"] * found.count(None)
 
 
-def _cells(row: Row, results: Sequence[dict]) -> dict[str, str]:
-    lines = _of(row.digest(), results)
-    if not lines:
-        return {}
-    signed = row.options.get("instantiation") == "dot_product"  # its strongest is not its maximum
-    return {
-        "": row.name,
-        "locks AP50": _mean(lines, "locks AP50"),
-        "lowest": f"{min(line['locks AP50'] for line in lines):.1f}",
-        "90% after": ", ".join(iterations_until_90(lines)),
-        "on own key, %": "" if signed else _mean(lines, "on key"),
-        "difference": _mean(lines, "difference", digits=2),
-        "parameters": f"{lines[0]['parameters']:,}",
-        "multiply-adds": f"{lines[0]['multiply-adds'] / 1e6:.1f} M",
-    }
-
-
-def _width_cells(results: Sequence[dict]) -> list[dict[str, str]]:
-    cells: dict[str, dict[str, str]] = {}  # one line for all widths D
-    for row in TABLES["widths"]:
-        name, width = row.name.rsplit(", ", 1)
-        lines = _of(row.digest(), results)
-        cells.setdefault(name, {"": name})[width] = _mean(lines, "locks AP50")
-    return list(cells.values())
-
-
-def _of(digest: str, results: Sequence[dict]) -> list[dict]:
-    return [line for line in results if line["digest"] == digest]
+def _table(rows: Sequence[tuple[str, str]], results: Sequence[dict]) -> str:
+    """Return a table with a line for each (name, digest) that has results."""
+    cells = []
+    for name, digest in rows:
+        lines = [line for line in results if line["digest"] == digest]
+        if not lines:
+            continue
+        cells.append({"": name, "locks AP50": _mean(lines, "locks AP50")})
+        if "accuracy" in lines[0]:  # else a guess
+            # Weights of the dot product have signs: its largest is not its strongest.
+            on_key = "" if name == "dot product" else _mean(lines, "on key")
+            cells[-1] |= {
+                "lowest": f"{min(line['locks AP50'] for line in lines):.1f}",
+                "90% after": ", ".join(iterations_until_90(lines)),
+                "on own key, %": on_key,
+                "difference": _mean(lines, "difference", digits=2),
+                "parameters": f"{lines[0]['parameters']:,}",
+                "multiply-adds": f"{lines[0]['multiply-adds'] / 1e6:.1f} M",
+            }
+    return tabulate(cells, "keys", "github", disable_numparse=True)
 
 
 def _mean(lines: Sequence[dict], metric: str, digits: int = 1) -> str:
@@ -83,7 +72,3 @@ def _mean(lines: Sequence[dict], metric: str, digits: int = 1) -> str:
     values = [line[metric] for line in lines if metric in line]
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}" if values else ""
-
-
-def _markdown(cells: list[dict[str, str]]) -> str:
-    return tabulate(list(filter(None, cells)), "keys", "github", disable_numparse=True)

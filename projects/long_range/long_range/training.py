@@ -1,9 +1,8 @@
-"""Train one row with one seed, on images that stay in the memory of the device."""
+"""Train the networks of a row, on images that stay in the memory of the device."""
 
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +20,10 @@ from .model import RecallNet
 from .recall import dataset_root
 from .rows import Row
 
+EVALUATE_EVERY = 50  # iterations
 # Run a step of all seeds as one CUDA graph with a stream for each. The kernels are so small that
 # launching them takes longer than running them, and that many fit on a GPU side by side.
 GRAPHS = False
-EVALUATE_EVERY = 50  # iterations
-EVALUATED = 100  # images of the validation set, while training
 
 
 class Images(NamedTuple):
@@ -40,7 +38,7 @@ class Images(NamedTuple):
         """Return x and y of the centres of the boxes, (N, 2 K, 2)."""
         return (self.boxes[:, :, :2] + self.boxes[:, :, 2:]) / 2
 
-    def select(self, index: Tensor | slice | list[int]) -> "Images":
+    def select(self, index: Tensor | slice) -> "Images":
         return Images(*(tensor[index] for tensor in self))
 
     def to(self, device: str) -> "Images":
@@ -53,46 +51,42 @@ def load_images(keys: int, split: str) -> Images:
     dataset = json.loads((root / f"{split}.json").read_text())
     paths = [root / split / image["file_name"] for image in dataset["images"]]
     with ThreadPoolExecutor() as pool:
-        pixels = list(pool.map(lambda path: np.asarray(Image.open(path)), paths))
-    groups = groupby(dataset["annotations"], key=lambda annotation: annotation["image_id"])
-    objects = [list(group) for _, group in groups]
-    boxes = torch.tensor([[a["bbox"] for a in group] for group in objects], dtype=torch.float32)
+        pixels = np.stack(list(pool.map(lambda path: np.asarray(Image.open(path)), paths)))
+
+    def field(name: str) -> Tensor:
+        of_all = torch.tensor([annotation[name] for annotation in dataset["annotations"]])
+        return of_all.reshape(len(paths), 2 * keys, *of_all.shape[1:])
+
+    boxes = field("bbox").float()
     boxes[:, :, 2:] += boxes[:, :, :2]
-    return Images(
-        torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
-        boxes,
-        torch.tensor([[a["glyph"] for a in group] for group in objects]),
-        torch.tensor([[a["colour"] for a in group] for group in objects]),
-    )
+    pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return Images(pixels, boxes, field("glyph"), field("colour"))
 
 
 def build_net(
     row: Row, seed: int, weights: dict[str, Tensor] | None = None
 ) -> tuple[RecallNet, list[nn.Module]]:
-    """Build the network of a row, from the weights of its warm-up if it has one, and its blocks."""
+    """Build the network of a row, from the weights of a warm-up if given, and return its blocks."""
     torch.manual_seed(seed)
     net = RecallNet(row.depth)
     if weights is not None:
         net.load_state_dict(weights)
-    if row.block is None:
-        return net, []
-    names = insert_nonlocal(net.backbone, row.location, block=row.block, **row.options)
+    names = []
+    if row.block is not None:
+        names = insert_nonlocal(net.backbone, row.location, block=row.block, **row.options)
     return net, [net.backbone.get_submodule(name) for name in names]
 
 
 def train(
     nets: dict[int, RecallNet], row: Row, images: Images, validation: Images | None = None
 ) -> dict[int, list[float]]:
-    """Train the networks of several seeds in place, and return the accuracies at their locks.
-
-    Args:
-        nets: seed -> network, on the device of the images.
+    """Train the networks of several seeds, in place.
 
     Returns:
-        seed -> accuracy on 100 validation images, every 50 iterations.
+        seed -> accuracy at the locks of 100 validation images, every 50 iterations.
     """
     steps = [_make_step(net, row, seed, images) for seed, net in nets.items()]
-    some = validation and validation.select(slice(EVALUATED))
+    some = validation and validation.select(slice(100))
     accuracies: dict[int, list[Tensor]] = {seed: [] for seed in nets}
     replay = None
     for i in range(1, row.iterations + 1):
@@ -104,7 +98,17 @@ def train(
             for seed, net in nets.items():
                 right = predict(net, some)[1].argmax(dim=2) == some.colours
                 accuracies[seed].append(right[:, row.keys :].float().mean())
-    return {seed: [value.item() for value in values] for seed, values in accuracies.items()}
+    return {seed: [round(a.item(), 4) for a in values] for seed, values in accuracies.items()}
+
+
+@torch.no_grad()
+def predict(net: RecallNet, images: Images) -> tuple[Tensor, Tensor]:
+    """Return the logits of glyphs and colours for all images, in evaluation mode."""
+    net.eval()
+    parts = zip(images.pixels.split(100), images.boxes.split(100))
+    glyphs, colours = zip(*(net(*part) for part in parts))
+    net.train()
+    return torch.cat(glyphs), torch.cat(colours)
 
 
 def _make_step(net: RecallNet, row: Row, seed: int, images: Images) -> Callable[[], None]:
@@ -151,16 +155,6 @@ def _capture(steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
     return graph.replay
 
 
-@torch.no_grad()
-def predict(net: RecallNet, images: Images) -> tuple[Tensor, Tensor]:
-    """Return the logits of glyphs and colours for all images, in evaluation mode."""
-    net.eval()
-    parts = zip(images.pixels.split(100), images.boxes.split(100))
-    glyphs, colours = zip(*(net(*part) for part in parts))
-    net.train()
-    return torch.cat(glyphs), torch.cat(colours)
-
-
 def _loss(net: RecallNet, images: Images, lock_glyphs: bool) -> Tensor:
     glyphs, colours = net(images.pixels, images.boxes)
     n = glyphs.shape[1] if lock_glyphs else glyphs.shape[1] // 2
@@ -173,10 +167,9 @@ def _build_optimizer(net: RecallNet, row: Row) -> torch.optim.Optimizer:
     add_nonlocal_config(cfg)
     cfg.SOLVER.OPTIMIZER = row.optimizer
     cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY = rows.OPTIMIZERS[row.optimizer]
-    cfg.SOLVER.NONLOCAL_LR_FACTOR = row.lr_factor if row.block else 1.0
+    cfg.SOLVER.NONLOCAL_LR_FACTOR = row.lr_factor
     optimizer = build_optimizer(cfg, net)
-    # detectron2 0.5 has a group for each parameter, which is slow on a GPU.
-    merged = {}
+    merged = {}  # detectron2 0.5 has a group for each parameter, which is slow on a GPU
     for group in optimizer.param_groups:
         key = group["lr"], group["weight_decay"]
         merged.setdefault(key, {**group, "params": []})["params"] += group["params"]

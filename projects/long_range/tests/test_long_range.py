@@ -185,7 +185,7 @@ def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, mon
     assert text.startswith("a\n") and text.endswith("b") and "old" not in text
     assert "| embedded Gaussian" in text and "| -, -" in text
 
-    drawn = figure.draw(training.load_images(8, "val").select([0]), short, tmp_path)
+    drawn = figure.draw(training.load_images(8, "val").select(slice(1)), short, tmp_path)
     assert [len(axes.patches) for axes in drawn.axes] == [16, 8]
 
 
