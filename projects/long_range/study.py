@@ -16,10 +16,9 @@ import torch
 from long_range import measures, rows, training
 from long_range.recall import dataset_root
 from long_range.report import RESULTS, read_results, write_tables
-from long_range.rows import Row
+from long_range.rows import ROWS, Row
 from tqdm import tqdm
 
-ROWS = {row.name: row for table in rows.TABLES.values() for row in table}
 _fork = get_context("fork")  # workers share the images, which are read before
 _images: dict[tuple[int, str], training.Images] = {}  # (K, split) -> images
 
@@ -154,7 +153,7 @@ def _run(output: Path, device: str, deadline: float, row: Row, seeds: list[int])
 
     lines = []
     for seed, net in nets.items():
-        if seed == 1 and row in rows.MAIN:  # for figure.py
+        if seed == 1 and row in rows.TABLES["main"]:  # for figure.py
             half = {name: tensor.half().cpu() for name, tensor in net.state_dict().items()}
             torch.save(half, output / f"{row.digest()}.pth")
         line = {"row": row.name, "digest": row.digest(), "seed": seed, "accuracy": curves[seed]}

@@ -10,7 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from long_range import measures, recall, report, rows, training
 from long_range.model import pool
-from long_range.rows import Row
+from long_range.rows import ROWS, TABLES, Row
 from torch import nn
 from torch.nn import functional as F
 
@@ -80,7 +80,7 @@ def test_the_registered_dataset_and_the_images_of_the_training_agree(dataset):
 
 @pytest.mark.parametrize(
     "row",
-    [row for row in rows.MAIN if row.block in (None, "ConvBlock", "MeanBlock")],
+    [row for row in TABLES["main"] if row.block in (None, "ConvBlock", "MeanBlock")],
     ids=lambda row: row.name,
 )
 def test_a_lock_sees_its_key_only_through_a_global_block(row, monkeypatch):
@@ -144,26 +144,19 @@ def test_every_row_starts_as_its_network_without_a_block():
         depth: training.build_net(Row("", block=None, depth=depth, warm_up=0), 1)[0].eval()
         for depth in (18, 50)
     }
-    for row in study.ROWS.values():
+    for row in ROWS.values():
         net, blocks = training.build_net(replace(row, warm_up=0), 1)
         assert len(blocks) == (0 if row.block is None else len(row.location))
         for logits, expected in zip(net.eval()(pixels, boxes), plain[row.depth](pixels, boxes)):
             assert torch.equal(logits, expected), row.name
 
 
-def test_two_rows_with_one_name_differ_by_digest_and_equal_rows_do_not():
-    assert rows.EMBEDDED.digest() == rows.OPTIONS[0].digest()  # their runs are shared
-    assert replace(rows.MEAN, seeds=1, name="x").digest() == rows.MEAN.digest()
-    digests = [row.digest() for row in study.ROWS.values()]
-    assert len(digests) - len(set(digests)) == 2  # "default" and "AdamW, inserted, factor 1"
-
-
 @pytest.mark.slow
 def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "WARM_UP", 2)
     monkeypatch.setattr(training, "EVALUATE_EVERY", 2)
-    short = [replace(row, iterations=4) for row in (rows.EMBEDDED, rows.MEAN)]
-    monkeypatch.setattr(rows, "MAIN", short)
+    short = [replace(ROWS[name], iterations=4) for name in ("embedded Gaussian", "mean")]
+    monkeypatch.setitem(TABLES, "main", short)
     results, runs = tmp_path / "results.jsonl", [(row, seed) for row in short for seed in (1, 2)]
     study.run_all(runs[:1], results, tmp_path, deadline=0)
     assert all("accuracy" not in line for line in report.read_results(results))
@@ -179,14 +172,16 @@ def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, mon
 
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- table main -->\nold\n<!-- end -->\nb")
-    monkeypatch.setitem(report.TABLES, "main", short)
     report.write_tables(lines, [page])
     text = page.read_text()
     assert text.startswith("a\n") and text.endswith("b") and "old" not in text
     assert "| embedded Gaussian" in text and "| -, -" in text
 
-    drawn = figure.draw(training.load_images(8, "val").select(slice(1)), short, tmp_path)
-    assert [len(axes.patches) for axes in drawn.axes] == [16, 8]
+    image = training.load_images(8, "val").select(slice(1))
+    pictures = [figure.draw(image, row, tmp_path) for row in short]
+    for picture in pictures:
+        assert picture.shape == (recall.HEIGHT * 5 // 2, recall.WIDTH * 5 // 2, 3)
+    assert (pictures[0] == 255).all(2).sum() > (pictures[1] == 255).all(2).sum() + 500  # arrows
 
 
 def test_iterations_until_90_are_sorted_and_runs_that_do_not_reach_it_come_last():
