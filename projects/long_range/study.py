@@ -6,7 +6,7 @@ import json
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache, partial
 from multiprocessing import get_context
@@ -16,7 +16,7 @@ import torch
 from long_range import measures, rows, training
 from long_range.recall import dataset_root
 from long_range.report import RESULTS, read_results, write_tables
-from long_range.rows import ROWS, Row
+from long_range.rows import ROWS, TABLES, Row
 from tqdm import tqdm
 
 _fork = get_context("fork")  # workers share the images, which are read before
@@ -37,52 +37,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--results", type=Path, default=RESULTS, help="file with one line per run")
     args = parser.parse_args(argv)
     if not args.report:
-        training.GRAPHS = args.graphs
-        deadline = time.time() + args.deadline
-        selected = [ROWS[name] for name in args.rows]
-        runs = [(row, s) for row in selected for s in args.seeds or range(1, row.seeds + 1)]
-        run_all(runs, args.results, args.output, args.device, args.workers, deadline)
+        args.deadline += time.time()
+        run_missing(args)
     if args.results == RESULTS:
         write_tables(read_results(RESULTS))
 
 
-def run_all(
-    runs: Iterable[tuple[Row, int]],
-    results: Path,
-    output: Path,
-    device: str = "cpu",
-    workers: int = 1,
-    deadline: float = float("inf"),
-) -> None:
-    """Append a line to the results for each row and seed that they do not have.
-
-    No run starts after the deadline, in seconds since the epoch. Equal rows share their runs.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    present = {(line["digest"], line["seed"]) for line in read_results(results)}
-    together: dict[str, tuple[Row, list[int]]] = {}  # the seeds of a row are trained together
+def run_missing(args: argparse.Namespace) -> None:
+    """Append a line to the results for each row and seed that they do not have."""
+    present = {(line["digest"], line["seed"]) for line in read_results(args.results)}
+    runs: dict[str, tuple[Row, list[int]]] = {}  # the seeds of a row are trained together
     warm_ups: dict[int, list[int]] = {}  # depth -> seeds
-    for row, seed in runs:
-        if (row.digest(), seed) in present:
-            continue
-        present.add((row.digest(), seed))
-        together.setdefault(row.digest(), (row, []))[1].append(seed)
-        seeds = warm_ups.setdefault(row.depth, [])
-        if seed not in seeds and not _warm_up_file(output, row.depth, seed).is_file():
-            seeds.append(seed)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for row in (ROWS[name] for name in args.rows):
+        for seed in args.seeds or range(1, row.seeds + 1):
+            if (row.digest(), seed) not in present:
+                present.add((row.digest(), seed))  # equal rows share their runs
+                runs.setdefault(row.digest(), (row, []))[1].append(seed)
+                seeds = warm_ups.setdefault(row.depth, [])
+                if seed not in seeds and not _warm_up_file(args, row.depth, seed).is_file():
+                    seeds.append(seed)
 
-    numbers_of_keys = {row.keys for row, _ in together.values()} | {8}  # warm-ups have 8
+    numbers_of_keys = {row.keys for row, _ in runs.values()} | {8}  # warm-ups have 8
     _read_images(numbers_of_keys)
-    settings = output, device, deadline
-    first = [partial(_warm_up, *settings, *item) for item in warm_ups.items()]
+    first = [partial(_warm_up, args, *item) for item in warm_ups.items()]
     unknown = [k for k in numbers_of_keys if (f"colours, K = {k}", 1) not in present]
     first += [partial(_guess, keys) for keys in unknown]
-    with ProcessPoolExecutor(workers, _fork, torch.set_num_threads, (1,)) as pool:
-        _append(results, _results(pool, first))
-        _append(results, _results(pool, [partial(_run, *settings, *t) for t in together.values()]))
+    training.GRAPHS = args.graphs
+    with ProcessPoolExecutor(args.workers, _fork, torch.set_num_threads, (1,)) as pool:
+        for calls in (first, [partial(_run, args, *run) for run in runs.values()]):
+            for line in _results(pool, calls):
+                with open(args.results, "a") as file:
+                    file.write(json.dumps(line) + "\n")
 
 
-def _read_images(numbers_of_keys: Iterable[int]) -> None:
+def _read_images(numbers_of_keys: set[int]) -> None:
     with ProcessPoolExecutor(mp_context=_fork) as pool:  # generates the datasets
         list(pool.map(dataset_root, numbers_of_keys))
     for keys in numbers_of_keys:
@@ -106,12 +95,6 @@ def _results(pool: ProcessPoolExecutor, calls: Sequence[Callable]) -> Iterator[d
             traceback.print_exception(future.exception())
 
 
-def _append(results: Path, lines: Iterable[dict]) -> None:
-    for line in lines:
-        with open(results, "a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
 def _guess(keys: int) -> list[dict]:
     """Measure guesses that know nothing, or how many keys of the image have each colour."""
     lines = []
@@ -123,44 +106,44 @@ def _guess(keys: int) -> list[dict]:
     return lines
 
 
-def _warm_up_file(output: Path, depth: int, seed: int) -> Path:
-    return output / f"warm_up_R{depth}_seed{seed}.pth"
+def _warm_up_file(args: argparse.Namespace, depth: int, seed: int) -> Path:
+    return args.output / f"warm_up_R{depth}_seed{seed}.pth"
 
 
-def _warm_up(output: Path, device: str, deadline: float, depth: int, seeds: list[int]) -> list:
+def _warm_up(args: argparse.Namespace, depth: int, seeds: list[int]) -> list:
     """Train networks without a block, and save their weights."""
-    if time.time() < deadline:
+    if time.time() < args.deadline:
         row = Row("", block=None, depth=depth, optimizer="SGD", iterations=rows.WARM_UP)
-        nets = {seed: training.build_net(row, seed)[0].to(device) for seed in seeds}
-        training.train(nets, row, _on_device(row.keys, "train", device))
+        nets = {seed: training.build_net(row, seed)[0].to(args.device) for seed in seeds}
+        training.train(nets, row, _on_device(row.keys, "train", args.device))
         for seed, net in nets.items():
-            torch.save(net.cpu().state_dict(), _warm_up_file(output, depth, seed))
+            torch.save(net.cpu().state_dict(), _warm_up_file(args, depth, seed))
     return []
 
 
-def _run(output: Path, device: str, deadline: float, row: Row, seeds: list[int]) -> list[dict]:
+def _run(args: argparse.Namespace, row: Row, seeds: list[int]) -> list[dict]:
     """Train and measure the networks of a row, and return lines of the results."""
-    if time.time() >= deadline:
-        return []
     start = time.time()
-    images, validation = (_on_device(row.keys, split, device) for split in ("train", "val"))
+    if start >= args.deadline:
+        return []
+    images, validation = (_on_device(row.keys, split, args.device) for split in ("train", "val"))
     nets, blocks = {}, {}
     for seed in seeds:
-        weights = torch.load(_warm_up_file(output, row.depth, seed)) if row.warm_up else None
+        weights = torch.load(_warm_up_file(args, row.depth, seed)) if row.warm_up else None
         net, blocks[seed] = training.build_net(row, seed, weights)
-        nets[seed] = net.to(device)
+        nets[seed] = net.to(args.device)
     curves = training.train(nets, row, images, validation)
 
     lines = []
     for seed, net in nets.items():
-        if seed == 1 and row in rows.TABLES["main"]:  # for figure.py
+        if seed == 1 and row in TABLES["main"]:  # for figure.py
             half = {name: tensor.half().cpu() for name, tensor in net.state_dict().items()}
-            torch.save(half, output / f"{row.digest()}.pth")
+            torch.save(half, args.output / f"{row.digest()}.pth")
         line = {"row": row.name, "digest": row.digest(), "seed": seed, "accuracy": curves[seed]}
         line |= measures.measure(net, blocks[seed], validation)
-        machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-        line |= {"seconds": round((time.time() - start) / len(seeds), 1), "machine": machine}
-        lines.append(line | {"torch": torch.__version__})
+        line |= {"seconds": round((time.time() - start) / len(seeds), 1)}
+        machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
+        lines.append(line | {"machine": machine, "torch": torch.__version__})
     return lines
 
 

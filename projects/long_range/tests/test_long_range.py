@@ -155,17 +155,21 @@ def test_every_row_starts_as_its_network_without_a_block():
 def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "WARM_UP", 2)
     monkeypatch.setattr(training, "EVALUATE_EVERY", 2)
-    short = [replace(ROWS[name], iterations=4) for name in ("embedded Gaussian", "mean")]
+    names, results = ["embedded Gaussian", "mean"], tmp_path / "results.jsonl"
+    short = [replace(ROWS[name], iterations=4) for name in names]
     monkeypatch.setitem(TABLES, "main", short)
-    results, runs = tmp_path / "results.jsonl", [(row, seed) for row in short for seed in (1, 2)]
-    study.run_all(runs[:1], results, tmp_path, deadline=0)
+    for row in short:
+        monkeypatch.setitem(ROWS, row.name, row)
+    argv = ["--rows", *names, "--seeds", "1", "2", "--output", str(tmp_path)]
+    argv += ["--results", str(results)]
+    study.main([*argv, "--deadline", "0"])
     assert all("accuracy" not in line for line in report.read_results(results))
-    study.run_all(runs, results, tmp_path, workers=2)
+    study.main([*argv, "--workers", "2"])
     lines = report.read_results(results)
-    study.run_all(runs, results, tmp_path)
+    study.main(argv)
     assert report.read_results(results) == lines
     trained = {(line["row"], line["seed"]): line for line in lines if "accuracy" in line}
-    assert set(trained) == {(row.name, seed) for row, seed in runs}
+    assert set(trained) == {(name, seed) for name in names for seed in (1, 2)}
     for line in trained.values():
         assert len(line["accuracy"]) == 2 and 0 <= line["locks AP50"] <= 100
         assert ("on key" in line) == (line["row"] == "embedded Gaussian")
