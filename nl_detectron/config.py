@@ -72,8 +72,7 @@ def block_options(cfg: CN) -> dict[str, Any]:
     A key whose value is None is left out.
     """
     keys = cfg.MODEL.NONLOCAL
-    with name_config_key():
-        arguments = inspect.signature(find_block_class(keys.BLOCK)).parameters
+    arguments = inspect.signature(find_block_class(keys.BLOCK)).parameters
     return {name: keys[name.upper()] for name in arguments if keys.get(name.upper()) is not None}
 
 

@@ -8,8 +8,8 @@ from detectron2.config import CfgNode
 from fvcore.nn import parameter_count
 
 from ..config import block_options, name_config_key
-from ..layers import SUBSAMPLES, NonLocalBlock
-from ..modeling.insertion import find_stages, remove_nonlocal
+from ..layers import SUBSAMPLES, find_block_class, named_blocks
+from ..modeling.insertion import find_stages, multiply_adds, remove_nonlocal
 from .multiply_adds import detector_multiply_adds, meta_model, padded_size
 
 
@@ -25,10 +25,13 @@ def analyze_cost(
 
     Returns:
         Two lists of table rows, as dicts. For each size: the model without blocks, and the model
-        of the config. For each size, stage and sub-sampling: one block.
+        of the config. For each size, stage and sub-sampling: one block. A registered block without
+        sub-sampling or affinity has "" or 0 there.
     """
+    with name_config_key():
+        options, block_class = block_options(cfg), find_block_class(cfg.MODEL.NONLOCAL.BLOCK)
     model, plain_model = meta_model(cfg), meta_model(cfg)
-    blocks = sum(isinstance(module, NonLocalBlock) for module in model.modules())
+    blocks = len(named_blocks(model))
     if blocks:
         remove_nonlocal(plain_model)
     model_rows, block_rows = [], []
@@ -41,16 +44,18 @@ def analyze_cost(
         for stage in find_stages(plain_model.backbone):
             channels = stage.residual_blocks()[-1][1].out_channels
             space = [math.ceil(side / stage.stride) for side in padded_size(plain_model, *size)]
-            for subsample in SUBSAMPLES:
-                options = {**block_options(cfg), "subsample": subsample}
+            for subsample in SUBSAMPLES if "subsample" in options else ("",):
+                if subsample:
+                    options["subsample"] = subsample
                 with name_config_key(), torch.device("meta"):
-                    block = NonLocalBlock(channels, **options)
-                    theta, phi = block.embeddings(torch.empty(1, channels, *space))
-                count = block.multiply_adds(*space)
+                    block, elements = block_class(channels, **options), 0
+                    if hasattr(block, "affinity_matrix"):
+                        elements = block.affinity_matrix(torch.empty(1, channels, *space)).numel()
+                count = multiply_adds(block, *space)
                 row = {"image": image, "stage": stage.name.split(".")[-1], "channels": channels}
-                row |= {"sub-sampling": subsample, "positions": theta.shape[1]}
+                row |= {"sub-sampling": subsample, "positions": math.prod(space)}
                 row |= {"parameters": parameter_count(block)[""], "GMAC": count / 1e9}
                 row["% of the model"] = 100 * count / counts[0]
-                row["affinity (MiB)"] = 4 * theta.shape[1] * phi.shape[1] / 2**20
+                row["affinity (MiB)"] = 4 * elements / 2**20
                 block_rows.append(row)
     return model_rows, block_rows

@@ -9,6 +9,9 @@ The converted blocks compute the same function with these values of MODEL.NONLOC
     SUBSAMPLE        conv_pool with sub_sample, else none    pool_conv
     NORM             that of norm_cfg                        BN; "" with USE_AFFINE
 
+DisentangledNonLocal2d of mmseg is INSTANTIATION disentangled, its temperature TEMPERATURE;
+ContextBlock of mmcv, which adds only, is BLOCK GlobalContextBlock, its ratio 1 / REDUCTION.
+
 Both drop an odd last row and column when they pool; ours does not. A plugin of mmdet runs inside a
 residual block, before the sum, and ours after it, so its weights are only a start for fine-tuning.
 """
@@ -26,11 +29,16 @@ from .reading import LoadError, read_file
 
 # Source -> patterns in its names and their replacements, applied in this order.
 SOURCES = {
-    # ResNets of torchvision, mmdet and mmaction2 with NonLocal2d or NonLocal3d of mmcv, which mmdet
-    # calls nonlocal_block (with a postfix) and mmaction2 calls non_local_block.
+    # ResNets of torchvision, mmdet and mmaction2 with blocks of mmcv. mmdet calls NonLocal2d
+    # nonlocal_block and ContextBlock context_block (with a postfix), mmaction2 calls NonLocal3d
+    # non_local_block, and mmseg calls its disentangled block dnl_block.
     "mmdet": (
         (r"^(module\.)?(backbone\.)?", ""),
-        (r"^layer(\d)\.(\d+)\.non_?local_block\w*\.", r"layer\1.nonlocal\2."),
+        (r"^layer(\d)\.(\d+)\.(non_?local|dnl|context)_block\w*\.", r"layer\1.nonlocal\2."),
+        (r"\.conv_mask\.", ".mask."),
+        (r"\.channel_add_conv\.0\.", ".down."),
+        (r"\.channel_add_conv\.1\.", ".down.norm."),
+        (r"\.channel_add_conv\.3\.", ".out."),
         (r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}."),
         (r"^(conv1|bn1)\.", r"stem.\1."),
         (r"(\.(conv|0))+\.(\w+)$", r".\3"),  # of a convolution beside its norm or a pooling layer
@@ -49,7 +57,7 @@ SOURCES = {
 }
 
 # Names in detectron2's ResNets, and in the blocks of this package.
-_LAYER = r"conv\d|shortcut|theta|phi|g|out"
+_LAYER = r"conv\d|shortcut|theta|phi|g|mask|down|out"
 _TARGET = re.compile(rf"(stem|res\d\.(nonlocal)?\d+)\.(({_LAYER})\.(norm\.)?\w+|w_f)")
 
 
@@ -92,12 +100,15 @@ def convert(content: Mapping, source: str) -> tuple[dict[str, Tensor], list[str]
             tensor = torch.as_tensor(value)
             if tensor.dim() == 5:
                 tensor = tensor.squeeze(2)
-            converted[new_name] = tensor.flatten() if new_name.endswith(".w_f") else tensor
+            is_vector = new_name.endswith((".w_f", ".down.norm.weight", ".down.norm.bias"))
+            converted[new_name] = tensor.flatten() if is_vector else tensor
         else:
             left_out.append(name)
     for name in list(converted):
         if name.endswith(".out.norm.bias"):
             _fold(converted, name.removesuffix(".bias"))
+        if name.endswith(".mask.weight") and name.replace(".mask.", ".theta.") in converted:
+            _double(converted, name.removesuffix(".mask.weight"))
     return converted, left_out
 
 
@@ -107,6 +118,13 @@ def rename(name: str, source: str) -> str:
     for pattern, replacement in SOURCES[source]:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def _double(tensors: dict[str, Tensor], block: str) -> None:
+    """Double what mmseg adds for each of two terms: the bias of W_z, or the shifts of its norm."""
+    for name in ("out.bias", "out.norm.bias", "out.norm.running_mean"):
+        if f"{block}.{name}" in tensors:
+            tensors[f"{block}.{name}"] = 2 * tensors[f"{block}.{name}"]
 
 
 def _fold(tensors: dict[str, Tensor], norm: str) -> None:

@@ -1,50 +1,98 @@
 """What the trainer logs and checks at each step, and its environment."""
 
+import logging
 import math
 import os
 import resource
 import shutil
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import detectron2
 import torch
 from detectron2.engine import HookBase, TrainerBase
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
 from .. import __version__
-from ..layers import NonLocalBlock
+from ..layers import affinity, named_blocks
 
 PERIOD = 20  # iterations between two values in metrics.json, as in DefaultTrainer
+QUERIES = 8  # random positions whose attention is compared
+NEAR_IDENTITY = 0.01  # a block that changes its input by less contributes next to nothing
 
 
 class NonLocalNorms(HookBase):
-    """Log two L2 norms of each non-local block.
+    """Log what tells whether the non-local blocks learn, and warn at the end if one has not.
 
-    - ``nonlocal/<name>/out_norm``: of the parameter that starts at zero, the scale of the norm
-      after W_z, or W_z itself. If it stays near zero, the block contributes nothing.
-    - ``nonlocal/<name>/grad_norm``: of the gradient of all parameters, as the optimizer used it.
+    - ``nonlocal/<name>/out_norm``: L2 norm of the parameter that starts at zero, the scale of the
+      norm after W_z, or W_z itself.
+    - ``nonlocal/<name>/grad_norm``: L2 norm of the gradient of all parameters, as the optimizer
+      used it.
+    - ``nonlocal/<name>/change``: L2 norm of the difference of output and input in this step,
+      divided by that of the input.
+    - ``nonlocal/<name>/query_difference``: :func:`affinity.query_difference` of a few positions in
+      this step. Not for blocks without affinity matrix.
     """
 
     def __init__(self, model: nn.Module):
         self._blocks = {
-            name.removeprefix("module."): module  # DistributedDataParallel's prefix
-            for name, module in model.named_modules()
-            if isinstance(module, NonLocalBlock)
+            name.removeprefix("module."): block  # DistributedDataParallel's prefix
+            for name, block in named_blocks(model).items()
         }
+        self._handles = []
 
-    def after_step(self) -> None:
-        step, storage = self.trainer.iter + 1, self.trainer.storage
-        if step % PERIOD and step != self.trainer.max_iter:
+    def before_step(self) -> None:
+        step = self.trainer.iter + 1
+        if step % PERIOD == 0 or step == self.trainer.max_iter:
+            self._handles = [
+                block.register_forward_hook(partial(self._compare, name))
+                for name, block in self._blocks.items()
+            ]
+
+    @torch.no_grad()
+    def _compare(self, name: str, block: nn.Module, inputs: tuple[Tensor], z: Tensor) -> None:
+        (x,) = inputs
+        if x.numel() == 0:  # no region of interest
             return
+        self._log(name, "change", (z - x).float().norm() / x.float().norm())
+        if hasattr(block, "affinity_matrix"):
+            generator = torch.Generator().manual_seed(self.trainer.iter)
+            queries = torch.randperm(x[0, 0].numel(), generator=generator)[:QUERIES].to(x.device)
+            rows = block.affinity_matrix(x, queries)
+            self._log(name, "query_difference", affinity.query_difference(rows))
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        if not self._handles:
+            return
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
         for name, block in self._blocks.items():
-            starts_at_zero = block.out if block.out.norm is None else block.out.norm
-            gradients = [p.grad for p in block.parameters() if p.grad is not None]
-            norms = {"out_norm": [starts_at_zero.weight.detach()], "grad_norm": gradients}
-            for key, tensors in norms.items():
-                norm = math.hypot(*(tensor.norm().item() for tensor in tensors))
-                storage.put_scalar(f"nonlocal/{name}/{key}", norm, smoothing_hint=False)
+            gradients = [p.grad.norm() for p in block.parameters() if p.grad is not None]
+            self._log(name, "grad_norm", math.hypot(*gradients))
+            out = getattr(block, "out", None)
+            if isinstance(out, nn.Conv2d):
+                starts_at_zero = getattr(out, "norm", None) or out
+                self._log(name, "out_norm", starts_at_zero.weight.norm())
+
+    def after_train(self) -> None:
+        latest = self.trainer.storage.latest()
+        for name in self._blocks if self.trainer.iter >= self.trainer.max_iter else ():
+            change, _ = latest.get(f"nonlocal/{name}/change", (math.inf, None))
+            if change < NEAR_IDENTITY:
+                logging.getLogger(__name__).warning(
+                    f"{name} is still near the identity: it changes its input by {change:.2%} "
+                    "(L2 norm). Try SOLVER.OPTIMIZER ADAMW, a larger SOLVER.NONLOCAL_LR_FACTOR or "
+                    "more iterations; see docs/TRAINING_TIPS.md"
+                )
+
+    def _log(self, name: str, key: str, value: float | Tensor) -> None:
+        self.trainer.storage.put_scalar(
+            f"nonlocal/{name}/{key}", float(value), smoothing_hint=False
+        )
 
 
 def check_gradients(model: nn.Module) -> None:

@@ -107,10 +107,10 @@ def concatenation_affinity(theta: Tensor, phi: Tensor, w_f: Tensor) -> Tensor:
 
 
 def disentangled(theta: Tensor, phi: Tensor, g: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Compute Eq. 8 of Yin et al.: the sum of a pairwise softmax and one that no query changes.
+    """Compute the operation of Yin et al., the sum of a pairwise and of a unary softmax over j.
 
-    ``theta`` and ``phi`` are centred (their mean over positions is zero), and ``mask`` (B, M) has
-    the logits of the unary softmax.
+    The logits are ``scale * theta_i . phi_j``, where theta and phi are centred (their mean over
+    positions is zero), and ``mask_j``, which is the same for all i; ``mask`` is (B, M).
     """
     unary = mask.softmax(dim=1).unsqueeze(1) @ g
     return embedded_gaussian(theta, phi, g, scale) + unary

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from ..errors import OptionError
 from . import affinity
 
-INSTANTIATIONS = (
-    "gaussian",
-    "embedded_gaussian",
-    "dot_product",
-    "concatenation",
-    "disentangled",
-)
+INSTANTIATIONS = ("gaussian", "embedded_gaussian", "dot_product", "concatenation", "disentangled")
 SUBSAMPLES = ("none", "conv_pool", "pool_conv")
 NORMS = ("", "BN", "SyncBN", "GN")
 
@@ -170,8 +164,9 @@ class NonLocalBlock(CNNBlockBase):
         log_scale = self.log_scale
         if log_scale is None:
             return theta, phi
-        # eps is representable in float16. Autocast returns lengths in float32.
-        unit_theta, unit_phi = F.normalize(theta, 2.0, 2, 1e-6), F.normalize(phi, 2.0, 2, 1e-6)
+        # A length below 0.1 counts as 0.1. Otherwise the gradient would have no bound where x is
+        # zero, as in the padding of images. With autocast, lengths are float32.
+        unit_theta, unit_phi = F.normalize(theta, 2.0, 2, 0.1), F.normalize(phi, 2.0, 2, 0.1)
         return (unit_theta * log_scale.exp()).to(theta.dtype), unit_phi.to(phi.dtype)
 
     def values(self, x: Tensor) -> Tensor:
@@ -253,11 +248,10 @@ class NonLocalBlock(CNNBlockBase):
         return total + 2 * (n + m) * d  # w_f; a_i and b_j times a row of D channels
 
     def extra_repr(self) -> str:
+        unit_norm = "" if self.log_scale is None else ", unit_norm=True"
         return (
             f"{self.instantiation}, bottleneck_channels={self.bottleneck_channels}, "
-            f"scale={self.scale:.4g}, subsample={self.subsample}"
-            + ", unit_norm"
-            * (self.log_scale is not None)
+            f"scale={self.scale:.4g}, subsample={self.subsample}{unit_norm}"
         )
 
     def _pool_before(self, x: Tensor) -> Tensor:
@@ -308,9 +302,9 @@ def named_blocks(model: nn.Module) -> dict[str, CNNBlockBase]:
 
 def reduce_channels(in_channels: int, reduction: int) -> int:
     """Return ``in_channels // reduction``; raise an OptionError if there is a remainder."""
-    if reduction < 1 or in_channels % reduction:
+    if not isinstance(reduction, int) or reduction < 1 or in_channels % reduction:
         problem = f"must be positive and divide the {in_channels} channels of the input"
-        raise OptionError("reduction", f"{reduction} {problem}")
+        raise OptionError("reduction", f"{reduction!r} {problem}")
     return in_channels // reduction
 
 
