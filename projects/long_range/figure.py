@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=Path("output/long_range"), metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
-    image = load_images(8, "val").select(slice(args.image, args.image + 1))
+    image = load_images(8, "val").map(lambda tensor: tensor[args.image : args.image + 1])
     pictures = [draw(image, ROWS[name], args.weights) for name in args.rows]
     Image.fromarray(np.concatenate(pictures)).save(args.output)
 

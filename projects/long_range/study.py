@@ -81,7 +81,7 @@ def _read_images(numbers_of_keys: set[int]) -> None:
 
 @cache
 def _on_device(keys: int, split: str, device: str) -> training.Images:
-    return _images[keys, split].to(device)
+    return _images[keys, split].map(lambda tensor: tensor.to(device))
 
 
 def _results(pool: ProcessPoolExecutor, calls: Sequence[Callable]) -> Iterator[dict]:

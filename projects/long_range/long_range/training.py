@@ -38,11 +38,8 @@ class Images(NamedTuple):
         """Return x and y of the centres of the boxes, (N, 2 K, 2)."""
         return (self.boxes[:, :, :2] + self.boxes[:, :, 2:]) / 2
 
-    def select(self, index: Tensor | slice) -> "Images":
-        return Images(*(tensor[index] for tensor in self))
-
-    def to(self, device: str) -> "Images":
-        return Images(*(tensor.to(device) for tensor in self))
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Images":
+        return Images(*map(function, self))
 
 
 def load_images(keys: int, split: str) -> Images:
@@ -86,13 +83,12 @@ def train(
         seed -> accuracy at the locks of 100 validation images, every 50 iterations.
     """
     steps = [_make_step(net, row, seed, images) for seed, net in nets.items()]
-    some = validation and validation.select(slice(100))
+    some = validation and validation.map(lambda tensor: tensor[:100])
     accuracies: dict[int, list[Tensor]] = {seed: [] for seed in nets}
-    replay = None
     for i in range(1, row.iterations + 1):
         if GRAPHS and i == 4:  # the first iterations set up the optimizer
-            replay = _capture(steps)
-        for step in steps if replay is None else [replay]:
+            steps = [_capture(steps)]
+        for step in steps:
             step()
         if some and i % EVALUATE_EVERY == 0:
             for seed, net in nets.items():
@@ -115,8 +111,8 @@ def _make_step(net: RecallNet, row: Row, seed: int, images: Images) -> Callable[
     """Return a function that does the next iteration, and never waits for the device."""
     device = images.pixels.device
     generator = torch.Generator().manual_seed(1000 * seed + row.warm_up)
-    batches = torch.randint(len(images.pixels), (row.iterations, rows.BATCH), generator=generator)
-    batches = batches.to(device)
+    size = row.iterations, rows.BATCH
+    batches = torch.randint(len(images.pixels), size, generator=generator).to(device)
     iterations = torch.arange(1, row.iterations + 1, device=device)
     factors = (iterations / rows.RAMP).clamp(max=1)  # of the learning rate
     factors[iterations > rows.DECAY_AT * row.iterations] *= 0.1
@@ -132,7 +128,8 @@ def _make_step(net: RecallNet, row: Row, seed: int, images: Images) -> Callable[
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"].copy_(rate * factors[done].squeeze(0))
         optimizer.zero_grad()
-        _loss(net, images.select(batches[done].squeeze(0)), row.lock_glyphs).backward()
+        batch = batches[done].squeeze(0)
+        _loss(net, images.map(lambda tensor: tensor[batch]), row.lock_glyphs).backward()
         nn.utils.clip_grad_norm_(net.parameters(), rows.CLIP)
         optimizer.step()
         done.add_(1)
