@@ -60,7 +60,7 @@ def run_missing(args: argparse.Namespace) -> None:
 
     numbers_of_keys = {row.keys for row, _ in runs.values()} | {8}  # warm-ups have 8
     _read_images(numbers_of_keys)
-    first = [partial(_warm_up, args, *item) for item in warm_ups.items()]
+    first = [partial(_warm_up, args, *item) for item in warm_ups.items() if item[1]]
     unknown = [k for k in numbers_of_keys if (f"colours, K = {k}", 1) not in present]
     first += [partial(_guess, keys) for keys in unknown]
     training.GRAPHS = args.graphs
