@@ -61,10 +61,7 @@ def locks_ap50(scores: Tensor, keys: int) -> float:
 
 
 def guess(images: Images, colours: bool, seed: int) -> Tensor:
-    """Return scores (N, K, 4) of a guess at random or, with ``colours``, of a better one.
-
-    It knows how many keys of the image have each colour, but not which.
-    """
+    """Return scores (N, K, 4) that are random, or know how many keys have each colour."""
     keys = images.colours.shape[1] // 2
     known = nn.functional.one_hot(images.colours[:, :keys], len(COLOURS)).float()
     noise = torch.rand(known.shape, generator=torch.Generator().manual_seed(seed))
@@ -73,11 +70,9 @@ def guess(images: Images, colours: bool, seed: int) -> Tensor:
 
 @torch.no_grad()
 def lock_attention(net: RecallNet, block: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
-    """Compute what the positions at the centres of the locks attend to.
+    """Return the rows (N, K, M) of the affinity matrix for the positions at the locks' centres.
 
-    Returns:
-        Their rows of the affinity matrix, (N, K, M), and the positions with the largest weights,
-        (N, K, 2), x and y in pixels.
+    The second result is x and y of the largest weight of each row, (N, K, 2), in pixels.
     """
     inputs = []
     hook = block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))

@@ -37,10 +37,7 @@ class RecallNet(nn.Module):
             weight_init.c2_xavier_fill(layer)
 
     def forward(self, images: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits of glyphs, (B, n, 16), and of colours, (B, n, 4).
-
-        Images are (B, 3, H, W), uint8, and boxes (B, n, 4), x0, y0, x1, y1 in pixels.
-        """
+        """Return logits of the glyphs (B, n, 16) and colours (B, n, 4) in boxes (B, n, 4)."""
         features = self.backbone(images.float().sub_(114).div_(57))["res4"]
         x = F.relu(self.fc2(F.relu(self.fc1(pool(features, boxes)))))
         return self.glyph(x), self.colour(x)

@@ -77,10 +77,9 @@ def build_net(
 def train(
     nets: dict[int, RecallNet], row: Row, images: Images, validation: Images | None = None
 ) -> dict[int, list[float]]:
-    """Train the networks of several seeds, in place.
+    """Train the networks of several seeds, in place, and return seed -> accuracies.
 
-    Returns:
-        seed -> accuracy at the locks of 100 validation images, every 50 iterations.
+    They are of the locks in 100 validation images, every 50 iterations.
     """
     steps = [_make_step(net, row, seed, images) for seed, net in nets.items()]
     some = validation and validation.map(lambda tensor: tensor[:100])

@@ -133,7 +133,8 @@ def test_hits_of_a_block_that_attends_to_a_known_object(dataset):
 @pytest.mark.slow
 def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "WARM_UP", 2)
-    monkeypatch.setattr(training, "EVALUATE_EVERY", 2)
+    for module in (training, report):
+        monkeypatch.setattr(module, "EVALUATE_EVERY", 2)
     names, results = ["embedded Gaussian", "mean"], tmp_path / "results.jsonl"
     short = [replace(ROWS[name], iterations=4) for name in names]
     monkeypatch.setitem(TABLES, "main", short)
@@ -159,12 +160,9 @@ def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, mon
     text = page.read_text()
     assert text.startswith("a\n") and text.endswith("b") and "old" not in text
     assert "| embedded Gaussian" in text and "| -, -" in text
+    lines = [{"accuracy": curve} for curve in ([0.2, 0.3], [0.2, 0.95, 0.4], [0.9, 0.9])]
+    assert report.iterations_until_90(lines) == ["2", "4", "-"]
 
     image = training.load_images(8, "val").map(lambda tensor: tensor[:1])
     white = [(figure.draw(image, row, tmp_path) == 255).all(axis=2).sum() for row in short]
-    assert white[0] > white[1] + 500  # arrows
-
-
-def test_iterations_until_90_are_sorted_and_runs_that_do_not_reach_it_come_last():
-    lines = [{"accuracy": curve} for curve in ([0.2, 0.3], [0.2, 0.95, 0.4], [0.9, 0.9])]
-    assert report.iterations_until_90(lines) == ["50", "100", "-"]
+    assert white[0] > white[1] == 0  # arrows
