@@ -18,7 +18,7 @@ from PIL import Image
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["Gaussian", "mean"])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["embedded Gaussian", "mean"])
     parser.add_argument("--image", type=int, default=0, help="index in the validation images")
     parser.add_argument("--weights", type=Path, default=Path("output/long_range"), metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")

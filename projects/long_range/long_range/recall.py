@@ -100,7 +100,7 @@ def dataset_root(keys: int) -> Path:
     root = Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser() / f"nl_recall_{keys}"
     if root.is_dir():
         return root
-    seeds = [[keys, j, i] for j, size in enumerate(SPLITS.values()) for i in range(1, size + 1)]
+    seeds = [[keys, j, i] for j, size in enumerate(SPLITS.values()) for i in range(size)]
     with ProcessPoolExecutor() as pool:  # draws the images that generate() asks for
         drawn = pool.map(_draw_seed, seeds, chunksize=50)
         return generate(root, SPLITS, draw=lambda _: next(drawn), categories=CATEGORIES)

@@ -54,13 +54,13 @@ def _table(rows: Sequence[tuple[str, str]], results: Sequence[dict]) -> str:
             continue
         cells.append({"": name, "locks AP50": _mean(lines, "locks AP50")})
         if "accuracy" in lines[0]:  # else a guess
-            # Weights of the dot product have signs: its largest is not its strongest.
-            on_key = "" if name == "dot product" else _mean(lines, "on key")
+            # The weights of the others have signs, or do not sum to 1.
+            softmax = name not in ("dot product", "concatenation")
             cells[-1] |= {
                 "lowest": f"{min(line['locks AP50'] for line in lines):.1f}",
                 "90% after": ", ".join(iterations_until_90(lines)),
-                "on own key, %": on_key,
-                "difference": _mean(lines, "difference", digits=2),
+                "on own key, %": _mean(lines, "on key") if softmax else "",
+                "difference": _mean(lines, "difference", digits=2) if softmax else "",
                 "parameters": f"{lines[0]['parameters']:,}",
                 "multiply-adds": f"{lines[0]['multiply-adds'] / 1e6:.1f} M",
             }
