@@ -1,140 +1,150 @@
 #!/usr/bin/env python
-"""Run the rows that results.jsonl does not have, and write the tables of the Markdown files."""
+"""Train the rows that the results do not have, in several processes, and write the tables."""
 
 import argparse
-import itertools
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+import platform
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Optional
 
-import long_range  # noqa: F401 - registers the backbones and the datasets
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from long_range.report import read_results, write_tables
-from long_range.scores import guess, scores
-from pycocotools.coco import COCO
+import torch
+from long_range import measures, rows, training
+from long_range.recall import dataset_root
+from long_range.report import RESULTS, read_results, write_tables
+from long_range.rows import ROWS, TABLES, Row
 from tqdm import tqdm
 
-from nl_detectron.config import config_hash
-from nl_detectron.engine import forward_signals, load_config
-from nl_detectron.errors import exit_on_user_error
-from nl_detectron.evaluation.coco_results import read_annotations
-from nl_detectron.evaluation.runs import read_metrics, read_run
-
-PROJECT = Path(__file__).resolve().parent
-RESULTS = PROJECT / "results.jsonl"
-WARM_UPS = ["R18_warm_up", "R50_warm_up"]  # the rows that the others start from
-ROWS = [path.stem for path in sorted(PROJECT.glob("configs/*.yaml"))]
-ROWS = WARM_UPS + [row for row in ROWS if row not in (*WARM_UPS, "faster_rcnn_hard")]
+_fork = get_context("fork")  # workers share the images, which are read before
+_images: dict[tuple[int, str], training.Images] = {}  # (K, split) -> images
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--report-only", action="store_true", help="do not train")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW")
-    parser.add_argument("--seeds", type=int, default=3, help="runs per row (default: 3)")
-    parser.add_argument("--output", type=Path, default=Path("output/long_range"), metavar="DIR")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for all rows")
+    add = parser.add_argument
+    add("--report", action="store_true", help="only write the tables")
+    add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    add("--seeds", nargs="+", type=int, help="default: 1 to 5, or to 3 for the widths")
+    add("--device", default="cpu")
+    add("--graphs", action="store_true", help="use CUDA graphs, which is faster")
+    add("--workers", type=int, default=1, help="number of processes")
+    add("--deadline", type=float, default=1e9, metavar="SECONDS", help="no run starts after it")
+    add("--output", type=Path, default=Path("output/long_range"), help="folder of weights")
+    add("--results", type=Path, default=RESULTS, help="file with one line per run")
     args = parser.parse_args(argv)
-    if args.opts and args.results == RESULTS:
-        parser.error("--opts needs --results, because other options give other results")
-
-    failures = []
-    if not args.report_only:
-        with exit_on_user_error():
-            failures = run_rows(args.rows, args.seeds, args.output, args.results, args.opts)
-    for name in ("README.md", "RESULTS.md") if args.results == RESULTS else ():
-        write_tables(read_results(RESULTS), PROJECT / name)
-    if failures:
-        sys.exit("\n".join(["failed runs:", *failures]))
+    if not args.report:
+        args.deadline += time.time()
+        run_missing(args)
+    if args.results == RESULTS:
+        write_tables(read_results(RESULTS))
 
 
-def run_rows(
-    rows: Sequence[str], seeds: int, output: Path, results_file: Path, opts: Sequence[str] = ()
-) -> list[str]:
-    """Run rows with the seeds 1 to ``seeds``, append a line for each run, and return the failures.
+def run_missing(args: argparse.Namespace) -> None:
+    """Append a line to the results for each row and seed that they do not have."""
+    present = {(line["digest"], line["seed"]) for line in read_results(args.results)}
+    runs: dict[str, tuple[Row, list[int]]] = {}  # the seeds of a row are trained together
+    warm_ups: dict[int, list[int]] = {}  # depth -> seeds
+    args.output.mkdir(parents=True, exist_ok=True)
+    for row in (ROWS[name] for name in args.rows):
+        for seed in args.seeds or range(1, row.seeds + 1):
+            if (row.digest(), seed) not in present:
+                present.add((row.digest(), seed))  # equal rows share their runs
+                runs.setdefault(row.digest(), (row, []))[1].append(seed)
+                seeds = warm_ups.setdefault(row.depth, [])
+                if seed not in seeds and not _warm_up_file(args, row.depth, seed).is_file():
+                    seeds.append(seed)
 
-    Runs that are in the results are skipped, except those whose weights another run starts from
-    and which are not in ``output``. An interrupted run is resumed.
-    """
-    results = read_results(results_file)
-    if "chance" not in results:
-        annotations = _annotations("nl_synthetic_hard_val")
-        for row, seed in itertools.product(("chance", "colours"), range(5)):
-            guessed = scores(annotations, guess(annotations, row, seed))
-            _append(results_file, {"row": row, "seed": seed, **guessed})
-
-    todo = []
-    for seed in range(1, seeds + 1):
-        missing = {row for row in rows if seed not in results.get(row, {})}
-        starts = {_start(row) for row in missing}
-        missing |= {row for row in starts if not _weights(output, row, seed).is_file()}
-        todo += [(row, seed) for row in ROWS if row in missing]
-
-    failures = []
-    for row, seed in (progress := tqdm(todo, unit="run")):
-        progress.set_description(f"{row}, seed {seed}")
-        config_file, folder = str(PROJECT / f"configs/{row}.yaml"), output / row / f"seed{seed}"
-        run_opts = [*opts, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-        if row != _start(row):
-            run_opts += ["MODEL.WEIGHTS", str(_weights(output, _start(row), seed))]
-        cfg = load_config(config_file, opts)
-        seconds_before = sum(os.times()[2:4])  # of child processes, on all cores
-        status = _train(["--config-file", config_file, *run_opts])
-        seconds = sum(os.times()[2:4]) - seconds_before
-        if status:
-            failures.append(f"{folder}: exit status {status}; see log.txt there")
-        elif seed not in results.get(row, {}):
-            line = {"row": row, "seed": seed, **_read_run(folder, cfg), "core seconds": seconds}
-            _append(results_file, line)
-    return failures
+    numbers_of_keys = {row.keys for row, _ in runs.values()} | {8}  # warm-ups have 8
+    _read_images(numbers_of_keys)
+    first = [partial(_warm_up, args, *item) for item in warm_ups.items() if item[1]]
+    unknown = [k for k in numbers_of_keys if (f"colours, K = {k}", 1) not in present]
+    first += [partial(_guess, keys) for keys in unknown]
+    training.GRAPHS = args.graphs
+    with ProcessPoolExecutor(args.workers, _fork, torch.set_num_threads, (1,)) as pool:
+        for calls in (first, [partial(_run, args, *run) for run in runs.values()]):
+            for line in _results(pool, calls):
+                with open(args.results, "a") as file:
+                    file.write(json.dumps(line) + "\n")
 
 
-def _start(row: str) -> str:
-    """Return the row whose final weights, of the same seed, a row starts from."""
-    return f"{'R50' if row.startswith('R50') else 'R18'}_warm_up"
+def _read_images(numbers_of_keys: set[int]) -> None:
+    with ProcessPoolExecutor(mp_context=_fork) as pool:  # generates the datasets
+        list(pool.map(dataset_root, numbers_of_keys))
+    for keys in numbers_of_keys:
+        for split in ("train", "val"):
+            _images[keys, split] = training.load_images(keys, split)
 
 
-def _weights(output: Path, row: str, seed: int) -> Path:
-    return output / row / f"seed{seed}" / "model_final.pth"
+@cache
+def _on_device(keys: int, split: str, device: str) -> training.Images:
+    return _images[keys, split].map(lambda tensor: tensor.to(device))
 
 
-def _train(arguments: list[str]) -> int:
-    command = [sys.executable, str(PROJECT / "train_net.py"), "--resume", *arguments]
-    children = []
-    with forward_signals(lambda: children):  # on SIGTERM and Ctrl-C it writes a checkpoint
-        children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-        return children[0].wait()
+def _results(pool: ProcessPoolExecutor, calls: Sequence[Callable]) -> Iterator[dict]:
+    """Yield the results of all calls as they come; report failures."""
+    futures = {pool.submit(call): call for call in calls}
+    for future in tqdm(as_completed(futures), total=len(futures)):
+        if future.exception() is None:
+            yield from future.result()
+        else:
+            print("failed:", futures[future])
+            traceback.print_exception(future.exception())
 
 
-def _read_run(folder: Path, cfg: CfgNode) -> dict[str, Any]:
-    detections = json.loads((folder / "inference/coco_instances_results.json").read_text())
-    norms = {}  # of each block, at the end
-    for line in read_metrics(folder):
-        norms.update({key: line[key] for key in line if key.endswith("/out_norm")})
-    return {
-        "iterations": cfg.SOLVER.MAX_ITER,
-        **scores(_annotations(cfg.DATASETS.TEST[0]), detections),
-        "norm": sum(norm**2 for norm in norms.values()) ** 0.5 if norms else None,
-        "config": config_hash(cfg),
-        "commit": read_run(folder).environment["commit"],
-    }
+def _guess(keys: int) -> list[dict]:
+    """Measure guesses that know nothing, or how many keys of the image have each colour."""
+    lines = []
+    for what, known in (("nothing", False), ("colours", True)):
+        for seed in range(1, 4):
+            ap50 = measures.locks_ap50(measures.guess(_images[keys, "val"], known, seed), keys)
+            name = f"{what}, K = {keys}"
+            lines.append({"row": name, "digest": name, "seed": seed, "locks AP50": ap50})
+    return lines
 
 
-def _append(results_file: Path, line: dict) -> None:
-    rounded = json.loads(json.dumps(line), parse_float=lambda text: float(f"{float(text):.5g}"))
-    with open(results_file, "a") as file:
-        file.write(json.dumps(rounded) + "\n")
+def _warm_up_file(args: argparse.Namespace, depth: int, seed: int) -> Path:
+    return args.output / f"warm_up_R{depth}_seed{seed}.pth"
 
 
-def _annotations(dataset: str) -> COCO:
-    DatasetCatalog.get(dataset)  # generates the dataset if necessary
-    return read_annotations(MetadataCatalog.get(dataset).json_file)
+def _warm_up(args: argparse.Namespace, depth: int, seeds: list[int]) -> list:
+    """Train networks without a block, and save their weights."""
+    if time.time() < args.deadline:
+        row = Row("", block=None, depth=depth, optimizer="SGD", iterations=rows.WARM_UP)
+        nets = {seed: training.build_net(row, seed)[0].to(args.device) for seed in seeds}
+        training.train(nets, row, _on_device(row.keys, "train", args.device))
+        for seed, net in nets.items():
+            torch.save(net.cpu().state_dict(), _warm_up_file(args, depth, seed))
+    return []
+
+
+def _run(args: argparse.Namespace, row: Row, seeds: list[int]) -> list[dict]:
+    """Train and measure the networks of a row, and return lines of the results."""
+    start = time.time()
+    if start >= args.deadline:
+        return []
+    images, validation = (_on_device(row.keys, split, args.device) for split in ("train", "val"))
+    nets, blocks = {}, {}
+    for seed in seeds:
+        weights = torch.load(_warm_up_file(args, row.depth, seed)) if row.warm_up else None
+        net, blocks[seed] = training.build_net(row, seed, weights)
+        nets[seed] = net.to(args.device)
+    curves = training.train(nets, row, images, validation)
+
+    lines = []
+    for seed, net in nets.items():
+        if seed == 1 and row in TABLES["main"]:  # for figure.py
+            half = {name: tensor.half().cpu() for name, tensor in net.state_dict().items()}
+            torch.save(half, args.output / f"{row.digest()}.pth")
+        line = {"row": row.name, "digest": row.digest(), "seed": seed, "accuracy": curves[seed]}
+        line |= measures.measure(net, blocks[seed], validation)
+        line |= {"seconds": round((time.time() - start) / len(seeds), 1)}
+        machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
+        lines.append(line | {"machine": machine, "torch": torch.__version__})
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,3 +1,3 @@
-"""The study of long-range dependencies: importing it registers its backbones and datasets."""
+"""The study of long-range dependencies: importing it registers its datasets and blocks."""
 
-from . import backbones, synthetic_hard  # noqa: F401
+from . import model, recall  # noqa: F401

@@ -1,150 +1,168 @@
-"""Tests of the long-range study: data, controls, receptive field, scores, report and runs."""
+"""Tests of the long-range study: data, controls, receptive field, measures, runs and report."""
 
-import os
-import shutil
-import subprocess
-import sys
-from types import SimpleNamespace
+from dataclasses import replace
 
-import key_hits
+import figure
 import numpy as np
 import pytest
 import study
 import torch
-from detectron2.modeling import build_backbone
-from long_range.backbones import CONTROLS
-from long_range.receptive_field import roi_receptive_margin, stage_receptive_field
-from long_range.report import difference, read_results, write_tables
-from long_range.scores import DISTANCES, guess, images_by_distance, scores
-from long_range.synthetic_hard import CATEGORIES, HEIGHT, LOCKS, WIDTH, draw
-from PIL import Image
-from pycocotools.coco import COCO
+from detectron2.data import DatasetCatalog
+from long_range import measures, recall, report, rows, training
+from long_range.model import ConvBlock, MeanBlock, pool
+from long_range.rows import ROWS, TABLES
+from torch import nn
+from torch.nn import functional as F
 
-from nl_detectron.analysis import meta_model
-from nl_detectron.data.synthetic import GAP, generate
-from nl_detectron.engine import find_config_file, load_config
 from nl_detectron.layers import NonLocalBlock
-from nl_detectron.visualization.attention import ImageGeometry
 
 
-def row_config(row):
-    return load_config(str(study.PROJECT / "configs" / f"{row}.yaml"))
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(tmp_path_factory.mktemp("datasets")))
+        patch.setattr(recall, "SPLITS", {"train": 20, "val": 8})
+        yield
 
 
-def test_images_equal_those_of_the_picture_and_locks_have_their_key():
-    picture = np.asarray(Image.open(study.PROJECT / "examples.png"))
-    for seed in range(100):
-        image, objects = draw(np.random.default_rng(seed))
-        if seed < 6:
-            y, x = seed // 2 * (HEIGHT + 4), seed % 2 * (WIDTH + 4)
-            assert np.array_equal(picture[y : y + HEIGHT, x : x + WIDTH], image)
-        xs = {name: [x for x, _ in outline] for name, outline, *_ in objects}
-        locks = {name: more for name, _, *more in objects if name in LOCKS}
-        assert len(xs) == 4 and len(locks) == 2
-        for name, (more,) in locks.items():
-            lock, key = xs[name], xs[name.replace("lock", "key")]
-            gap = max(min(lock) - max(key), min(key) - max(lock))
-            assert 0 < gap < DISTANCES[-1] and more == {"distance": round(gap, 2)}
+def decode(image, box):
+    """Read the word of a glyph from the pixels of an image."""
+    x0, y0, x1, _ = box
+    centres = (np.array([2, 4, 6]) * (x1 - x0) / 8).astype(int)
+    cells = np.asarray(image.convert("L"))[np.ix_(y0 + centres, x0 + centres)] > 40
+    return "".join(str(int(cell)) for cell in np.delete(cells.flatten(), 4))
 
 
-def test_guesses_and_a_detector_of_near_locks(tmp_path):
-    generate(tmp_path / "set", {"val": 60}, draw=draw, categories=CATEGORIES)
-    annotations = COCO(tmp_path / "set/val.json")
-    chance, colours = (scores(annotations, guess(annotations, k, 0)) for k in ("chance", "colours"))
-    assert 28 < chance["locks AP50"] < 60 < colours["locks AP50"] < 99
-    assert chance["keys AP50"] == colours["keys AP50"] == pytest.approx(100)
-    near = annotations.loadAnns(annotations.getAnnIds(images_by_distance(annotations)[0]))
-    found = scores(annotations, [{**annotation, "score": 1.0} for annotation in near])
-    assert found["by distance"] == [pytest.approx(100), 0, 0, 0, 0]
+def test_any_two_words_differ_in_four_bits_or_eight():
+    differences = (recall.WORDS[:, None] != recall.WORDS).sum(axis=2)
+    assert set(differences[~np.eye(16, dtype=bool)]) == {4, 8}
 
 
-@pytest.mark.parametrize("name", CONTROLS)
-def test_control_starts_as_identity_and_has_the_form_or_size_of_the_block(name):
-    block, x = CONTROLS[name](64).double(), torch.randn(2, 64, 5, 6, dtype=torch.float64)
-    assert torch.equal(block(x), x)
-    if name.startswith("conv"):
-        count, target = (sum(p.numel() for p in m.parameters()) for m in (block, NonLocalBlock(64)))
-        per_channel = 2 * block.inner.kernel_size[0] ** 2 * 64 + 1
-        assert abs(count - target) <= per_channel / 2
-        return
-    torch.nn.init.normal_(block.out.weight)
-    affinity = torch.eye(30).double() if name == "local" else torch.ones(30, 9).double() / 9
-    y = (affinity @ block.values(x)).transpose(1, 2).reshape(2, -1, 5, 6)
-    torch.testing.assert_close(block(x), x + block.out(y), rtol=1e-13, atol=1e-13)
+@pytest.mark.parametrize("keys", [2, 4, 8])
+def test_a_lock_has_the_glyph_of_its_key_and_the_class_of_its_colour(keys):
+    sides = set()
+    for seed in range(40):
+        image, objects = recall.draw(np.random.default_rng(seed), keys)
+        assert len(objects) == 2 * keys
+        boxes = np.array([(*outline[0], *outline[2]) for _, outline, _ in objects])
+        words = [decode(image, box) for box in boxes]
+        assert len(set(words[:keys])) == keys and words[:keys] == words[keys:]
+        for name, _, fields in objects[keys:]:
+            key = fields["key"]
+            colour = list(recall.COLOURS)[fields["colour"]]
+            assert image.getpixel(tuple(boxes[key, :2])) == recall.COLOURS[colour]
+            assert name == f"{colour} lock" and objects[key][0] == f"{words[key]} key"
+        gaps = boxes[keys:, 0].min() - boxes[:keys, 2].max(), boxes[:keys, 0].min()
+        gaps = gaps[0], gaps[1] - boxes[keys:, 2].max()  # if the keys are on the left, or right
+        assert max(gaps) >= recall.GAP
+        sides.add(gaps[0] > 0)
+    assert sides == {True, False}
 
 
-def test_receptive_field_is_that_of_the_gradient():
-    resnet = build_backbone(row_config("R18")).bottom_up.eval()
-    for parameter in resnet.parameters():
-        parameter.data.abs_()  # so that nothing cancels, and every ReLU passes its input
-    # Many random images, because max pooling passes one of nine pixels in each.
-    x = torch.rand(32, 3, 32, 448, requires_grad=True)
-    features = resnet(x)["res4"]
-    (grad,) = torch.autograd.grad(features[..., features.shape[3] // 2].sum(), x)
-    columns = grad.sum((0, 1, 2)).nonzero()
-    field = int(columns.max() - columns.min()) + 1
-    assert stage_receptive_field(resnet, "res4") == (field, 448 / features.shape[3])
+def test_the_registered_dataset_and_the_images_of_the_training_agree(dataset):
+    images = training.load_images(4, "val")
+    for i, image in enumerate(DatasetCatalog.get("nl_recall_4_val")):
+        classes = [annotation["category_id"] for annotation in image["annotations"]]
+        assert classes == [*images.glyphs[i, :4].tolist(), *(16 + images.colours[i, 4:]).tolist()]
+        assert torch.equal(images.colours[i, :4], images.colours[i, 4:])
+        x, y, width, height = image["annotations"][5]["bbox"]
+        assert images.boxes[i, 5].tolist() == [x, y, x + width, y + height]
 
 
-def test_some_locks_are_within_the_receptive_margin_and_some_are_not():
-    demo = load_config(find_config_file("Synthetic/mask_rcnn_R_18_FPN.yaml"))
-    models = map(meta_model, (row_config("R18"), row_config("R50"), demo))
-    r18, r50, of_demo = (roi_receptive_margin(model.backbone) for model in models)
-    assert DISTANCES[1] < r18 == 138 < r50 == 166 < DISTANCES[-2] and of_demo < GAP
+@pytest.mark.parametrize("name", ["R18", "conv1x1", "conv3x3", "R50", "mean"])
+def test_a_lock_sees_its_key_only_through_a_global_block(name, monkeypatch):
+    backbone = training.build_net(ROWS[name], 1)[0].backbone.eval().double()
+    for parameter in backbone.parameters():
+        parameter.data.abs_().add_(1e-3)  # so that nothing cancels, and every ReLU is active
+    monkeypatch.setattr(F, "max_pool2d", F.avg_pool2d)  # which has a gradient for every pixel
+    nearest = (recall.WIDTH + recall.GAP) // 2
+    box = torch.tensor([[[nearest, 40, nearest + 30, 70]]]).double()
+    pixels = torch.rand(1, 3, recall.HEIGHT, recall.WIDTH).double().requires_grad_()
+    pool(backbone(pixels)["res4"], box).sum().backward()
+    assert pixels.grad[..., : nearest - recall.GAP].any() == (name == "mean")
+    assert pixels.grad.isfinite().all() and pixels.grad[..., nearest:].all()
 
 
-def test_every_row_has_its_blocks_and_a_config_of_its_own():
-    assert len({str(row_config(row)) for row in study.ROWS}) == len(study.ROWS) == 31
-    for row, number in {"R50": 0, "NL": 1, "mean": 1, "conv3x3": 1, "NL_4_blocks": 4}.items():
-        assert str(meta_model(row_config(row))).count("(nonlocal") == number, row
+def test_controls_have_the_form_or_the_size_of_the_block():
+    convs, block = ConvBlock(64, kernel_size=3), NonLocalBlock(64)
+    count, target = (sum(p.numel() for p in module.parameters()) for module in (convs, block))
+    assert abs(count - target) <= (2 * 9 * 64 + 1) / 2
+
+    mean, x = MeanBlock(64, bottleneck_channels=8).double(), torch.randn(2, 64, 5, 6).double()
+    nn.init.normal_(mean.out.weight)
+    y = mean.g(x).flatten(2) @ torch.full((30, 30), 1 / 30, dtype=torch.float64)
+    expected = x + mean.out(y.reshape(2, 8, 5, 6))
+    torch.testing.assert_close(mean(x), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_report_of_the_results_is_the_committed_one(tmp_path):
-    for name in ("README.md", "RESULTS.md"):
-        copy = shutil.copy(study.PROJECT / name, tmp_path / name)
-        write_tables(read_results(study.RESULTS), copy)
-        assert copy.read_text() == (study.PROJECT / name).read_text()
+def test_every_row_starts_as_its_network_without_a_block():
+    pixels = torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8)
+    boxes = torch.tensor([[[5.0, 5, 40, 40], [50, 20, 80, 50]]])
+    plain = {ROWS[name].depth: training.build_net(ROWS[name], 1)[0] for name in ("R18", "R50")}
+    for row in ROWS.values():
+        net, blocks = training.build_net(row, 1)
+        assert len(blocks) == (0 if row.block is None else len(row.location))
+        expected = plain[row.depth].eval()(pixels, boxes)
+        assert all(map(torch.equal, net.eval()(pixels, boxes), expected)), row.name
 
 
-def test_difference_is_paired_by_seed_with_a_t_interval():
-    # The quantile for two degrees of freedom is 4.303, and the standard error 1 / sqrt(3).
-    values = {1: 3.0, 2: 5.0, 3: 7.0, 4: 0.0}
-    assert difference(values, {1: 2.0, 2: 3.0, 3: 4.0}) == "+2.0 (-0.5 to +4.5)"
-    assert difference(values, {1: 2.0}) == "+1.0" and difference(values, {}) == ""
+def test_ap50_of_the_truth_and_of_guesses(dataset):
+    images = training.load_images(4, "val")
+    truth = F.one_hot(images.colours[:, 4:], 4).float()
+    assert measures.locks_ap50(truth, 4) == pytest.approx(100)
+    assert measures.locks_ap50(1 - truth, 4) < 30
+    colours = measures.guess(images, True, 0)
+    assert torch.equal(colours.int(), truth.sum(1, keepdim=True).expand(-1, 4, -1).int())
 
 
-def test_key_hits():
-    geometry = ImageGeometry((48, 64), (96, 128), 16, 32)
-    from_centre, from_box = torch.zeros(1, 3, 4), torch.zeros(2, 3, 4)
-    from_centre[0, 1, 3], from_box[:, 0, 0] = -2, 1  # the key, by magnitude; elsewhere
-    recorder = SimpleNamespace(map_size=lambda _: (6, 8), rows=lambda _, positions: from_box)
-    attention = SimpleNamespace(geometry={"res4.0": geometry}, recorder=recorder)
-    attention.rows = lambda _, points: from_centre
-    lock, key = (1, 1, 7, 15), (50, 20, 60, 33)  # the key covers two of twelve positions
-    assert key_hits.hits_key(attention, "res4.0", lock, key) == (True, False, 2 / 12)
+def test_hits_of_a_block_that_attends_to_a_known_object(dataset):
+    images = training.load_images(4, "val")
+    net, (block,) = training.build_net(ROWS["no sub-sampling"], 1)
+    x, y = (images.centres() // 16).long().unbind(dim=2)
+    of_keys, of_locks = (y * (recall.WIDTH // 16) + x).chunk(2, dim=1)
+    for targets, expected in ((of_keys, 100), (of_locks, 0)):
+        affinity = torch.zeros(8, 192, 192)
+        for image, queries, columns in zip(affinity, of_locks, targets):
+            image[queries, columns] = 1
+        block.affinity_matrix = lambda _, affinity=affinity: affinity
+        attention, positions = measures.lock_attention(net, block, images)
+        assert measures.hits(positions, images) == expected
+        assert attention.sum() == 8 * 4
 
 
 @pytest.mark.slow
-def test_study_runs_a_row_and_the_row_that_it_starts_from(tmp_path):
-    data = tmp_path / "nl_synthetic_hard"
-    generate(data, {"train": 16, "val": 60}, draw=draw, categories=CATEGORIES)
+def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "WARM_UP", 2)
+    for module in (training, report):
+        monkeypatch.setattr(module, "EVALUATE_EVERY", 2)
+    names, results = ["embedded Gaussian", "mean"], tmp_path / "results.jsonl"
+    short = [replace(ROWS[name], iterations=4) for name in names]
+    monkeypatch.setitem(TABLES, "main", short)
+    for row in short:
+        monkeypatch.setitem(ROWS, row.name, row)
+    argv = ["--rows", *names, "--seeds", "1", "2", "--output", str(tmp_path)]
+    argv += ["--results", str(results)]
+    study.main([*argv, "--deadline", "0"])
+    assert all("accuracy" not in line for line in report.read_results(results))
+    study.main([*argv, "--workers", "2"])
+    lines = report.read_results(results)
+    study.main(argv)
+    assert report.read_results(results) == lines
+    trained = {(line["row"], line["seed"]): line for line in lines if "accuracy" in line}
+    assert set(trained) == {(name, seed) for name in names for seed in (1, 2)}
+    for line in trained.values():
+        assert len(line["accuracy"]) == 2 and 0 <= line["locks AP50"] <= 100
+        assert ("on key" in line) == (line["row"] == "embedded Gaussian")
 
-    def run(script, *arguments):
-        command = [sys.executable, "-W", "ignore", script, *arguments]
-        env = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path)}
-        return subprocess.run(command, env=env, capture_output=True, text=True)
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- table main -->\nold\n<!-- end -->\nb")
+    report.write_tables(lines, [page])
+    text = page.read_text()
+    assert text.startswith("a\n") and text.endswith("b") and "old" not in text
+    assert "| embedded Gaussian" in text and "| -, -" in text
+    lines = [{"accuracy": curve} for curve in ([0.2, 0.3], [0.2, 0.95, 0.4], [0.9, 0.9])]
+    assert report.iterations_until_90(lines) == ["2", "4", "-"]
 
-    def run_study(*opts):
-        files = ["--output", tmp_path / "output", "--results", tmp_path / "results.jsonl"]
-        return run(study.__file__, "--rows", "NL", "--seeds", "1", *files, "--opts", *opts)
-
-    failed = run_study("DATASETS.TRAIN", "('no_such_data',)")
-    assert failed.returncode == 1 and failed.stderr.count("exit status 2; see log.txt") == 2
-    finished = run_study("SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "0")
-    assert finished.returncode == 0 and "2/2" in finished.stderr, finished.stderr
-    line = read_results(tmp_path / "results.jsonl")["NL"][1]
-    assert set(line) == set(read_results(study.RESULTS)["NL"][1]) and line["norm"] > 0
-    assert "0run" in run_study("SOLVER.MAX_ITER", "4").stderr  # nothing is left to run
-    weights = ["MODEL.WEIGHTS", tmp_path / "output/NL/seed1/model_final.pth"]
-    hits = run(key_hits.__file__, "--config-file", study.PROJECT / "configs/NL.yaml", *weights)
-    assert "nl_synthetic_hard_val, res4.0, 120 locks: from centre " in hits.stdout, hits.stderr
+    image = training.load_images(8, "val").map(lambda tensor: tensor[:1])
+    white = [(figure.draw(image, row, tmp_path) == 255).all(axis=2).sum() for row in short]
+    assert white[0] > white[1] == 0  # arrows
