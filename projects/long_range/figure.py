@@ -34,7 +34,7 @@ def draw(image: Images, row: Row, weights: Path) -> np.ndarray:
     An arrow ends at the position with the largest weight. A block without attention has none.
     """
     net, (block,) = build_net(replace(row, warm_up=0), 1)
-    net.load_state_dict(torch.load(weights / f"{row.digest()}.pth"))
+    net.load_state_dict(torch.load(weights / f"{row.digest()}.pth", map_location="cpu"))
     predicted = predict(net, image)[1][0, row.keys :].argmax(dim=1).tolist()
     visualizer = Visualizer(image.pixels[0].permute(1, 2, 0), scale=2.5)
     colours = np.array(list(COLOURS.values())) / 255

@@ -22,8 +22,8 @@ HEIGHT, WIDTH = 128, 384
 GAP = 160  # minimum distance along x between a lock and a key, in pixels
 CELLS = 3  # rows and columns of each side; a cell has at most one object
 SIDE = (27, 36)  # range of the side of a key or lock, in pixels
-COLOURS = {"red": (220, 50, 50), "green": (50, 190, 60), "blue": (60, 90, 230)}
-COLOURS["yellow"] = (230, 200, 40)
+RED, GREEN, BLUE, YELLOW = (220, 50, 50), (50, 190, 60), (60, 90, 230), (230, 200, 40)
+COLOURS = {"red": RED, "green": GREEN, "blue": BLUE, "yellow": YELLOW}
 SPLITS = {"train": 6000, "val": 300}  # numbers of images
 
 # The 16 words of the extended Hamming code [8,4,4]: any two differ in 4 bits or 8.

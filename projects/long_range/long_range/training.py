@@ -21,9 +21,6 @@ from .recall import dataset_root
 from .rows import Row
 
 EVALUATE_EVERY = 50  # iterations
-# Run a step of all seeds as one CUDA graph with a stream for each. The kernels are so small that
-# launching them takes longer than running them, and that many fit on a GPU side by side.
-GRAPHS = False
 
 
 class Images(NamedTuple):
@@ -85,7 +82,7 @@ def train(
     some = validation and validation.map(lambda tensor: tensor[:100])
     accuracies: dict[int, list[Tensor]] = {seed: [] for seed in nets}
     for i in range(1, row.iterations + 1):
-        if GRAPHS and i == 4:  # the first iterations set up the optimizer
+        if images.pixels.is_cuda and i == 4:  # the first iterations set up the optimizer
             steps = [_capture(steps)]
         for step in steps:
             step()
@@ -120,7 +117,7 @@ def _make_step(net: RecallNet, row: Row, seed: int, images: Images) -> Callable[
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(group["lr"], device=device)
-        if GRAPHS:
+        if images.pixels.is_cuda:
             group.update(foreach=False, fused=True, capturable=True)
 
     def step() -> None:
@@ -137,7 +134,10 @@ def _make_step(net: RecallNet, row: Row, seed: int, images: Images) -> Callable[
 
 
 def _capture(steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
-    """Record the steps in a CUDA graph, side by side, and return the function that runs it."""
+    """Record the steps in a CUDA graph, side by side, and return the function that runs it.
+
+    The kernels are so small that launching them takes longer, and that many fit on a GPU at once.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         main = torch.cuda.current_stream()
