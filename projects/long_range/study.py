@@ -4,10 +4,9 @@
 import argparse
 import itertools
 import json
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -58,20 +57,13 @@ def run_missing(args: argparse.Namespace) -> None:
     first = [partial(_warm_up, args, *item) for item in warm_ups.items() if item[1]]
     unknown = [k for k in numbers_of_keys if (f"colours, K = {k}", 1) not in present]
     first += [partial(_guess, keys) for keys in unknown]
-    # Forked workers share the memory of the images.
-    with ProcessPoolExecutor(
-        args.workers, get_context("fork"), torch.set_num_threads, (1,)
-    ) as pool:
+    fork = get_context("fork")  # workers share the memory of the images
+    with ProcessPoolExecutor(args.workers, fork, torch.set_num_threads, (1,)) as pool:
         for calls in (first, [partial(_run, args, *run) for run in runs.values()]):
             futures = [pool.submit(call) for call in calls]
             for future in tqdm(as_completed(futures), total=len(futures)):
                 with open(args.results, "a") as file:
                     file.writelines(json.dumps(line) + "\n" for line in future.result())
-
-
-@cache
-def _on_device(keys: int, split: str, device: str) -> training.Images:
-    return _images[keys, split].map(lambda tensor: tensor.to(device))
 
 
 def _guess(keys: int) -> list[dict]:
@@ -92,7 +84,7 @@ def _warm_up(args: argparse.Namespace, depth: int, seeds: list[int]) -> list:
     """Train networks without a block, and save their weights."""
     row = Row("", block=None, depth=depth, optimizer="SGD", iterations=rows.WARM_UP)
     nets = {seed: training.build_net(row, seed)[0].to(args.device) for seed in seeds}
-    training.train(nets, row, _on_device(row.keys, "train", args.device))
+    training.train(nets, row, _images[row.keys, "train"].to(args.device))
     for seed, net in nets.items():
         torch.save(net.cpu().state_dict(), _warm_up_file(args, depth, seed))
     return []
@@ -100,8 +92,7 @@ def _warm_up(args: argparse.Namespace, depth: int, seeds: list[int]) -> list:
 
 def _run(args: argparse.Namespace, row: Row, seeds: list[int]) -> list[dict]:
     """Train and measure the networks of a row, and return lines of the results."""
-    start = time.time()
-    images, validation = (_on_device(row.keys, split, args.device) for split in ("train", "val"))
+    images, validation = (_images[row.keys, split].to(args.device) for split in ("train", "val"))
     nets, blocks = {}, {}
     for seed in seeds:
         weights = torch.load(_warm_up_file(args, row.depth, seed)) if row.warm_up else None
@@ -115,7 +106,6 @@ def _run(args: argparse.Namespace, row: Row, seeds: list[int]) -> list[dict]:
             torch.save(net.state_dict(), args.output / f"{row.digest()}.pth")
         line = {"row": row.name, "digest": row.digest(), "seed": seed, "accuracy": curves[seed]}
         line |= measures.measure(net, blocks[seed], validation)
-        line["seconds"] = round((time.time() - start) / len(seeds), 1)
         lines.append(line | {"device": args.device, "torch": torch.__version__})
     return lines
 

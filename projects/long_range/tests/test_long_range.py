@@ -24,7 +24,6 @@ def dataset(tmp_path_factory):
 
 
 def decode(image, box):
-    """Read the word of a glyph from the pixels of an image."""
     x0, y0, x1, _ = box
     centres = (np.array([2, 4, 6]) * (x1 - x0) / 8).astype(int)
     cells = np.asarray(image.convert("L"))[np.ix_(y0 + centres, x0 + centres)] > 40
@@ -36,7 +35,6 @@ def test_a_lock_has_the_glyph_of_its_key_and_the_class_of_its_colour(keys):
     sides = set()
     for seed in range(40):
         image, objects = recall.draw(np.random.default_rng(seed), keys)
-        assert len(objects) == 2 * keys
         boxes = np.array([(*outline[0], *outline[2]) for _, outline, _ in objects])
         words = [decode(image, box) for box in boxes]
         assert len(set(words[:keys])) == keys and words[:keys] == words[keys:]
@@ -150,6 +148,6 @@ def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, mon
     lines = [{"accuracy": curve} for curve in ([0.2, 0.3], [0.2, 0.95, 0.4], [0.9, 0.9])]
     assert report.iterations_until_90(lines) == ["2", "4", "-"]
 
-    image = training.load_images(8, "val").map(lambda tensor: tensor[:1])
+    image = training.load_images(8, "val").select(slice(1))
     white = [(figure.draw(image, row, tmp_path) == 255).all(axis=2).sum() for row in short]
     assert white[0] > white[1] == 0  # arrows
