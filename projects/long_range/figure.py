@@ -23,18 +23,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, default=Path("output/long_range"), metavar="DIR")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(argv)
-    image = load_images(8, "val").map(lambda tensor: tensor[args.image : args.image + 1])
+    image = load_images(8, "val").select(slice(args.image, args.image + 1))
     pictures = [draw(image, ROWS[name], args.weights) for name in args.rows]
     Image.fromarray(np.concatenate(pictures)).save(args.output)
 
 
 def draw(image: Images, row: Row, weights: Path) -> np.ndarray:
-    """Frame each lock in the colour that a row predicts, and draw an arrow to what it attends to.
-
-    An arrow ends at the position with the largest weight. A block without attention has none.
-    """
+    """Frame each lock in the predicted colour, and draw an arrow to its strongest position."""
     net, (block,) = build_net(replace(row, warm_up=0), 1)
-    net.load_state_dict(torch.load(weights / f"{row.digest()}.pth"))
+    net.load_state_dict(torch.load(weights / f"{row.digest()}.pth", map_location="cpu"))
     predicted = predict(net, image)[1][0, row.keys :].argmax(dim=1).tolist()
     visualizer = Visualizer(image.pixels[0].permute(1, 2, 0), scale=2.5)
     colours = np.array(list(COLOURS.values())) / 255

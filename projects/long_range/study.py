@@ -2,24 +2,20 @@
 """Train the rows that the results do not have, in several processes, and write the tables."""
 
 import argparse
+import itertools
 import json
-import platform
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from long_range import measures, rows, training
-from long_range.recall import dataset_root
 from long_range.report import RESULTS, read_results, write_tables
 from long_range.rows import ROWS, TABLES, Row
 from tqdm import tqdm
 
-_fork = get_context("fork")  # workers share the images, which are read before
 _images: dict[tuple[int, str], training.Images] = {}  # (K, split) -> images
 
 
@@ -30,14 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
     add("--seeds", nargs="+", type=int, help="default: 1 to 5, or to 3 for the widths")
     add("--device", default="cpu")
-    add("--graphs", action="store_true", help="use CUDA graphs, which is faster")
     add("--workers", type=int, default=1, help="number of processes")
-    add("--deadline", type=float, default=1e9, metavar="SECONDS", help="no run starts after it")
     add("--output", type=Path, default=Path("output/long_range"), help="folder of weights")
     add("--results", type=Path, default=RESULTS, help="file with one line per run")
     args = parser.parse_args(argv)
     if not args.report:
-        args.deadline += time.time()
         run_missing(args)
     if args.results == RESULTS:
         write_tables(read_results(RESULTS))
@@ -59,50 +52,27 @@ def run_missing(args: argparse.Namespace) -> None:
                     seeds.append(seed)
 
     numbers_of_keys = {row.keys for row, _ in runs.values()} | {8}  # warm-ups have 8
-    _read_images(numbers_of_keys)
+    for keys, split in itertools.product(numbers_of_keys, ("train", "val")):
+        _images[keys, split] = training.load_images(keys, split)
     first = [partial(_warm_up, args, *item) for item in warm_ups.items() if item[1]]
     unknown = [k for k in numbers_of_keys if (f"colours, K = {k}", 1) not in present]
     first += [partial(_guess, keys) for keys in unknown]
-    training.GRAPHS = args.graphs
-    with ProcessPoolExecutor(args.workers, _fork, torch.set_num_threads, (1,)) as pool:
+    fork = get_context("fork")  # workers share the memory of the images
+    with ProcessPoolExecutor(args.workers, fork, torch.set_num_threads, (1,)) as pool:
         for calls in (first, [partial(_run, args, *run) for run in runs.values()]):
-            for line in _results(pool, calls):
+            futures = [pool.submit(call) for call in calls]
+            for future in tqdm(as_completed(futures), total=len(futures)):
                 with open(args.results, "a") as file:
-                    file.write(json.dumps(line) + "\n")
-
-
-def _read_images(numbers_of_keys: set[int]) -> None:
-    with ProcessPoolExecutor(mp_context=_fork) as pool:  # generates the datasets
-        list(pool.map(dataset_root, numbers_of_keys))
-    for keys in numbers_of_keys:
-        for split in ("train", "val"):
-            _images[keys, split] = training.load_images(keys, split)
-
-
-@cache
-def _on_device(keys: int, split: str, device: str) -> training.Images:
-    return _images[keys, split].map(lambda tensor: tensor.to(device))
-
-
-def _results(pool: ProcessPoolExecutor, calls: Sequence[Callable]) -> Iterator[dict]:
-    """Yield the results of all calls as they come; report failures."""
-    futures = {pool.submit(call): call for call in calls}
-    for future in tqdm(as_completed(futures), total=len(futures)):
-        if future.exception() is None:
-            yield from future.result()
-        else:
-            print("failed:", futures[future])
-            traceback.print_exception(future.exception())
+                    file.writelines(json.dumps(line) + "\n" for line in future.result())
 
 
 def _guess(keys: int) -> list[dict]:
     """Measure guesses that know nothing, or how many keys of the image have each colour."""
     lines = []
-    for what, known in (("nothing", False), ("colours", True)):
-        for seed in range(1, 4):
-            ap50 = measures.locks_ap50(measures.guess(_images[keys, "val"], known, seed), keys)
-            name = f"{what}, K = {keys}"
-            lines.append({"row": name, "digest": name, "seed": seed, "locks AP50": ap50})
+    for what, seed in itertools.product(("nothing", "colours"), range(1, 4)):
+        scores = measures.guess(_images[keys, "val"], what == "colours", seed)
+        name, ap50 = f"{what}, K = {keys}", measures.locks_ap50(scores, keys)
+        lines.append({"row": name, "digest": name, "seed": seed, "locks AP50": ap50})
     return lines
 
 
@@ -112,21 +82,17 @@ def _warm_up_file(args: argparse.Namespace, depth: int, seed: int) -> Path:
 
 def _warm_up(args: argparse.Namespace, depth: int, seeds: list[int]) -> list:
     """Train networks without a block, and save their weights."""
-    if time.time() < args.deadline:
-        row = Row("", block=None, depth=depth, optimizer="SGD", iterations=rows.WARM_UP)
-        nets = {seed: training.build_net(row, seed)[0].to(args.device) for seed in seeds}
-        training.train(nets, row, _on_device(row.keys, "train", args.device))
-        for seed, net in nets.items():
-            torch.save(net.cpu().state_dict(), _warm_up_file(args, depth, seed))
+    row = Row("", block=None, depth=depth, optimizer="SGD", iterations=rows.WARM_UP)
+    nets = {seed: training.build_net(row, seed)[0].to(args.device) for seed in seeds}
+    training.train(nets, row, _images[row.keys, "train"].to(args.device))
+    for seed, net in nets.items():
+        torch.save(net.cpu().state_dict(), _warm_up_file(args, depth, seed))
     return []
 
 
 def _run(args: argparse.Namespace, row: Row, seeds: list[int]) -> list[dict]:
     """Train and measure the networks of a row, and return lines of the results."""
-    start = time.time()
-    if start >= args.deadline:
-        return []
-    images, validation = (_on_device(row.keys, split, args.device) for split in ("train", "val"))
+    images, validation = (_images[row.keys, split].to(args.device) for split in ("train", "val"))
     nets, blocks = {}, {}
     for seed in seeds:
         weights = torch.load(_warm_up_file(args, row.depth, seed)) if row.warm_up else None
@@ -137,13 +103,10 @@ def _run(args: argparse.Namespace, row: Row, seeds: list[int]) -> list[dict]:
     lines = []
     for seed, net in nets.items():
         if seed == 1 and row in TABLES["main"]:  # for figure.py
-            half = {name: tensor.half().cpu() for name, tensor in net.state_dict().items()}
-            torch.save(half, args.output / f"{row.digest()}.pth")
+            torch.save(net.state_dict(), args.output / f"{row.digest()}.pth")
         line = {"row": row.name, "digest": row.digest(), "seed": seed, "accuracy": curves[seed]}
         line |= measures.measure(net, blocks[seed], validation)
-        line |= {"seconds": round((time.time() - start) / len(seeds), 1)}
-        machine = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-        lines.append(line | {"machine": machine, "torch": torch.__version__})
+        lines.append(line | {"device": args.device, "torch": torch.__version__})
     return lines
 
 

@@ -19,13 +19,12 @@ from .training import Images, predict
 
 def measure(net: RecallNet, blocks: Sequence[nn.Module], images: Images) -> dict[str, float]:
     """Return all measures. Of several blocks, it is the one that attends to most own keys."""
-    glyphs, colours = predict(net, images)
+    colours = predict(net, images)[1]
     keys = colours.shape[1] // 2
     backbone = net.backbone.eval()
     image = torch.zeros(1, 3, HEIGHT, WIDTH, device=images.pixels.device)
     measured = {
         "locks AP50": locks_ap50(colours[:, keys:].softmax(dim=2), keys),
-        "glyphs": 100 * (glyphs.argmax(dim=2) == images.glyphs).float().mean().item(),
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "multiply-adds": count_multiply_adds(backbone, image),
     }
@@ -38,10 +37,7 @@ def measure(net: RecallNet, blocks: Sequence[nn.Module], images: Images) -> dict
 
 
 def locks_ap50(scores: Tensor, keys: int) -> float:
-    """Return the AP50, in percent, of detections of every colour in the true boxes of the locks.
-
-    The scores are (N, K, 4), of the colours of the locks in all validation images with K keys.
-    """
+    """Return the AP50, in percent, of the true boxes of all locks with scores (N, K, 4)."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(dataset_root(keys) / "val.json")
         locks = [a for a in truth.dataset["annotations"] if "key" in a]
@@ -70,10 +66,7 @@ def guess(images: Images, colours: bool, seed: int) -> Tensor:
 
 @torch.no_grad()
 def lock_attention(net: RecallNet, block: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
-    """Return the rows (N, K, M) of the affinity matrix for the positions at the locks' centres.
-
-    The second result is x and y of the largest weight of each row, (N, K, 2), in pixels.
-    """
+    """Return the rows (N, K, M) of the affinity at the locks, and where they are largest, x, y."""
     inputs = []
     hook = block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     predict(net, images)

@@ -19,11 +19,7 @@ POOLED = 3  # side of the features that RoIAlign returns
 
 
 class RecallNet(nn.Module):
-    """Classify the glyph and the colour of every object in given boxes.
-
-    There is no detector: the study asks what the features of a box know, and not how boxes are
-    found. Keys and locks have the same classifiers; the colour of a lock is that of its key.
-    """
+    """Classify the glyph of every object in given boxes, and its colour, or that of its key."""
 
     def __init__(self, depth: int):
         super().__init__()
@@ -92,9 +88,8 @@ class ConvBlock(CNNBlockBase):
         parameters = sum(p.numel() for p in NonLocalBlock(in_channels).parameters())
         # Each inner channel has 2 * kernel_size**2 * in_channels weights and a bias.
         width = round(parameters / (2 * kernel_size**2 * in_channels + 1))
-        padding = kernel_size // 2
-        self.inner = Conv2d(in_channels, width, kernel_size, padding=padding)
-        self.out = Conv2d(width, in_channels, kernel_size, padding=padding, bias=False)
+        self.inner = Conv2d(in_channels, width, kernel_size, padding=kernel_size // 2)
+        self.out = Conv2d(width, in_channels, kernel_size, padding=kernel_size // 2, bias=False)
         weight_init.c2_msra_fill(self.inner)
         nn.init.zeros_(self.out.weight)
 

@@ -22,8 +22,8 @@ HEIGHT, WIDTH = 128, 384
 GAP = 160  # minimum distance along x between a lock and a key, in pixels
 CELLS = 3  # rows and columns of each side; a cell has at most one object
 SIDE = (27, 36)  # range of the side of a key or lock, in pixels
-COLOURS = {"red": (220, 50, 50), "green": (50, 190, 60), "blue": (60, 90, 230)}
-COLOURS["yellow"] = (230, 200, 40)
+RED, GREEN, BLUE, YELLOW = (220, 50, 50), (50, 190, 60), (60, 90, 230), (230, 200, 40)
+COLOURS = {"red": RED, "green": GREEN, "blue": BLUE, "yellow": YELLOW}
 SPLITS = {"train": 6000, "val": 300}  # numbers of images
 
 # The 16 words of the extended Hamming code [8,4,4]: any two differ in 4 bits or 8.
@@ -63,9 +63,8 @@ def draw(rng: np.random.Generator, keys: int) -> tuple[Image.Image, list[tuple]]
         for i, cell in enumerate(rng.permutation(CELLS**2).tolist()):
             if i >= keys and rng.random() < 0.5:
                 continue  # an empty cell
-            fill = (int(rng.integers(170, 226)),) * 3
-            if what == "key":
-                fill = list(COLOURS.values())[colours[i]]
+            grey = (int(rng.integers(170, 226)),) * 3
+            fill = list(COLOURS.values())[colours[i]] if what == "key" else grey
             x0, y0, x1, y1 = box = _place(rng, cell, right=(what == "key") == keys_on_right)
             if i >= keys:
                 canvas.ellipse(box, fill=fill)
@@ -86,8 +85,7 @@ def _place(rng: np.random.Generator, cell: int, right: bool) -> tuple[int, int, 
     height, width = HEIGHT / CELLS, (WIDTH - GAP) / 2 / CELLS
     x = int(cell % CELLS * width + rng.uniform(0, width - side))
     y = int(cell // CELLS * height + rng.uniform(0, height - side))
-    if right:
-        x = WIDTH - x - side
+    x = WIDTH - x - side if right else x
     return x, y, x + side, y + side
 
 

@@ -23,26 +23,21 @@ def read_results(path: Path) -> list[dict]:
 
 def write_tables(results: Sequence[dict], pages: Sequence[Path] = PAGES) -> None:
     """Replace the text between ``<!-- table NAME -->`` and ``<!-- end -->`` in Markdown files."""
-    names = {name: [(row.name, row.digest()) for row in rows] for name, rows in TABLES.items()}
-    guesses = dict.fromkeys(line["row"] for line in results if "accuracy" not in line)
-    names["guesses"] = [(name, name) for name in sorted(guesses)]
+    named = {table: [(row.name, row.digest()) for row in rows] for table, rows in TABLES.items()}
+    guesses = {line["row"] for line in results if "accuracy" not in line}
+    named["guesses"] = [(name, name) for name in sorted(guesses)]
+    tables = {table: _table(rows, results) for table, rows in named.items()}
+    pattern = re.compile(r"(<!-- table (\w+) -->).*?(<!-- end -->)", re.DOTALL)
     for page in pages:
-        text = re.sub(
-            r"(<!-- table (\w+) -->).*?(<!-- end -->)",
-            lambda match: f"{match[1]}\n\n{_table(names[match[2]], results)}\n\n{match[3]}",
-            page.read_text(),
-            flags=re.DOTALL,
-        )
-        page.write_text(text)
+        text = page.read_text()
+        page.write_text(pattern.sub(lambda m: f"{m[1]}\n\n{tables[m[2]]}\n\n{m[3]}", text))
 
 
 def iterations_until_90(lines: Sequence[dict]) -> list[str]:
     """Return, for each run, the first iteration with an accuracy of 90%, or "-", in order."""
-    found = []
-    for line in lines:
-        reached = [i for i, accuracy in enumerate(line["accuracy"], start=1) if accuracy >= 0.9]
-        found.append(EVALUATE_EVERY * reached[0] if reached else None)
-    return [str(i) for i in sorted(filter(None, found))] + ["-"] * found.count(None)
+    found = [[i for i, a in enumerate(line["accuracy"], start=1) if a >= 0.9] for line in lines]
+    first = sorted(EVALUATE_EVERY * reached[0] for reached in found if reached)
+    return [str(i) for i in first] + ["-"] * (len(lines) - len(first))
 
 
 def _table(rows: Sequence[tuple[str, str]], results: Sequence[dict]) -> str:

@@ -40,10 +40,6 @@ class Row:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _read_tables() -> dict[str, list[Row]]:
-    text = (Path(__file__).parents[1] / "rows.yaml").read_text()
-    return {table: [Row(**row) for row in rows] for table, rows in yaml.safe_load(text).items()}
-
-
-TABLES = _read_tables()
+_TEXT = (Path(__file__).parents[1] / "rows.yaml").read_text()
+TABLES = {table: [Row(**row) for row in rows] for table, rows in yaml.safe_load(_TEXT).items()}
 ROWS = {row.name: row for rows in TABLES.values() for row in rows}

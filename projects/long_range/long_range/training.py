@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +20,6 @@ from .recall import dataset_root
 from .rows import Row
 
 EVALUATE_EVERY = 50  # iterations
-# Run a step of all seeds as one CUDA graph with a stream for each. The kernels are so small that
-# launching them takes longer than running them, and that many fit on a GPU side by side.
-GRAPHS = False
 
 
 class Images(NamedTuple):
@@ -38,8 +34,11 @@ class Images(NamedTuple):
         """Return x and y of the centres of the boxes, (N, 2 K, 2)."""
         return (self.boxes[:, :, :2] + self.boxes[:, :, 2:]) / 2
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Images":
-        return Images(*map(function, self))
+    def select(self, index: Tensor | slice) -> "Images":
+        return Images(*(tensor[index] for tensor in self))
+
+    def to(self, device: str) -> "Images":
+        return Images(*(tensor.to(device) for tensor in self))
 
 
 def load_images(keys: int, split: str) -> Images:
@@ -47,8 +46,7 @@ def load_images(keys: int, split: str) -> Images:
     root = dataset_root(keys)
     dataset = json.loads((root / f"{split}.json").read_text())
     paths = [root / split / image["file_name"] for image in dataset["images"]]
-    with ThreadPoolExecutor() as pool:
-        pixels = np.stack(list(pool.map(lambda path: np.asarray(Image.open(path)), paths)))
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
 
     def field(name: str) -> Tensor:
         of_all = torch.tensor([annotation[name] for annotation in dataset["annotations"]])
@@ -60,9 +58,7 @@ def load_images(keys: int, split: str) -> Images:
     return Images(pixels, boxes, field("glyph"), field("colour"))
 
 
-def build_net(
-    row: Row, seed: int, weights: dict[str, Tensor] | None = None
-) -> tuple[RecallNet, list[nn.Module]]:
+def build_net(row: Row, seed: int, weights: dict | None = None) -> tuple[RecallNet, list]:
     """Build the network of a row, from the weights of a warm-up if given, and return its blocks."""
     torch.manual_seed(seed)
     net = RecallNet(row.depth)
@@ -77,15 +73,12 @@ def build_net(
 def train(
     nets: dict[int, RecallNet], row: Row, images: Images, validation: Images | None = None
 ) -> dict[int, list[float]]:
-    """Train the networks of several seeds, in place, and return seed -> accuracies.
-
-    They are of the locks in 100 validation images, every 50 iterations.
-    """
+    """Train networks, by seed, and return their accuracies at locks every 50 iterations."""
     steps = [_make_step(net, row, seed, images) for seed, net in nets.items()]
-    some = validation and validation.map(lambda tensor: tensor[:100])
+    some = validation and validation.select(slice(100))
     accuracies: dict[int, list[Tensor]] = {seed: [] for seed in nets}
     for i in range(1, row.iterations + 1):
-        if GRAPHS and i == 4:  # the first iterations set up the optimizer
+        if images.pixels.is_cuda and i == 4:  # the first iterations set up the optimizer
             steps = [_capture(steps)]
         for step in steps:
             step()
@@ -120,15 +113,14 @@ def _make_step(net: RecallNet, row: Row, seed: int, images: Images) -> Callable[
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = torch.tensor(group["lr"], device=device)
-        if GRAPHS:
+        if images.pixels.is_cuda:
             group.update(foreach=False, fused=True, capturable=True)
 
     def step() -> None:
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"].copy_(rate * factors[done].squeeze(0))
         optimizer.zero_grad()
-        batch = batches[done].squeeze(0)
-        _loss(net, images.map(lambda tensor: tensor[batch]), row.lock_glyphs).backward()
+        _loss(net, images.select(batches[done].squeeze(0)), row.lock_glyphs).backward()
         nn.utils.clip_grad_norm_(net.parameters(), rows.CLIP)
         optimizer.step()
         done.add_(1)
@@ -137,7 +129,7 @@ def _make_step(net: RecallNet, row: Row, seed: int, images: Images) -> Callable[
 
 
 def _capture(steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
-    """Record the steps in a CUDA graph, side by side, and return the function that runs it."""
+    """Record the steps in a CUDA graph, side by side: most kernels use a small part of a GPU."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         main = torch.cuda.current_stream()
