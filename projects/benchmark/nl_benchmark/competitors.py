@@ -119,7 +119,8 @@ def blocks(
         nn.init.ones_(block.out.norm.weight)
     matrix.load_state_dict(block.state_dict())
     modules = {"matrix": matrix, "nl_detectron": block}
-    if not norm and subsample != "pool_conv":
+    # mmcv's concatenation takes 67 GiB at res4, and cannot be trained.
+    if not norm and subsample != "pool_conv" and function != "concatenation":
         modules["mmcv"] = mmcv_block(block)
     elif (function, norm, subsample) == ("embedded_gaussian", "BN", "none"):
         modules["timm"] = timm_block(block)
@@ -169,9 +170,8 @@ def mmcv_block(block: NonLocalBlock) -> nn.Module:
 
     pool = block.subsample == "conv_pool"
     other = NonLocal2d(block.in_channels, mode=block.instantiation, sub_sample=pool)
-    layers = [block.g, block.out, block.theta, block.phi]
-    weights = [*nn.ModuleList(layers).parameters(), block.w_f]
-    return _with_weights(other, [weight for weight in weights if weight is not None])
+    layers = nn.ModuleList([block.g, block.out, block.theta, block.phi])
+    return _with_weights(other, list(layers.parameters()))
 
 
 def timm_block(block: NonLocalBlock) -> nn.Module:

@@ -85,11 +85,8 @@ def test_blocks(tmp_path, capsys, monkeypatch):
     benchmark.main([*arguments, str(tmp_path / "results.json")])
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["command"].startswith("projects/benchmark/benchmark.py block --size 16 6 8 ")
-    assert len(results["rows"]) == 108
-    failed = [row for row in results["rows"] if not row["seconds"]]
-    for row in failed:  # mmcv changes the output of the ReLU, which its gradient needs, in place
-        assert (row["competitor"], row["facts"]["function"]) == ("mmcv", "concatenation")
-    assert len(failed) == 2
+    assert len(results["rows"]) == 104
+    assert all(row["seconds"] for row in results["rows"])
     assert capsys.readouterr().out == table(results["rows"]) + "\n"
 
 
