@@ -37,7 +37,7 @@ def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Te
         float32   4200   4200   2.62    2.60       6.03
         float32   16800  4200   9.70    11.4       23.2
 
-    The matrix takes two to five times as much memory, so only a compiled program has it: there,
+    The matrix takes 1.2 to 5 times as much memory, so only a compiled program has it: there,
     torch's attention finds no kernel for these widths.
     """
     if torch.compiler.is_compiling() and not theta.is_cpu:

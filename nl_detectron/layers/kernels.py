@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 
 # Sizes of the temporary buffers, in elements, found by measurement.
 ATTENTION_WORKSPACE = 2**21  # scores; a larger buffer is not faster, a smaller one is slower
-GPU_ATTENTION_WORKSPACE = 2**25  # scores; with 2**21, the calls take longer than the products
 SUMS_WORKSPACE = 2**18  # sorted elements of g; about the size of a CPU core's cache
+GPU_WORKSPACE = 2**25  # of both on a GPU, where small chunks take longer to launch than to compute
 
 # The largest softmax to keep for the backward pass, in sizes of query, key and value together.
 KEPT_SOFTMAX = 3
@@ -65,7 +65,7 @@ class Attention(Function):
 def _query_chunks(query: Tensor, key: Tensor) -> Iterator[slice]:
     """Yield slices of about the same number of queries, whose scores fit into the workspace."""
     batch, n, m = query.shape[0], query.shape[1], key.shape[1]
-    workspace = GPU_ATTENTION_WORKSPACE if query.is_cuda else ATTENTION_WORKSPACE
+    workspace = GPU_WORKSPACE if query.is_cuda else ATTENTION_WORKSPACE
     chunks = max(math.ceil(batch * n * m / workspace), 1)
     size = max(math.ceil(n / chunks), 1)
     for start in range(0, n, size):
@@ -116,7 +116,8 @@ def _active_sums(a: Tensor, b: Tensor, g: Tensor) -> Iterator[tuple[slice, "_Act
     """Yield slices of the channels of g, each with the sums over its active positions."""
     b_sorted, order = b.sort(1, descending=True)
     count = torch.searchsorted(-b_sorted, a.contiguous())
-    width = max(SUMS_WORKSPACE // max(order.numel(), count.numel(), 1), 1)
+    workspace = GPU_WORKSPACE if g.is_cuda else SUMS_WORKSPACE
+    width = max(workspace // max(order.numel(), count.numel(), 1), 1)
     for start in range(0, g.shape[2], width):
         channels = slice(start, start + width)
         yield channels, _ActiveSums(g[:, :, channels].transpose(1, 2), order, count, a.dtype)

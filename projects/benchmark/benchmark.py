@@ -6,13 +6,9 @@ block:       our block against itself with the matrix, mmcv's NonLocal2d and tim
 model:       Mask R-CNN with non-local blocks against the same without
 correctness: errors of the block in every type and mode, and losses in mixed precision
 report:      write the tables of all results into README.md
-
-Sizes and locations can be repeated. By default the maps are res4 and res3 of an 800 x 1344 image,
-and the locations are the paper's for 1, 5 and 10 blocks in R_50.
+--size (res4 and res3 of an 800 x 1344 image by default) and --locations can be repeated.
 """
 
-import os
-import resource
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -24,7 +20,7 @@ import torch
 from nl_benchmark.competitors import blocks, detectors, operations
 from nl_benchmark.correctness import block_errors, training_losses
 from nl_benchmark.report import circumstances, save, table, write_tables
-from nl_benchmark.timing import check_agreement, measure
+from nl_benchmark.timing import measure
 from tqdm import tqdm
 
 from nl_detectron.errors import exit_on_user_error
@@ -32,7 +28,6 @@ from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
 
 PROJECT = Path(__file__).resolve().parent
 STAGES = [(1024, 50, 84), (512, 100, 168)]
-PAPER = [["res4.-2"], ["res3.1::2", "res4.1::2"], ["res3.*", "res4.*"]]
 
 
 def argument_parser() -> ArgumentParser:
@@ -49,10 +44,9 @@ def argument_parser() -> ArgumentParser:
         bench.add_argument("--output", type=Path, help="JSON file to write")
         if name != "model":
             bench.add_argument("--size", nargs=3, type=int, action="append", metavar=tuple("CHW"))
-        subsamples = ["none", "pool_conv"] if name == "op" else SUBSAMPLES
-        bench.add_argument("--subsamples", nargs="+", choices=SUBSAMPLES, default=subsamples)
+        bench.add_argument("--subsamples", nargs="+", choices=SUBSAMPLES, default=SUBSAMPLES)
     bench.add_argument("--backbone", choices=["R_50", "R_101", "X_152_32x8d"], default="R_50")
-    bench.add_argument("--locations", nargs="+", action="append")
+    bench.add_argument("--locations", nargs="+", action="append", required=True)
     bench.add_argument("--image-size", type=int, nargs=2, default=[800, 1344])
     return parser
 
@@ -65,23 +59,19 @@ def measurements(args: Namespace) -> Iterator[dict]:
         image_size, steps = ([64, 96], 1) if args.size else ([800, 1344], 20)
         yield from training_losses(image_size, steps, args.device)
         return
-    for _, competitors in comparisons(args, torch.float64, "cpu", small=True):
-        check_agreement(competitors)
     for facts, competitors in tqdm(comparisons(args, getattr(torch, args.dtype), args.device)):
         for row in measure(competitors, args.rounds, args.device):
             yield {"facts": facts, **row}
 
 
-def comparisons(args: Namespace, dtype: torch.dtype, device: str, small: bool = False) -> Iterator:
-    """Yield (facts for the table, competitors); with ``small``, of small inputs."""
+def comparisons(args: Namespace, dtype: torch.dtype, device: str) -> Iterator:
+    """Yield (facts for the table, competitors)."""
     if args.bench == "model":
-        shape = (1, 64, 96) if small else (args.batch, *args.image_size)
+        shape = (args.batch, *args.image_size)
         facts = {"backbone": args.backbone, "images": " x ".join(map(str, shape))}
-        locations = args.locations or PAPER
-        yield facts, detectors(args.backbone, locations, args.subsamples, shape, dtype, device)
+        yield facts, detectors(args.backbone, args.locations, args.subsamples, shape, dtype, device)
         return
-    sizes = [(32, 6, 8)] if small else args.size or STAGES
-    for size, subsample, function in product(sizes, args.subsamples, INSTANTIATIONS):
+    for size, subsample, function in product(args.size or STAGES, args.subsamples, INSTANTIATIONS):
         shape = (args.batch, *size)
         facts = {"function": function, "B x C x H x W": " x ".join(map(str, shape))}
         facts["sub-sampling"] = subsample
@@ -93,19 +83,11 @@ def comparisons(args: Namespace, dtype: torch.dtype, device: str, small: bool = 
             yield {**facts, "norm": norm}, competitors
 
 
-def limit_memory() -> None:
-    """Let an allocation that is too large raise an error; the system would end the process."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    resource.setrlimit(resource.RLIMIT_DATA, (int(0.9 * memory), resource.RLIM_INFINITY))
-
-
 def main(arguments: list[str]) -> None:
     args = argument_parser().parse_args(arguments)
     if args.bench == "report":
         write_tables(args.readme, PROJECT / "results")
         return
-    if args.device == "cpu":
-        limit_memory()
     command = shlex.join(["projects/benchmark/benchmark.py", *arguments])
     results = circumstances(command, args.device) | {"dtype": args.dtype, "rows": []}
     for row in measurements(args):

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Check and measure what needs a GPU by commands of benchmark.py, most important first.
 
-It takes about 25 minutes. Each command writes a file into the output folder, row by row, and
-prints what it runs. --quick runs all parts with tiny inputs, also on a CPU.
+It takes about 25 minutes, and each command writes a file, row by row. --quick: tiny inputs.
 """
 
 import sys
@@ -24,19 +23,17 @@ LOCATIONS = {  # one, five and ten blocks; the paper gives the last two for R_50
 MODEL = "model --batch {} --backbone {} --subsamples pool_conv --dtype {} --locations {}"
 COMMANDS = {
     "correctness": ["correctness"],
-    "kernels": ["op --dtype bfloat16", "op --dtype float32"],
+    "kernels": [f"op --subsamples pool_conv none --dtype {t}" for t in ("bfloat16", "float32")],
     "models": [
         MODEL.format(batch, name, "float16", LOCATIONS[name])
         for batch, name in product((2, 8), LOCATIONS)
     ],
     "blocks": [f"block --size 1024 50 84 --dtype {dtype}" for dtype in ("bfloat16", "float32")],
 }
-# Convolutions in float16 are very slow on a CPU.
 QUICK = {
     "correctness": ["correctness --size 16 5 6"],
-    "kernels": ["op --size 4 2 3"],
+    "kernels": ["op --size 4 2 3 --subsamples pool_conv none"],
     "models": [MODEL.format(1, "R_50", "bfloat16", "res4.-2 --image-size 64 96")],
-    "blocks": [],
 }
 
 
@@ -51,7 +48,7 @@ def main(arguments: list[str]) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for part in args.parts:
-        for number, command in enumerate((QUICK if args.quick else COMMANDS)[part]):
+        for number, command in enumerate((QUICK if args.quick else COMMANDS).get(part, [])):
             print(f"{time.perf_counter() - start:.0f} s: {command}", flush=True)
             file = args.output / f"{part}_{number}.json"
             options = f"--device {args.device} --rounds {args.rounds} --output {file}"

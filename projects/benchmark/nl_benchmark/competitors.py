@@ -27,10 +27,7 @@ Competitors = dict[str, Passes]  # by name; the first is the reference of the ot
 def operations(
     function: str, subsample: str, shape: tuple, dtype: torch.dtype, device: str
 ) -> Competitors:
-    """Return a pairwise function of given theta, phi and g: with its N x M matrix, and ours.
-
-    On a GPU there are torch's implementations of attention, too.
-    """
+    """Return a pairwise function with its N x M matrix, ours, and torch's attention on a GPU."""
     batch, channels, height, width = shape
     n, m = height * width, _keys(subsample, height, width)
     keys = channels if function == "gaussian" else channels // 2  # the Gaussian's theta is x
@@ -122,7 +119,8 @@ def blocks(
         nn.init.ones_(block.out.norm.weight)
     matrix.load_state_dict(block.state_dict())
     modules = {"matrix": matrix, "nl_detectron": block}
-    if not norm and subsample != "pool_conv":
+    # mmcv's concatenation takes 67 GiB at res4, and cannot be trained.
+    if not norm and subsample != "pool_conv" and function != "concatenation":
         modules["mmcv"] = mmcv_block(block)
     elif (function, norm, subsample) == ("embedded_gaussian", "BN", "none"):
         modules["timm"] = timm_block(block)
@@ -172,9 +170,8 @@ def mmcv_block(block: NonLocalBlock) -> nn.Module:
 
     pool = block.subsample == "conv_pool"
     other = NonLocal2d(block.in_channels, mode=block.instantiation, sub_sample=pool)
-    layers = [block.g, block.out, block.theta, block.phi]
-    weights = [*nn.ModuleList(layers).parameters(), block.w_f]
-    return _with_weights(other, [weight for weight in weights if weight is not None])
+    layers = nn.ModuleList([block.g, block.out, block.theta, block.phi])
+    return _with_weights(other, list(layers.parameters()))
 
 
 def timm_block(block: NonLocalBlock) -> nn.Module:
@@ -213,18 +210,12 @@ def passes_of(function: Callable, inputs: list[Tensor]) -> Passes:
 
 
 def detectors(
-    backbone: str,
-    locations: list,
-    subsamples: list,
-    shape: tuple,
-    dtype: torch.dtype,
-    device: str,
-    learning_rate: float = 0.0,
+    backbone: str, locations: list, subsamples: list, shape: tuple, dtype: torch.dtype, device: str
 ) -> Competitors:
     """Return a baseline Mask R-CNN, and copies of it with blocks, on random images.
 
-    New blocks are the identity and stay so if the learning rate is 0. All models then find the
-    same boxes and do the same work outside the blocks. They share the weights of the baseline.
+    New blocks are the identity and stay so, since the learning rate is 0. All models therefore find
+    the same boxes and do the same work outside the blocks. They share the baseline's weights.
     ``shape`` is the number of images, their height and width; a ``dtype`` of 16 bits means
     automatic mixed precision.
     """
@@ -246,8 +237,7 @@ def detectors(
             model = copy.deepcopy(baseline, dict(shared))
             names = insert_nonlocal(model, location, subsample=subsample)
             models[f"+{len(names)} NL, {subsample}"] = model
-    options = images, dtype, device, learning_rate
-    return {name: _model_passes(model, *options) for name, model in models.items()}
+    return {name: _model_passes(model, images, dtype, device) for name, model in models.items()}
 
 
 def random_image(height: int, width: int, device: str) -> dict:
@@ -263,11 +253,8 @@ def random_image(height: int, width: int, device: str) -> dict:
     return {"image": image.to(device), "instances": objects.to(device)}
 
 
-def _model_passes(
-    model: nn.Module, images: list, dtype: torch.dtype, device: str, learning_rate: float
-) -> Passes:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=learning_rate, momentum=0.9)
+def _model_passes(model: nn.Module, images: list[dict], dtype: torch.dtype, device: str) -> Passes:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     autocast = torch.autocast(device, dtype, enabled=dtype.itemsize == 2)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from nl_detectron import NonLocalBlock
 from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
 
 from .competitors import detectors
-from .timing import short_text
 
 MODES = ("float32", "float16", "bfloat16", "compile")
 
@@ -31,12 +31,13 @@ def block_errors(shape: tuple, device: str) -> Iterator[dict[str, Any]]:
         exact = _result_and_gradient(block.double(), x.double().detach().requires_grad_())
         block.float()
         for mode in MODES:
-            row = {"facts": {"function": name, "sub-sampling": subsample}, "competitor": mode}
+            facts = {"function": name, "sub-sampling": subsample}
+            row = {"facts": facts, "pass": "errors in eps", "competitor": mode}
             try:
-                errors = _errors(block, x, exact, mode)
-                yield {**row, "pass": "errors in eps", "errors": errors}
+                row["errors"] = _errors(block, x, exact, mode)
             except Exception as error:  # a compiler raises errors of its own
-                yield {**row, "pass": "errors in eps", "failure": short_text(error)}
+                row["failure"] = shorten(repr(error), 110)
+            yield row
     torch.backends.cudnn.allow_tf32 = True
 
 
@@ -57,11 +58,11 @@ def _result_and_gradient(block: Callable, x: Tensor) -> list[Tensor]:
 
 
 def training_losses(image_size: list, steps: int, device: str) -> Iterator[dict[str, Any]]:
-    """Yield the losses of Mask R-CNN, trained with mixed precision."""
+    """Yield the losses of Mask R-CNN in mixed precision; gradients of infinity make them NaN."""
     # Convolutions in float16 are very slow on a CPU.
     for mode in ("bfloat16",) if device == "cpu" else ("float16", "bfloat16"):
         options = [["res4.-2"]], ["pool_conv"], (2, *image_size), getattr(torch, mode), device
-        for name, passes in detectors("R_50", *options, learning_rate=1e-4).items():
+        for name, passes in detectors("R_50", *options).items():
             losses = [passes["training step"]()[0].item() for _ in range(steps)]
             facts = {"function": f"Mask R-CNN, {name}", "sub-sampling": "pool_conv"}
             yield {"facts": facts, "pass": "losses", "competitor": mode, "errors": losses}

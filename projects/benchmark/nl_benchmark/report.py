@@ -22,13 +22,11 @@ BEGIN, END = "<!-- tables -->\n", "<!-- end of tables -->\n"
 
 def circumstances(command: str, device: str) -> dict[str, Any]:
     """Return the command, the machine and the versions, which a result file begins with."""
-    if device == "cuda":
-        machine = torch.cuda.get_device_name()
-    else:
-        machine = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    cpu = re.search(r"model name\s*: (.*)|$", Path("/proc/cpuinfo").read_text())[1]
+    machine = torch.cuda.get_device_name() if device == "cuda" else cpu
     versions = {d.name: d.version for d in distributions() if d.name in ("mmcv-lite", "timm")}
-    result = {"command": command, "machine": machine, "threads": torch.get_num_threads()}
-    return result | {"environment": environment() | versions}
+    result = {"command": command, "machine": machine, "environment": environment() | versions}
+    return result | {"threads": torch.get_num_threads()}
 
 
 def save(results: dict[str, Any], path: Path) -> None:
