@@ -13,7 +13,8 @@ from .training import EVALUATE_EVERY
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "results.jsonl"
-PAGES = (PROJECT / "README.md", PROJECT.parents[1] / "docs/TRAINING_TIPS.md")
+ROOT = PROJECT.parents[1]
+PAGES = (PROJECT / "README.md", ROOT / "README.md", ROOT / "docs/TRAINING_TIPS.md")
 
 
 def read_results(path: Path) -> list[dict]:
