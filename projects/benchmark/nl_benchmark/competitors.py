@@ -16,6 +16,8 @@ from nl_detectron import NonLocalBlock, get_config_file, insert_nonlocal, layers
 from nl_detectron.engine import load_config
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_{}_FPN_1x.yaml"
+MMCV_MODES = ("gaussian", "embedded_gaussian", "dot_product")  # concatenation cannot be trained
+WITH_SCALE = ("gaussian", "embedded_gaussian", "disentangled")
 FLOOR = "torch.mm"  # the matrix products of ours alone: no implementation can be faster
 OBJECTS = 10  # per training image; COCO has 7 on average
 
@@ -31,19 +33,21 @@ def operations(
     batch, channels, height, width = shape
     n, m = height * width, _keys(subsample, height, width)
     keys = channels if function == "gaussian" else channels // 2  # the Gaussian's theta is x
-    scale = {"scale": keys**-0.5} if function in ("gaussian", "embedded_gaussian") else {}
+    scale = {"scale": keys**-0.5} if function in WITH_SCALE else {}
     ours, affinity = getattr(layers, function), getattr(layers, f"{function}_affinity")
 
-    def matrix(theta, phi, g, *w_f, **scale):
-        return affinity(theta, phi, *w_f, **scale).to(g.dtype) @ g
+    def matrix(theta, phi, g, *others, **scale):
+        return affinity(theta, phi, *others, **scale).to(g.dtype) @ g
 
     torch.manual_seed(0)
     shapes = [(batch, n, keys), (batch, m, keys), (batch, m, channels // 2)]
     if function == "concatenation":
         shapes.append((2 * keys,))  # w_f
+    if function == "disentangled":
+        shapes.append((batch, m))  # mask
     inputs = [torch.randn(shape).to(device, dtype).requires_grad_() for shape in shapes]
     forms = {"matrix": matrix, "nl_detectron": ours}
-    if device == "cuda" and scale:
+    if device == "cuda" and "gaussian" in function:
         forms |= torch_attention()
     forms = {name: partial(form, **scale) for name, form in forms.items()}
     sizes = batch * _pair_products(function, n, m, keys, channels // 2)
@@ -119,8 +123,7 @@ def blocks(
         nn.init.ones_(block.out.norm.weight)
     matrix.load_state_dict(block.state_dict())
     modules = {"matrix": matrix, "nl_detectron": block}
-    # mmcv's concatenation takes 67 GiB at res4, and cannot be trained.
-    if not norm and subsample != "pool_conv" and function != "concatenation":
+    if not norm and subsample != "pool_conv" and function in MMCV_MODES:
         modules["mmcv"] = mmcv_block(block)
     elif (function, norm, subsample) == ("embedded_gaussian", "BN", "none"):
         modules["timm"] = timm_block(block)
@@ -139,6 +142,8 @@ def block_products(block: NonLocalBlock, height: int, width: int) -> list[tuple[
     if block.instantiation == "gaussian":
         return sizes + _pair_products("gaussian", n, m, c, d)
     sizes += [(d, c, n), (d, c, source)]  # theta, phi
+    if block.instantiation == "disentangled":
+        sizes += [(1, c, source), (1, m, d)]  # mask, its sum of g
     return sizes + _pair_products(block.instantiation, n, m, d, d)
 
 
@@ -156,9 +161,13 @@ class MatrixBlock(NonLocalBlock):
         if self.subsample == "conv_pool":
             phi, g = pool(phi), pool(g)
         theta, phi, g = (t.flatten(2).transpose(1, 2) for t in (theta, phi, g))
-        scale = {"scale": self.scale} if "gaussian" in self.instantiation else {}
-        w_f = [] if self.w_f is None else [self.w_f]
-        affinity = getattr(layers, f"{self.instantiation}_affinity")(theta, phi, *w_f, **scale)
+        scale = {"scale": self.scale} if self.instantiation in WITH_SCALE else {}
+        others = [] if self.w_f is None else [self.w_f]
+        if self.instantiation == "disentangled":
+            theta, phi = theta - theta.mean(1, keepdim=True), phi - phi.mean(1, keepdim=True)
+            mask = conv(self.mask, source)
+            others = [(pool(mask) if self.subsample == "conv_pool" else mask).flatten(1)]
+        affinity = getattr(layers, f"{self.instantiation}_affinity")(theta, phi, *others, **scale)
         y = (affinity.to(g.dtype) @ g).transpose(1, 2)
         z = conv(self.out, y.reshape(len(x), -1, *x.shape[2:]))
         return x + (z if self.out.norm is None else self.out.norm(z))

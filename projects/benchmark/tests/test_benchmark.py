@@ -85,7 +85,7 @@ def test_blocks(tmp_path, capsys, monkeypatch):
     benchmark.main([*arguments, str(tmp_path / "results.json")])
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["command"].startswith("projects/benchmark/benchmark.py block --size 16 6 8 ")
-    assert len(results["rows"]) == 104
+    assert len(results["rows"]) == 122
     assert all(row["seconds"] for row in results["rows"])
     assert capsys.readouterr().out == table(results["rows"]) + "\n"
 
@@ -98,7 +98,7 @@ def test_gpu_script(tmp_path, monkeypatch):
     gpu.main(["--quick", "--device", "cpu", "--rounds", "1", "--output", str(tmp_path)])
     files = {file.stem: json.loads(file.read_text())["rows"] for file in tmp_path.iterdir()}
     errors, kernels, models = (files[f"{p}_0"] for p in ("correctness", "kernels", "models"))
-    assert len(errors) == 4 * 3 * 4 + 2
+    assert len(errors) == len(INSTANTIATIONS) * 3 * 4 + 2
     for row in errors:
         # The gradient of Eq. 5 has a step where the ReLU begins.
         limit = 500 if row["facts"]["function"] == "concatenation" else 50
