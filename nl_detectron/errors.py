@@ -26,16 +26,12 @@ class OptionError(UserError, ValueError):
         self.option = option
         self.problem = problem
 
-    def __reduce__(self):  # exceptions are pickled between processes by their args
-        return type(self), (self.option, self.problem)
-
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
     """Exit with status 2 and one line on stderr if the body raises a UserError.
 
-    If several processes of a distributed run raise the same error, one of them prints it. Other
-    exceptions pass.
+    If several processes of a distributed run raise the same error, one of them prints it.
     """
     try:
         yield

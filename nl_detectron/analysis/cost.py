@@ -18,29 +18,23 @@ def analyze_cost(
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Compute parameters and multiply-adds; raise an OptionError if a key is invalid.
 
-    Args:
-        cfg: of a model with or without blocks. The options of the blocks are read from
-            ``MODEL.NONLOCAL``, except for location and sub-sampling, of which all are listed.
-        sizes: image heights and widths in pixels.
-
-    Returns:
-        Two lists of table rows, as dicts. For each size: the model without blocks, and the model
-        of the config. For each size, stage and sub-sampling: one block. A registered block without
-        sub-sampling or affinity has "" or 0 there.
+    Return two lists of table rows. For each size, (height, width) in pixels: the model without
+    blocks, and that of the config. For each size, stage and sub-sampling: one block with the
+    options of ``MODEL.NONLOCAL``; without sub-sampling or affinity, it has "" or 0 there.
     """
     with name_config_key():
         options, block_class = block_options(cfg), find_block_class(cfg.MODEL.NONLOCAL.BLOCK)
     model, plain_model = meta_model(cfg), meta_model(cfg)
-    blocks = len(named_blocks(model))
-    if blocks:
+    if named_blocks(model):
         remove_nonlocal(plain_model)
     model_rows, block_rows = [], []
     for size in sizes:
         image = "{}x{}".format(*size)
         counts = [sum(detector_multiply_adds(m, *size).values()) for m in (plain_model, model)]
-        for number, built, count in zip((0, blocks), (plain_model, model), counts):
-            row = {"image": image, "blocks": number, "parameters": parameter_count(built)[""]}
-            model_rows.append(row | {"GMAC": count / 1e9})
+        for built, count in zip((plain_model, model), counts):
+            row = {"image": image, "blocks": len(named_blocks(built))}
+            row |= {"parameters": parameter_count(built)[""], "GMAC": count / 1e9}
+            model_rows.append(row)
         for stage in find_stages(plain_model.backbone):
             channels = stage.residual_blocks()[-1][1].out_channels
             space = [math.ceil(side / stage.stride) for side in padded_size(plain_model, *size)]

@@ -45,9 +45,8 @@ def padded_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
 def detector_multiply_adds(model: nn.Module, height: int, width: int) -> dict[str, int]:
     """Count the multiply-adds of each part of a detector on an image of height x width pixels.
 
-    Returns:
-        Multiply-adds of "backbone" and of those parts that the model has: "rpn", "head",
-        "sem_seg_head", "box_head" (1000 boxes), "mask_head" and "keypoint_head" (100 boxes).
+    The parts are "backbone" and those that the model has of "rpn", "head", "sem_seg_head",
+    "box_head" (1000 boxes), "mask_head" and "keypoint_head" (100 boxes).
     """
     features = {}
     with torch.device(model.pixel_mean.device):

@@ -23,11 +23,9 @@ LARGEST_ID = 2**53  # COCOeval_faster stores ids as doubles, which are exact up 
 class FasterCOCOEvaluator(COCOEvaluator):
     """``COCOEvaluator`` that uses faster-coco-eval, if installed, with the same results.
 
-    Args:
-        max_dets_per_image: TEST.DETECTIONS_PER_IMAGE, where a negative number means no limit. If
-            it is above 100, metrics of boxes and masks count so many detections of an image, and
-            not 100. Release 0.5 of detectron2 has no such argument. Metrics of keypoints count 20.
-        options: keyword arguments of ``COCOEvaluator``.
+    Metrics of boxes and masks count ``max_dets_per_image`` detections of an image, but not fewer
+    than 100; a negative number means no limit. Metrics of keypoints count 20. Release 0.5 of
+    detectron2 has no such argument.
     """
 
     def __init__(self, dataset_name: str, *, output_dir: str, max_dets_per_image: int, **options):

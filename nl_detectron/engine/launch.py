@@ -24,13 +24,12 @@ from ..errors import EXIT_STATUS, UserError, exit_on_user_error
 from ..files import write_atomically
 from .checks import check_input
 from .hooks import environment
-from .setup import find_config_file, load_config
+from .setup import load_config
 from .signals import forward_signals
 from .trainer import Trainer
 
 # torchrun sets these in each process that it starts.
-TORCHRUN_VARIABLES = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]
-TORCHRUN_VARIABLES += ["MASTER_ADDR", "MASTER_PORT"]
+TORCHRUN_VARIABLES = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
 
 def main(
@@ -44,7 +43,6 @@ def main(
         add_config: function that adds the config keys of a project.
     """
     with exit_on_user_error(), torchrun_process_group(args):
-        args.config_file = find_config_file(args.config_file)
         custom = read_datasets(args) if hasattr(args, "train_json") else {}
         changes = overrides(custom)
         cfg = load_config(args.config_file, args.opts, overrides=changes, add_config=add_config)
@@ -68,7 +66,7 @@ def run(
     """Train or evaluate in this process, which may be one of several; return the results."""
     for dataset in datasets:
         dataset.register()
-    cfg = _set_up(cfg, args)
+    _set_up(cfg, args)
     if not args.eval_only:
         training = trainer(cfg)
         training.resume_or_load(resume=args.resume)
@@ -83,14 +81,16 @@ def run(
     return results
 
 
-def _set_up(cfg: CfgNode, args: Namespace) -> CfgNode:
-    """Set up logging and random numbers, and write config.yaml; return the config with a SEED.
+def _set_up(cfg: CfgNode, args: Namespace) -> None:
+    """Set up logging and random numbers, choose a SEED if it is negative, and write config.yaml.
 
     detectron2's default_setup also prints a table, with alarming lines about a missing GPU.
     """
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    if not args.eval_only:
-        cfg = choose_seed(cfg, args.resume)
+    if cfg.SEED < 0 and not args.eval_only:
+        cfg.defrost()
+        cfg.SEED = choose_seed(cfg.OUTPUT_DIR, args.resume)
+        cfg.freeze()
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "nl_detectron"):
         logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
@@ -100,22 +100,15 @@ def _set_up(cfg: CfgNode, args: Namespace) -> CfgNode:
             file.write(cfg.dump())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
-    return cfg
 
 
-def choose_seed(cfg: CfgNode, resume: bool) -> CfgNode:
-    """Replace a negative SEED by a random number, or, to resume, by that of the earlier start."""
-    if cfg.SEED >= 0:
-        return cfg
+def choose_seed(output_dir: str, resume: bool) -> int:
+    """Return a random seed or, to resume, that of the earlier start."""
     seed = comm.shared_random_seed()
-    path = Path(cfg.OUTPUT_DIR, "environment.json")
+    path = Path(output_dir, "environment.json")
     if resume and path.exists():
         seed = json.loads(path.read_text())["seed"]
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SEED = comm.all_gather(seed)[0]  # other machines may not see the file
-    cfg.freeze()
-    return cfg
+    return comm.all_gather(seed)[0]  # other machines may not see the file
 
 
 @contextmanager

@@ -18,29 +18,14 @@ from ..config import add_nonlocal_config, get_config_file
 from ..data.coco import add_data_arguments
 from ..errors import UserError
 
-EXAMPLES = """
-examples:
-  %(prog)s --config-file configs/Synthetic/mask_rcnn_R_18_FPN_NL.yaml
-  %(prog)s --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_NL_1x.yaml --num-gpus 8
-  %(prog)s --config-file FILE --eval-only MODEL.WEIGHTS model_final.pth
-  %(prog)s --config-file FILE --train-json train.json --train-images train/ \\
-      --test-json test.json --test-images test/
-
-FILE is a path, or the name of a config that comes with nl_detectron.
-"""
-
-# Added to the message about a file with a text such as "{MIN_SIZE_TRAIN: (224,)}".
-CUT_TUPLE = (
-    ". Inside { }, YAML ends a value at the next comma, also inside ( ); write a list, such as "
-    "[224], or give the key a line of its own"
-)
 # Exceptions of yacs on a key or a value that does not fit.
 MERGE_ERRORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """Return detectron2's parser, with flags for custom data in COCO's format."""
-    parser = default_argument_parser(epilog=EXAMPLES)
+    parser = default_argument_parser()
+    parser.description = "FILE is a path, or the name of a config that comes with nl_detectron."
     add_data_arguments(parser)
     return parser
 
@@ -62,7 +47,7 @@ def load_config(
     overrides: Sequence[Any] = (),
     add_config: Callable | None = None,
 ) -> CfgNode:
-    """Load a config file and options over the defaults, and freeze the result.
+    """Load a config file, or the shipped config of that name, and options over the defaults.
 
     MODEL.DEVICE is "cpu" if torch finds no GPU, unless the file or an option sets it.
 
@@ -78,11 +63,8 @@ def load_config(
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if config_file:
-        _merge_file(cfg, config_file)
+        _merge_file(cfg, find_config_file(config_file))
     cfg.merge_from_list(list(overrides))
-    if len(opts) % 2:
-        given = " ".join(map(str, opts))
-        raise UserError(f"options are KEY VALUE pairs after all flags, not {given}")
     try:
         cfg.merge_from_list(list(opts))
     except MERGE_ERRORS as error:
@@ -103,7 +85,7 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
         expected = "YAML" if isinstance(error, yaml.YAMLError) else "nested config keys with values"
         problem = _find_problem(cfg, items) or f"not {expected}: {' '.join(str(error).split())}"
         if re.search(r"\{[^}]*\([^)]*,", Path(path).read_text()):
-            problem += CUT_TUPLE
+            problem += ". Inside { }, YAML ends a value at a comma: write a list, such as [224]"
         raise UserError(f"{path}: {problem}") from error
 
 

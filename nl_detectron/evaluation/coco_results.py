@@ -21,9 +21,8 @@ def read_results(
 ) -> tuple[COCO, list[list[dict]], list[str]]:
     """Read and check the annotations of a dataset, and COCO result files of several runs on it.
 
-    Returns:
-        The annotations, the detections of each run, and the tasks, which are keys of ``JUDGED``; by
-        default those that all files have in common.
+    Return the annotations, the detections of each run, and the tasks, which are keys of ``JUDGED``;
+    by default those that all files have in common.
     """
     runs = [_read_detections(path) for path in paths]
     sources = [data.read_annotations(annotations)["annotations"], *runs]
@@ -36,19 +35,14 @@ def read_results(
     if not tasks or not set(tasks) <= set(common):
         files = ", ".join(map(str, [annotations, *paths]))
         raise UserError(f"tasks that {files} have in common: {', '.join(common) or 'none'}")
-    coco = read_annotations(annotations, masks="segm" in tasks, keypoints="keypoints" in tasks)
+    scored = {"masks": "segm" in tasks, "keypoints": "keypoints" in tasks}
+    coco = COCO()
+    coco.dataset = data.read_for_evaluation(annotations, **scored)
+    with redirect_stdout(io.StringIO()):
+        coco.createIndex()
     for path, run in zip(paths, runs):
         _check_detections(path, run, tasks, coco)
     return coco, runs, tasks
-
-
-def read_annotations(path: str | Path, *, masks: bool = False, keypoints: bool = False) -> COCO:
-    """Read annotations to evaluate with; raise a UserError as `read_for_evaluation`."""
-    coco = COCO()
-    coco.dataset = data.read_for_evaluation(path, masks=masks, keypoints=keypoints)
-    with redirect_stdout(io.StringIO()):
-        coco.createIndex()
-    return coco
 
 
 def scoring_options(

@@ -8,7 +8,6 @@ from fvcore.nn import parameter_count
 from tabulate import tabulate
 
 from ..analysis import detector_multiply_adds, meta_model
-from ..config import get_config_file
 from ..engine import load_config
 from ..modeling.insertion import REPORT_SIZE
 from .runs import Run, final_metrics, read_run
@@ -62,7 +61,7 @@ def _format_table(table: Table, output: Path) -> str:
         cells = {"config": f"[{row}](../configs/{table.config(row)})"}
         for title, ap, baseline_ap in zip(titles, paper, table.rows[baseline]):
             cells[title] = f"{ap:.1f}" if row == baseline else f"{ap:.1f} ({ap - baseline_ap:+.1f})"
-        model = meta_model(load_config(get_config_file(table.config(row))))
+        model = meta_model(load_config(table.config(row)))
         cells["parameters"] = f"{parameter_count(model)['']:,}"
         count = sum(detector_multiply_adds(model, *REPORT_SIZE).values())
         cells["GMAC at {}x{}".format(*REPORT_SIZE)] = f"{count / 1e9:.2f}"

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 from tqdm import tqdm
 
-from ..config import config_hash, get_config_file
+from ..config import config_hash
 from ..engine import forward_signals, load_config
 from ..errors import UserError
 from .runs import final_metrics, read_environment, read_metrics
@@ -44,7 +44,7 @@ def jobs(table: Table, output: Path, rows=(), seeds=1, num_gpus=1, opts=()) -> l
     rows = rows or list(table.rows)
     if unknown := [row for row in rows if row not in table.rows]:
         raise UserError(f"--rows: no row {unknown[0]}; the rows are {', '.join(table.rows)}")
-    cfgs = {row: load_config(get_config_file(table.config(row)), opts) for row in rows}
+    cfgs = {row: load_config(table.config(row), opts) for row in rows}
     todo = []
     for seed in range(1, seeds + 1):
         for row in rows:
@@ -77,7 +77,6 @@ def run_jobs(todo: Sequence[Job]) -> list[str]:
 
 def _has_same_config(job: Job) -> bool:
     """Return False if the folder has a run with other options."""
-    # config.yaml is not compared: a run that is killed while it starts may not complete it.
     if not (environment := read_environment(job.folder)):
         return True
     cfg = DefaultTrainer.auto_scale_workers(job.cfg, environment["processes"])
@@ -85,7 +84,6 @@ def _has_same_config(job: Job) -> bool:
 
 
 def _run_job(job: Job, title: str) -> int:
-    """Run one job and return its exit status."""
     job.folder.mkdir(parents=True, exist_ok=True)
     log = job.folder / "output.log"
     print(f"{title}: full output in {log}", file=sys.stderr)

@@ -18,7 +18,6 @@ class Run:
     cfg: CfgNode
     metrics: dict[str, float]  # the final evaluation: "bbox/AP", "segm/AP50", "bbox/AP-person", ...
     seconds_per_iteration: float  # median over the run
-    environment: dict  # device, commit, versions, ...
 
 
 def read_run(folder: str | Path) -> Run:
@@ -28,7 +27,7 @@ def read_run(folder: str | Path) -> Run:
     if metrics is None:
         raise UserError(f"{Path(folder, 'metrics.json')} has no final evaluation: not finished")
     seconds = median(line["time"] for line in read_metrics(folder) if "time" in line)
-    return Run(cfg, metrics, seconds, read_environment(folder))
+    return Run(cfg, metrics, seconds)
 
 
 def load_run_config(folder: str | Path) -> CfgNode:

@@ -32,8 +32,7 @@ def find_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
             location = f"{stage.split('.')[-1]}.{number}" if stage else name
             blocks[name if location in blocks else location] = module
     if not blocks:
-        problem = "no non-local block outside RoI heads"
-        raise UserError(f"{problem}; is MODEL.BACKBONE.NAME build_nonlocal_backbone?")
+        raise UserError("no non-local block outside RoI heads: MODEL.BACKBONE.NAME inserts none")
     return blocks
 
 
@@ -62,21 +61,16 @@ class AttentionRecorder:
         for handle in self._handles:
             handle.remove()
 
-    def map_size(self, name: str) -> tuple[int, int]:
-        """Return the height and width of the map of query positions."""
-        return tuple(self.inputs[name].shape[2:])
-
     @torch.no_grad()
     def rows(self, name: str, positions: Tensor) -> Tensor:
         """Return weights f / C(x) of Eq. 1 for the first image, (K, Hm, Wm) on the CPU.
 
-        They are the rows of ``block.affinity_matrix`` for the query positions, (K, 2) integers. The
-        rest of the matrix is not computed.
+        They are the rows of ``block.affinity_matrix`` for the query positions, (K, 2) integers.
         """
-        block, size = self.blocks[name], self.map_size(name)
-        queries = positions[:, 0] * size[1] + positions[:, 1]
-        rows = block.affinity_matrix(self.inputs[name][:1], queries)[0]
-        target_height = size[0] if block.subsample == "none" else math.ceil(size[0] / 2)
+        block, x = self.blocks[name], self.inputs[name][:1]
+        height, width = x.shape[2:]
+        rows = block.affinity_matrix(x, positions[:, 0] * width + positions[:, 1])[0]
+        target_height = height if block.subsample == "none" else math.ceil(height / 2)
         return rows.unflatten(1, (target_height, -1)).cpu()
 
 
@@ -95,9 +89,8 @@ class ImageGeometry:
         height, width = self.image_size
         for x, y in points.tolist():
             if not (0 <= x < width and 0 <= y < height):
-                raise UserError(
-                    f"({x:g}, {y:g}) is outside the image, of {width} x {height} pixels"
-                )
+                problem = f"({x:g}, {y:g}) is outside the image"
+                raise UserError(f"{problem}, of {width} x {height} pixels")
         cell_size = torch.tensor(self.cell_size(self.stride), dtype=torch.float64)
         return (points / cell_size).long().flip(1)
 
@@ -159,15 +152,9 @@ def attend(predictor: DefaultPredictor, image: np.ndarray, blocks: Sequence[str]
     padded = padded_size(predictor.model, *resized)
     geometry = {}
     for name, block in recorder.blocks.items():
-        stride = find_stride(padded, recorder.map_size(name))
+        # The strides of detectron2's networks are powers of two, and sizes are rounded up.
+        ratio = max(padded) / max(recorder.inputs[name].shape[2:])
+        stride = 2 ** math.ceil(math.log2(ratio))
         target_stride = stride if block.subsample == "none" else 2 * stride
         geometry[name] = ImageGeometry(image.shape[:2], resized, stride, target_stride)
     return Attention(image, predictions, recorder, geometry)
-
-
-def find_stride(padded_size: tuple[int, int], map_size: tuple[int, int]) -> int:
-    """Return the power of two by which a network reduces an image of one size to the other."""
-    for stride in (1, 2, 4, 8, 16, 32, 64):
-        if all(math.ceil(side / stride) == count for side, count in zip(padded_size, map_size)):
-            return stride
-    raise UserError(f"no power of two reduces an image of {padded_size} to a map of {map_size}")

@@ -133,7 +133,8 @@ def _find_family(character: str) -> str:
     fonts.sort(key=lambda path: ("Sans" not in path, "Regular" not in path))
     for path in [findfont(FontProperties()), *fonts]:
         if ord(character) in _characters_of(path):
-            _add_font(path)
+            if path not in (font.fname for font in fontManager.ttflist):
+                fontManager.addfont(path)
             return get_font(path).family_name
     return ""
 
@@ -144,6 +145,3 @@ def _characters_of(path: str) -> frozenset[int]:
         return frozenset(get_font(path).get_charmap())
     except (OSError, RuntimeError):  # not a font that FreeType reads
         return frozenset()
-
-
-_add_font = cache(fontManager.addfont)

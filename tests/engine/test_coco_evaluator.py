@@ -1,48 +1,41 @@
-"""FasterCOCOEvaluator against COCOEvaluator with pycocotools, its limit and its files."""
+"""The COCO evaluator against pycocotools, its limit of detections and its files."""
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, coco_evaluation
+from detectron2.evaluation import coco_evaluation
 from detectron2.structures import Boxes, BoxMode, Instances
+from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from nl_detectron.engine import Trainer, coco_evaluator
-from nl_detectron.engine.coco_evaluator import FasterCOCOEvaluator, coco_eval
+from nl_detectron.engine.coco_evaluator import coco_eval
 
 
-def evaluate(evaluator, annotations):
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_metrics_are_equal_to_those_of_pycocotools(datasets, task):
     """Three detections around each object, with many equal scores."""
-    random = np.random.default_rng(0)
-    evaluator.reset()
-    for image in annotations.imgs.values():
-        found = [a for a in annotations.imgToAnns[image["id"]] for _ in range(3)]
-        boxes = np.array([a["bbox"] for a in found]) + random.normal(0, 4, (len(found), 4))
-        boxes[:, 2:] += boxes[:, :2]
-        masks = [np.roll(annotations.annToMask(a), random.integers(-4, 5), 1) for a in found]
-        size = (image["height"], image["width"])
-        output = Instances(size, pred_boxes=Boxes(torch.as_tensor(boxes)))
-        output.pred_classes = torch.tensor([a["category_id"] - 1 for a in found])
-        output.scores = torch.as_tensor(random.random(len(found)).round(1))
-        output.pred_masks = torch.as_tensor(np.stack(masks)).bool()
-        evaluator.process([{"image_id": image["id"]}], [{"instances": output}])
-    return evaluator.evaluate()
-
-
-def test_evaluator_is_equal_to_pycocotools(datasets, tmp_path):
-    pytest.importorskip("faster_coco_eval")
-    DatasetCatalog.get("tiny_train")  # fills in the metadata
-    annotations = COCO(MetadataCatalog.get("tiny_train").json_file)
-    options = {"output_dir": str(tmp_path)}
-    ours = FasterCOCOEvaluator("tiny_train", max_dets_per_image=100, **options)
-    faster = evaluate(ours, annotations)
-    plain = evaluate(COCOEvaluator("tiny_train", use_fast_impl=False, **options), annotations)
-    assert coco_evaluation.COCOeval is COCOeval
-    for task in ("bbox", "segm"):
-        assert 1 < plain[task]["AP"] < 99
-        assert faster[task] == pytest.approx(plain[task], abs=1e-6, nan_ok=True)
+    faster = pytest.importorskip("faster_coco_eval").COCOeval_faster
+    annotations = COCO(str(datasets / "nl_synthetic" / "train.json"))
+    random, found = np.random.default_rng(0), []
+    for thing in [*annotations.anns.values()] * 3:
+        pixels = np.roll(annotations.annToMask(thing), random.integers(-4, 5), 1)
+        detection = {key: thing[key] for key in ("image_id", "category_id")}
+        detection |= {"segmentation": mask.encode(np.asfortranarray(pixels))}
+        found.append(detection | {"score": random.integers(10) / 10})
+    detections = annotations.loadRes(found)
+    ours = coco_eval(annotations, detections, task, 100)
+    plain = COCOeval(annotations, detections, task)
+    assert type(ours) is faster
+    for evaluator in (ours, plain):
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    assert 0.01 < plain.stats[0] < 0.99
+    assert ours.stats[:12] == pytest.approx(plain.stats, abs=1e-9)
+    np.testing.assert_allclose(ours.eval["precision"], plain.eval["precision"], atol=1e-9)
     assert type(coco_eval(annotations, annotations, "keypoints", 300)) is COCOeval
 
 
@@ -69,7 +62,9 @@ def perfect_ap(cfg, boxes, image_id=1):
     evaluator = Trainer.build_evaluator(cfg, "grid_test")
     evaluator.reset()
     evaluator.process([{"image_id": image_id}], [{"instances": output}])
-    return evaluator.evaluate()["bbox"]["AP"]
+    ap = evaluator.evaluate()["bbox"]["AP"]
+    assert coco_evaluation.COCOeval is COCOeval  # which is replaced during the evaluation
+    return ap
 
 
 @pytest.mark.parametrize("limit, ap", [(50, 33.66), (100, 33.66), (300, 100), (-1, 100)])

@@ -22,7 +22,7 @@ TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
         ("MODEL.NONLOCAL.LOCATION res4.1", r"LOCATION .* tuple, .* \('res4.-2',\), not 'res4.1'"),
         ("DATASETS.PROPOSAL_FILES_TRAIN 1", r"type tuple, such as \('NAME',\), not '1'"),
         ("MODEL.NONLOCAL 3", "MODEL.NONLOCAL is not a config key; did you mean MODEL.NONLOCAL."),
-        ("MODEL.MASK_ON True --resume", "pairs after all flags, not MODEL.MASK_ON True --resume"),
+        ("MODEL.MASK_ON True --resume", "^command line: .*'--resume'.* must be a list of pairs"),
     ],
 )
 def test_bad_option(options, message):
