@@ -1,9 +1,10 @@
-"""Checks of a run before its model is built: our keys, batch size, data, weights."""
+"""Checks of a run before its model is built: our keys, processes, data, weights."""
 
 import os
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
+import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, PanopticFPN
@@ -65,7 +66,7 @@ def check_input(
 ) -> list[CustomDataset]:
     """Raise a UserError for the first problem of a config; return what ``check_data`` does."""
     check_nonlocal(cfg)
-    _check_batch_size(cfg, args)
+    _check_processes(cfg, args)
     _check_test_augmentation(cfg)
     datasets = check_data(cfg, args, datasets)
     resumes = args.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
@@ -96,7 +97,11 @@ def check_nonlocal(cfg: CfgNode) -> None:
         raise UserError("MODEL.NONLOCAL.FREEZE_REST needs MODEL.WEIGHTS, a trained detector")
 
 
-def _check_batch_size(cfg: CfgNode, args: Namespace) -> None:
+def _check_processes(cfg: CfgNode, args: Namespace) -> None:
+    gpus = torch.cuda.device_count()
+    if args.num_gpus > max(gpus, 1):
+        problem = f"--num-gpus is {args.num_gpus}, but torch finds {gpus} on this machine"
+        raise UserError(f"{problem}; to run several processes on a CPU, use torchrun")
     processes = max(comm.get_world_size(), args.num_gpus * args.num_machines)
     divisor = cfg.SOLVER.REFERENCE_WORLD_SIZE or processes
     if not args.eval_only and cfg.SOLVER.IMS_PER_BATCH % divisor:

@@ -1,6 +1,7 @@
 """Problems that are found before a model is built, and errors that come later."""
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from nl_detectron.engine import argument_parser
@@ -38,11 +39,14 @@ def check(tiny_config, text):
 @pytest.mark.parametrize(
     "text, message",
     [
+        ("--num-gpus 2 -- ", "--num-gpus is 2, but torch finds 0 .*use torchrun"),
         ("MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY 9", "KEYPOINT_HEAD is set, .*MODEL.KEYPOINT_ON to Tr"),
         (f"{PLAIN} MODEL.NONLOCAL.NORM GN", "MODEL.NONLOCAL is set, but .*'build_nonlocal_backbon"),
         ("MODEL.NONLOCAL.FREEZE_REST True", "FREEZE_REST needs MODEL.WEIGHTS"),
-        ("SOLVER.IMS_PER_BATCH 3 SOLVER.REFERENCE_WORLD_SIZE 2", "BATCH is 3, .* multiple .*: 2"),
-        ("--num-gpus 2 -- SOLVER.IMS_PER_BATCH 3", "BATCH is 3, .* number of processes: 2"),
+        (
+            "SOLVER.IMS_PER_BATCH 3 SOLVER.REFERENCE_WORLD_SIZE 2",
+            "BATCH is 3, .* multiple .*: 2",
+        ),
         ("DATASETS.TRAIN ()", "DATASETS.TRAIN is empty"),
         ("DATASETS.TEST ('tiny_vla',)", "DATASETS.TEST: no dataset 'tiny_vla'"),
         ("MODEL.ROI_HEADS.NUM_CLASSES 80", "ROI_HEADS.NUM_CLASSES is 80, .* 'tiny_train' has 6"),
@@ -56,7 +60,8 @@ def check(tiny_config, text):
         ("--eval-only -- ", "--eval-only needs MODEL.WEIGHTS"),
     ],
 )
-def test_problem(tiny_config, registered, text, message):
+def test_problem(tiny_config, registered, monkeypatch, text, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match=f"(?s){message}"):
         check(tiny_config, text)
 
@@ -65,7 +70,7 @@ def test_problem(tiny_config, registered, text, message):
     "text",
     [
         "DATASETS.TEST () SOLVER.IMS_PER_BATCH 3",
-        "--num-gpus 2 -- TEST.AUG.ENABLED True MODEL.NONLOCAL.NORM GN",
+        "TEST.AUG.ENABLED True MODEL.NONLOCAL.NORM GN",
         f"{THREE_SIGMAS} {PLAIN} MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY 9 "
         "MODEL.ROI_KEYPOINT_HEAD.NAME build_nonlocal_keypoint_head",
         "--eval-only -- MODEL.WEIGHTS a.pth DATASETS.TRAIN () SOLVER.IMS_PER_BATCH 3",
@@ -79,6 +84,13 @@ def test_no_problem(tiny_config, registered, capsys, text):
 def test_resuming_does_not_need_the_first_weights(tiny_config, tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
     check(tiny_config, "--resume --eval-only -- ")
+
+
+def test_gpus(tiny_config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="IMS_PER_BATCH is 3, .* the number of processes: 2"):
+        check(tiny_config, "--num-gpus 2 -- SOLVER.IMS_PER_BATCH 3")
+    check(tiny_config, "--num-gpus 2 -- SOLVER.IMS_PER_BATCH 4")
 
 
 def test_later_errors_are_one_line_too(train_net, error_of, tmp_path):
