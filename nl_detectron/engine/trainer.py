@@ -94,6 +94,11 @@ class Trainer(DefaultTrainer):
                 "annotations, lower SOLVER.BASE_LR or set SOLVER.CLIP_GRADIENTS.ENABLED True"
             ) from error
 
+    def after_train(self) -> None:
+        if self.iter < self.max_iter:  # EvalHook would evaluate if the last step has failed
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        super().after_train()
+
     @classmethod
     def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, **state) -> AuditedCheckpointer:
         partial = cfg.MODEL.WEIGHTS_PARTIAL
