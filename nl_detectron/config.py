@@ -78,10 +78,9 @@ def block_options(cfg: CN) -> dict[str, Any]:
 
 @contextmanager
 def name_config_key(**keys: str) -> Iterator[None]:
-    """In an OptionError from the body, replace the argument by the config key of its value.
+    """In an OptionError from the body, replace the argument by its config key.
 
-    Args:
-        keys: argument -> config key; the default is ``MODEL.NONLOCAL.<ARGUMENT>``.
+    ``keys`` has the config keys that are not ``MODEL.NONLOCAL.<ARGUMENT>``, by argument.
     """
     try:
         yield

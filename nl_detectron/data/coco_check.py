@@ -35,7 +35,7 @@ class Problem(Enum):
     """
 
     ID_TWICE = ERROR, "ids repeat an earlier id of the same list"
-    NOTHING_TO_LEARN = ERROR, "images have only crowds: no annotation to use", "train", "evaluate"
+    NOTHING_TO_LEARN = ERROR, "images have no annotation to use (only crowds, or none)", "train", "evaluate"
     ABSENT = ERROR, "images have no annotations, since the file has no such list", "train", "score"
     UNLABELLED = NOTE, "images have only crowd annotations or none: not used in training"
     MANY_OBJECTS = NOTE, f"images have more than {MAX_OBJECTS} objects: set {LIMIT_KEY}"

@@ -2,7 +2,6 @@
 
 import math
 import re
-from array import array
 from collections.abc import Iterator
 from itertools import chain
 
@@ -48,13 +47,9 @@ class Objects:
         polygons = list(chain.from_iterable(polygons))
         if not polygons:
             return
-        try:
-            flat = np.array(array("d", chain.from_iterable(polygons)))
-        except (TypeError, OverflowError):  # a text, or an integer too large for a float
+        if not NUMBERS.fits(polygons):
             polygons = [p if NUMBERS.fits([p]) else [math.nan] * len(p) for p in polygons]
-            flat = np.array(list(chain.from_iterable(polygons)))
-        flat[~np.isfinite(flat)] = math.nan
-        x, y = flat[::2], flat[1::2]
+        x, y = np.array(list(chain.from_iterable(polygons)), float).reshape(-1, 2).T
         ends = np.cumsum(list(map(len, polygons))) // 2
         starts = np.append(0, ends[:-1])  # of each polygon, among all points
         following = np.arange(1, len(x) + 1)
