@@ -78,7 +78,7 @@ def test_resuming_from_a_damaged_checkpoint(tmp_path):
     with pytest.raises(LoadError, match=f"^there is no file {last}$"):
         checkpointer.resume_or_load(str(last), resume=False)
     os.truncate(first, 1000)
-    with pytest.raises(LoadError, match=f"; there is no complete checkpoint in {tmp_path}$"):
+    with pytest.raises(LoadError, match=f"^there is no file {last}$"):
         checkpointer.resume_or_load("", resume=True)
 
 
