@@ -67,10 +67,7 @@ def add_nonlocal_config(cfg: CN) -> None:
 
 
 def block_options(cfg: CN) -> dict[str, Any]:
-    """Return the arguments of the class ``MODEL.NONLOCAL.BLOCK`` that are keys of that group.
-
-    A key whose value is None is left out.
-    """
+    """Return the keys of ``MODEL.NONLOCAL`` that the class ``BLOCK`` takes and are not None."""
     keys = cfg.MODEL.NONLOCAL
     arguments = inspect.signature(find_block_class(keys.BLOCK)).parameters
     return {name: keys[name.upper()] for name in arguments if keys.get(name.upper()) is not None}
@@ -78,10 +75,9 @@ def block_options(cfg: CN) -> dict[str, Any]:
 
 @contextmanager
 def name_config_key(**keys: str) -> Iterator[None]:
-    """In an OptionError from the body, replace the argument by the config key of its value.
+    """In an OptionError from the body, replace the argument by its config key.
 
-    Args:
-        keys: argument -> config key; the default is ``MODEL.NONLOCAL.<ARGUMENT>``.
+    ``keys`` has the config keys that are not ``MODEL.NONLOCAL.<ARGUMENT>``, by argument.
     """
     try:
         yield
@@ -99,10 +95,7 @@ def config_hash(cfg: CN) -> str:
 
 
 def get_config_file(name: str) -> str:
-    """Return the path of a file in ``configs/``: "Misc/cascade_mask_rcnn_R_50_FPN_NL_1x.yaml".
-
-    Raise a FileNotFoundError that lists the existing files if there is no such file.
-    """
+    """Return the path of a file in ``configs/``: "Misc/cascade_mask_rcnn_R_50_FPN_NL_1x.yaml"."""
     parents = Path(__file__).resolve().parents[:2]  # of configs/ in a wheel and in a clone
     folder = next(parent / "configs" for parent in parents if (parent / "configs").is_dir())
     path = folder / name

@@ -67,18 +67,15 @@ class AuditedCheckpointer(DetectionCheckpointer):
         try:
             return super().resume_or_load(path, resume=resume)
         except ReadError as error:
-            if not resume or not self.has_checkpoint():
-                raise
-            for file in sorted(self.get_all_checkpoint_files(), key=os.path.getmtime)[::-1]:
+            files = self.get_all_checkpoint_files() if resume and self.has_checkpoint() else []
+            for file in sorted(files, key=os.path.getmtime, reverse=True):
                 with suppress(ReadError):
                     read_checkpoint(file)
                     raise LoadError(
                         f"{error}; the latest complete checkpoint is {file}: to resume from it, "
                         f"write its name into {self.save_dir}/last_checkpoint"
                     ) from error
-            raise ReadError(
-                f"{error}; there is no complete checkpoint in {self.save_dir}"
-            ) from error
+            raise
 
     def _load_file(self, filename: str) -> dict:
         return read_checkpoint(filename)

@@ -44,12 +44,10 @@ def audit(model: nn.Module, shapes: dict, *, caffe2: bool = False) -> tuple[str,
         total, loaded = len(names), len(names) - len(lost)
         if prefix == trunk:
             summary.append(f"{loaded}/{total} backbone tensors")
-            # A tensor of another shape may not have been renamed.
-            found = [shapes.get(n, shapes.get(n.removeprefix(trunk), "missing")) for n in lost]
-            reasons = [
-                f"{name} ({shape} in the file, {expected[name]} in the model)"
-                for name, shape in zip(lost, found)
-            ]
+            reasons = []
+            for name in lost:  # a tensor of another shape may not have been renamed
+                shape = shapes.get(name, shapes.get(name.removeprefix(trunk), "missing"))
+                reasons.append(f"{name} ({shape} in the file, {expected[name]} in the model)")
             if lost:
                 problems.append(
                     f"{len(lost)} of {total} backbone tensors are not loaded: {_join(reasons)}; "

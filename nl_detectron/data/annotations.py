@@ -90,10 +90,7 @@ def read_form(path: str | Path) -> tuple[dict, bool]:
 
 
 def read_for_evaluation(path: str | Path, *, masks: bool = False, keypoints: bool = False) -> dict:
-    """As :func:`read_annotations`; also raise a UserError if scores would be wrong.
-
-    ``masks`` and ``keypoints`` are whether these are scored.
-    """
+    """As :func:`read_annotations`; also raise a UserError if scores would be wrong."""
     from .coco_check import Problem, check_annotations
 
     data = read_annotations(path)
@@ -117,9 +114,8 @@ def decode(path: str | Path) -> tuple[dict, bool]:
     if not os.path.isfile(path):
         raise UserError(f"no file {os.path.abspath(path)}")
     content = Path(path).read_bytes()
-    encoding = json.detect_encoding(content)
     try:
-        data = json.loads(content.decode(encoding))
+        data = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         hint = "iconv -f ENCODING -t UTF-8 converts a file in another encoding"
         raise UserError(f"{path} is not JSON in UTF-8 or UTF-16: {error}; {hint}") from error
@@ -131,7 +127,7 @@ def decode(path: str | Path) -> tuple[dict, bool]:
             raise UserError(f"{path} is not in COCO's format: it has no list {key!r} with entries")
         if wrong := [i for i, entry in enumerate(entries) if type(entry) is not dict]:
             raise UserError(f"{path} is not in COCO's format: {key}[{wrong[0]}] is not an object")
-    return data, encoding != "utf-8"
+    return data, json.detect_encoding(content) != "utf-8"
 
 
 def normalise(data: dict) -> int:

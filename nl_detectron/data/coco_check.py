@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor
 from enum import Enum
 from itertools import chain, repeat
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
@@ -35,7 +35,7 @@ class Problem(Enum):
     """
 
     ID_TWICE = ERROR, "ids repeat an earlier id of the same list"
-    NOTHING_TO_LEARN = ERROR, "images have only crowds: no annotation to use", "train", "evaluate"
+    NOTHING_TO_LEARN = ERROR, "images have only crowds or no annotation", "train", "evaluate"
     ABSENT = ERROR, "images have no annotations, since the file has no such list", "train", "score"
     UNLABELLED = NOTE, "images have only crowd annotations or none: not used in training"
     MANY_OBJECTS = NOTE, f"images have more than {MAX_OBJECTS} objects: set {LIMIT_KEY}"
@@ -114,7 +114,7 @@ def check_images(data: dict, folder: str) -> Problems:
     return problems
 
 
-def _check_image(image: dict, folder: str) -> Optional[tuple[Problem, str]]:
+def _check_image(image: dict, folder: str) -> tuple[Problem, str] | None:
     name = image["file_name"]
     path = os.path.join(folder, name)
     try:

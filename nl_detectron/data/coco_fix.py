@@ -2,14 +2,17 @@
 
 from collections import Counter
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from . import geometry
-from .annotations import BOX, FIELDS, ID, NUMBERS, Field, normalise, wrong_values
+from .annotations import BOX, FIELDS, ID, NUMBER, NUMBERS, Field, normalise, wrong_values
 
 FLAGS = {"none": 0, "": 0, "false": 0, "true": 1}
+# Lists of points, [[x, y], ...] and [[x, y, v], ...].
+POINTS = {n: Field((list,), "", items=Field((list,), "", items=NUMBER, length=n)) for n in (2, 3)}
 SAME_BOX = 0.9  # IoU of a box and the box of its mask that differ by rounding
 
 
@@ -29,9 +32,13 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
     _fix_ids(data, "categories", "category_id")
     _fix_ids(data, "annotations")
     for annotation in data["annotations"]:
-        polygon, keypoints = annotation.get("segmentation"), annotation.get("keypoints")
-        if polygon and NUMBERS.fits([polygon]):
-            annotation["segmentation"] = [polygon]
+        polygons, keypoints = annotation.get("segmentation"), annotation.get("keypoints")
+        if polygons and NUMBERS.fits([polygons]):
+            annotation["segmentation"] = [polygons]
+        elif type(polygons) is list and POINTS[2].fits(polygons):
+            annotation["segmentation"] = [list(chain(*polygon)) for polygon in polygons]
+        if keypoints and POINTS[3].fits([keypoints]):
+            keypoints = annotation["keypoints"] = list(chain(*keypoints))
         if keypoints and NUMBERS.fits([keypoints]):
             annotation["num_keypoints"] = sum(v > 0 for v in keypoints[2::3])
         if no_crowd or "iscrowd" not in annotation:
@@ -49,7 +56,7 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
 
 
 def _fix_types(data: dict) -> None:
-    """Convert texts, booleans and nulls; remove values that are computed later."""
+    """Convert texts, nulls, and the booleans of iscrowd; remove values that are computed later."""
     for key, name, entries in list(wrong_values(data)):
         field = FIELDS[key][name]
         for entry in (e for e in entries if name in e and field is not ID):  # see _fix_ids()
@@ -68,6 +75,8 @@ def _convert(value: Any, field: Field) -> Any:
         return [_convert(item, field.items) for item in value or ()]
     if str in field.types and value is not None:
         return str(value)
+    if isinstance(value, bool):
+        return value
     with suppress(TypeError, ValueError, OverflowError):
         return int(value) if float(value).is_integer() else float(value)
     return value
@@ -76,16 +85,18 @@ def _convert(value: Any, field: Field) -> Any:
 def _fix_ids(data: dict, key: str, pointer: str = "") -> None:
     """Renumber ids if one is wrong, and let annotations point at the new ones."""
     ids = [entry.get("id") for entry in data[key]]
-    are_unique = len(set(map(str, ids))) == len(ids)
-    if pointer and not are_unique:
+    are_unique, are_valid = len(set(map(str, ids))) == len(ids), ID.fits(ids)
+    if pointer and (not are_unique or bool in map(type, ids)):
         return  # which of the entries with an id is meant is not known
-    if not are_unique or not ID.fits(ids):
+    if not are_unique or not are_valid:
         for number, entry in enumerate(data[key], start=1):
             entry.update(id=number, original_id=entry.get("id"))
     new_ids = {str(old): entry["id"] for old, entry in zip(ids, data[key])}
     for annotation in data["annotations"]:
         if pointer in annotation:
-            annotation[pointer] = new_ids.get(str(annotation[pointer]), annotation[pointer])
+            # New ids begin at 1: an id of no entry becomes 0, so that it does not match one.
+            old = annotation[pointer]
+            annotation[pointer] = new_ids.get(str(old), old if are_valid else 0)
 
 
 def _fix_shapes(data: dict) -> None:

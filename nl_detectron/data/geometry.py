@@ -2,7 +2,6 @@
 
 import math
 import re
-from array import array
 from collections.abc import Iterator
 from itertools import chain
 
@@ -48,24 +47,19 @@ class Objects:
         polygons = list(chain.from_iterable(polygons))
         if not polygons:
             return
-        try:
-            flat = np.array(array("d", chain.from_iterable(polygons)))
-        except (TypeError, OverflowError):  # a text, or an integer too large for a float
+        if not NUMBERS.fits(polygons):
             polygons = [p if NUMBERS.fits([p]) else [math.nan] * len(p) for p in polygons]
-            flat = np.array(list(chain.from_iterable(polygons)))
-        flat[~np.isfinite(flat)] = math.nan
-        x, y = flat[::2], flat[1::2]
+        points = np.array(list(chain.from_iterable(polygons)), float).reshape(-1, 2)
         ends = np.cumsum(list(map(len, polygons))) // 2
         starts = np.append(0, ends[:-1])  # of each polygon, among all points
-        following = np.arange(1, len(x) + 1)
+        following = np.arange(1, len(points) + 1)
         following[ends - 1] = starts
-        doubled = np.add.reduceat(x * y[following] - x[following] * y, starts)
+        (x, y), (next_x, next_y) = points.T, points[following].T
+        doubled = np.add.reduceat(x * next_y - next_x * y, starts)
         present, first = np.unique(owners, return_index=True)
         self.mask_areas[present] = np.add.reduceat(abs(doubled) / 2, first)
-        low = [np.minimum.reduceat(values, starts[first]) for values in (x, y)]
-        high = [np.maximum.reduceat(values, starts[first]) for values in (x, y)]
-        self.mask_boxes[present] = np.stack([*low, *np.subtract(high, low)], axis=1)
-        self.mask_boxes[np.isnan(self.mask_areas)] = math.nan
+        low, high = (f.reduceat(points, starts[first]) for f in (np.minimum, np.maximum))
+        self.mask_boxes[present] = np.hstack([low, high - low])
 
     def _measure_rles(self) -> None:
         segmentations = enumerate(a.get("segmentation") for a in self.annotations)
@@ -82,10 +76,7 @@ class Objects:
                 self.mask_boxes[i], self.mask_areas[i] = box, area
 
     def _find_faults(self) -> dict[str, np.ndarray]:
-        """Return (N,) bool for each way in which box, mask and image do not fit each other.
-
-        A box has at most one, except for "NORMALISED".
-        """
+        """Return (N,) bool for each way in which box, mask and image do not fit each other."""
         is_given = np.array([bool(a.get("segmentation")) for a in self.annotations], bool)
         boxes, masks = self.boxes, self.mask_boxes
         has_box, has_mask = (boxes[:, 2:] > 0).all(axis=1), ~np.isnan(masks[:, 0])

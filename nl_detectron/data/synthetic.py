@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Union
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -37,11 +36,6 @@ SPLITS = {"train": 1000, "val": 200}  # numbers of images
 Polygon = list[tuple[float, float]]
 
 
-def outline(parts: dict[str, Polygon]) -> np.ndarray:
-    """Return the points of all parts, in an array of shape (points, 2)."""
-    return np.array([point for part in parts.values() for point in part])
-
-
 def arc(cx: float, cy: float, radius: float, start: float, end: float, n: int = 16) -> Polygon:
     """Return n + 1 points on a circle, between two angles in degrees."""
     angles = [math.radians(start + (end - start) * i / n) for i in range(n + 1)]
@@ -50,9 +44,9 @@ def arc(cx: float, cy: float, radius: float, start: float, end: float, n: int = 
 
 # Outlines in the unit square, x to the right and y down.
 _BODY = [(0.95, 0.4), (0.95, 0.97), (0.05, 0.97), (0.05, 0.4)]
-_LOCK = outline({"shackle": arc(0.5, 0.4, 0.28, 180, 360), "body": _BODY})
+_LOCK = arc(0.5, 0.4, 0.28, 180, 360) + _BODY
 _SHAFT = [(0.325, 0.98), (0.9, 0.98), (0.9, 0.82), (0.675, 0.82)]
-_KEY = outline({"bow": arc(0.5, 0.36, 0.35, 60, -240), "shaft": _SHAFT})
+_KEY = arc(0.5, 0.36, 0.35, 60, -240) + _SHAFT
 
 
 def draw(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[str, Polygon]]]:
@@ -83,7 +77,7 @@ def draw(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[str, Polygon
 
 
 def generate(
-    root: Union[str, Path],
+    root: str | Path,
     split_sizes: dict[str, int],
     seed: int = 0,
     *,
@@ -115,9 +109,9 @@ def generate(
     return root
 
 
-def _place(shape: np.ndarray, side: float, x: float, rng: np.random.Generator) -> Polygon:
+def _place(shape: Polygon, side: float, x: float, rng: np.random.Generator) -> Polygon:
     y = rng.uniform(1, HEIGHT - 1 - side)
-    return [(round(x + side * px, 2), round(y + side * py, 2)) for px, py in shape.tolist()]
+    return [(round(x + side * px, 2), round(y + side * py, 2)) for px, py in shape]
 
 
 def _write_split(folder: Path, drawn: Iterable, categories: Sequence[dict]) -> None:
@@ -131,14 +125,10 @@ def _write_split(folder: Path, drawn: Iterable, categories: Sequence[dict]) -> N
         for name, polygon, *more in objects:
             flat, (xs, ys) = list(chain(*polygon)), zip(*polygon)
             (rle,) = mask_util.frPyObjects([flat], image.height, image.width)
-            annotation = {
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": ids[name],
-            }
-            annotation.update(segmentation=[flat], area=int(mask_util.area(rle)))
+            keys = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[name]}
+            mask = {"segmentation": [flat], "area": int(mask_util.area(rle))}
             box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-            annotations.append({**annotation, "bbox": box, "iscrowd": 0, **dict(*more)})
+            annotations.append({**keys, **mask, "bbox": box, "iscrowd": 0, **dict(*more)})
     content = {"images": images, "annotations": annotations, "categories": categories}
     folder.with_suffix(".json").write_text(json.dumps(content))
 

@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Optional, Union
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -42,7 +41,7 @@ class _Images(Dataset):
     def __init__(self, mapper: Callable[[dict], dict]):
         self._mapper = mapper
 
-    def __getitem__(self, item: tuple[dict, Optional[int]]) -> Union[dict, ImageError]:
+    def __getitem__(self, item: tuple[dict, int | None]) -> dict | ImageError:
         # DataLoader would add a traceback to the message of an error that a worker raises.
         dataset_dict, seed = item
         if seed is not None:

@@ -90,9 +90,8 @@ class NonLocalNorms(HookBase):
                 )
 
     def _log(self, name: str, key: str, value: float | Tensor) -> None:
-        self.trainer.storage.put_scalar(
-            f"nonlocal/{name}/{key}", float(value), smoothing_hint=False
-        )
+        storage = self.trainer.storage
+        storage.put_scalar(f"nonlocal/{name}/{key}", float(value), smoothing_hint=False)
 
 
 def check_gradients(model: nn.Module) -> None:
@@ -118,10 +117,7 @@ def log_max_memory(trainer: TrainerBase) -> None:
 
 
 def environment() -> dict:
-    """Return the device, the number of processes, the versions, and the commit of this clone.
-
-    "+" follows the commit if tracked files have been changed.
-    """
+    """Return the device, the number of processes, the versions, and the commit of this clone."""
     gpu, clone = torch.cuda.is_available(), Path(__file__).resolve().parents[2]
     commit = None
     if (clone / ".git").exists() and shutil.which("git"):

@@ -63,22 +63,21 @@ def insert_nonlocal(
     if not locations:
         raise OptionError("location", "is empty: no block would be inserted; try 'res4.-2'")
     stages = find_stages(model)
-    new = {}  # (stage name, index) -> stage, name of the residual block, non-local block
+    new = {}  # name -> stage, name of the residual block before it, non-local block
     for place in locations:
         stage, indices = _resolve(place, stages)
         for index in indices:
-            if (stage.name, index) in new or hasattr(stage.module, f"nonlocal{index}"):
+            name = f"{stage.name}.nonlocal{index}"
+            if name in new or hasattr(stage.module, f"nonlocal{index}"):
                 where = f"there is already a block after residual block {index} of {stage.name}"
                 raise OptionError("location", f"{place!r} is occupied: {where}")
             after, residual = stage.residual_blocks()[index]
-            new[stage.name, index] = stage, after, block_class(residual.out_channels, **options)
+            new[name] = stage, after, block_class(residual.out_channels, **options)
 
-    names = []
-    for (stage_name, index), (stage, after, module) in sorted(new.items(), key=lambda x: x[0]):
-        insert_block(stage.module, after, f"nonlocal{index}", module)
-        names.append(f"{stage_name}.nonlocal{index}")
-        log_block(names[-1], module, stage.stride)
-    return names
+    for name, (stage, after, module) in new.items():
+        insert_block(stage.module, after, name.split(".")[-1], module)
+        log_block(name, module, stage.stride)
+    return list(new)
 
 
 def remove_nonlocal(model: nn.Module, names: Sequence[str] | None = None) -> list[str]:

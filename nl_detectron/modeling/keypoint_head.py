@@ -21,8 +21,7 @@ def nonlocal_keypoint_head(
 
     Args:
         every: convolutions per block; 2 in the paper, which gives 4 blocks in a head of 8.
-        block: the name of a class in NONLOCAL_BLOCK_REGISTRY.
-        options: keyword arguments of that class.
+        block, options: as for :func:`insert_nonlocal`.
 
     Raises:
         OptionError: if the head has fewer convolutions than ``every`` or already has blocks, or if

@@ -78,7 +78,7 @@ def test_resuming_from_a_damaged_checkpoint(tmp_path):
     with pytest.raises(LoadError, match=f"^there is no file {last}$"):
         checkpointer.resume_or_load(str(last), resume=False)
     os.truncate(first, 1000)
-    with pytest.raises(LoadError, match=f"; there is no complete checkpoint in {tmp_path}$"):
+    with pytest.raises(LoadError, match=f"^there is no file {last}$"):
         checkpointer.resume_or_load("", resume=True)
 
 
@@ -115,12 +115,9 @@ def test_blocks_of_a_later_version_are_refused(tmp_path):
         AuditedCheckpointer(model).load(file)
 
 
-SAVED = ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]  # by make_run
-
-
 def test_full_disk(tmp_path):
     """A limit to the size of a file stops a write in the middle, as a full disk does."""
-    checkpointer = make_run(tmp_path)
+    checkpointer, saved = make_run(tmp_path), sorted(os.listdir(tmp_path))
     checkpointer.model = nn.Linear(400, 400)
     unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
@@ -129,4 +126,4 @@ def test_full_disk(tmp_path):
             checkpointer.save("model_0000005")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert sorted(os.listdir(tmp_path)) == SAVED
+    assert sorted(os.listdir(tmp_path)) == saved

@@ -142,10 +142,7 @@ def test_cause(data, key, change, problem, cause):
     assert finding.is_error() and cause in finding.cause
 
 
-def test_share_decides_between_note_and_error(data):
-    data["annotations"][0]["bbox"] = [300, 1, 9, 9]
-    finding = check_annotations(data)[Problem.BOX_NOT_OF_MASK]
-    assert finding.is_error() == (1 / len(data["annotations"]) > 0.1)
+def test_share_decides_between_note_and_error():
     assert not Finding(Problem.NO_IMAGE, ["1"] * 5, 100).is_error()
     assert Finding(Problem.NO_IMAGE, ["1"] * 6, 100).is_error()
 

@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 
 from nl_detectron.data import generate
@@ -54,6 +55,8 @@ def scaled(polygons):
         *[each(bbox=change) for change in (corners, lambda b: [v / 320 for v in b], None, [])],
         *[each(num_keypoints=value) for value in (None, "1", 0, 2)],
         each(segmentation=lambda polygons: polygons[0]),
+        each(segmentation=lambda polygons: np.reshape(polygons, (1, -1, 2)).tolist()),
+        each(keypoints=lambda keypoints: np.reshape(keypoints, (-1, 3)).tolist()),
         each(segmentation=scaled, bbox=[0, 0, 0.1, 0.1]),
         each(category_id=str),
         each(id=str),
@@ -98,11 +101,18 @@ def test_image_ids(data, new):
     assert data == expected
 
 
+def test_annotations_of_no_image_do_not_match_a_new_id(data):
+    for image in data["images"]:
+        image["id"] += 2**60
+    fix_annotations(data)
+    assert {annotation["image_id"] for annotation in data["annotations"]} == {0}
+
+
 def test_no_repair_that_is_not_certain(data):
-    """Masks of another image size, empty masks, repeated image ids and crowds stay."""
+    """Masks of another image size, empty masks, repeated image ids, booleans and crowds stay."""
     each(segmentation=lambda polygons: [[4 * value for value in polygons[0]]])(data)
     data["annotations"][0].update(segmentation=[], iscrowd=1)
-    data["images"][1]["id"] = 1
+    data["images"][1].update(id=1, height=True)
     expected = copy.deepcopy(data)
     assert fix_annotations(data) == {}
     assert data == expected

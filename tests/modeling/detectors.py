@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import torch
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.export.flatten import flatten_to_tuple
+from detectron2.structures import Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
 from helpers import zoo_config
 from torch import nn
@@ -73,7 +74,10 @@ def images():
 def detections(model):
     """Return all outputs of a model in evaluation mode as a list of tensors."""
     with torch.no_grad():
-        return list(_tensors(model.eval()(images())))
+        outputs, _ = flatten_to_tuple(model.eval()(images()))
+    tensors = [output for output in outputs if isinstance(output, torch.Tensor)]
+    assert all(map(torch.numel, tensors))
+    return tensors
 
 
 def losses_and_gradients(model):
@@ -89,16 +93,3 @@ def losses_and_gradients(model):
 def equal(a, b):
     assert len(a) == len(b) > 0
     return all(map(torch.equal, a, b))
-
-
-def _tensors(output):
-    if isinstance(output, Instances):
-        assert len(output)
-        output = output.get_fields()
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, Boxes):
-        yield output.tensor
-    elif isinstance(output, (dict, list, tuple)):
-        for item in output.values() if isinstance(output, dict) else output:
-            yield from _tensors(item)

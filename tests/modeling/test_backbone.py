@@ -66,11 +66,20 @@ def test_bad_value(option, value, message):
         meta_model(zoo_config(*NONLOCAL, f"MODEL.NONLOCAL.{option}", value))
 
 
-def assert_same_compiled(backend, location, *options, **block_options):
-    """Compare features and gradients of two image sizes; compiled code may add in another order."""
+INDUCTOR = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler"),
+]
+
+
+@pytest.mark.parametrize("instantiation", ["embedded_gaussian", "concatenation"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=INDUCTOR)])
+def test_compile(backend, instantiation):
+    """Features and gradients of two image sizes; compiled code may add in another order."""
     torch.compiler.reset()
-    model = randomize(build_backbone(small_config(*options))).double().eval()
-    for name in insert_nonlocal(model, location, **block_options):
+    resnet = "MODEL.BACKBONE.NAME build_resnet_backbone MODEL.RESNETS.OUT_FEATURES ['res3']"
+    model = randomize(build_backbone(small_config(*resnet.split()))).double().eval()
+    for name in insert_nonlocal(model, "res3.1::2", instantiation=instantiation):
         nn.init.normal_(model.get_submodule(name).out.weight, std=0.1)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for size in ((32, 64), (64, 96)):
@@ -81,16 +90,3 @@ def assert_same_compiled(backend, location, *options, **block_options):
             total = sum(feature.square().sum() for feature in features.values())
             results.append((features, torch.autograd.grad(total, variables)))
         torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
-
-
-def test_compile():
-    """Fullgraph raises an error if the blocks break the graph."""
-    assert_same_compiled("eager", ["res3.1::2", "res4.1::2"])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("instantiation", ["embedded_gaussian", "concatenation"])
-def test_inductor(instantiation):
-    resnet = "MODEL.BACKBONE.NAME build_resnet_backbone MODEL.RESNETS.OUT_FEATURES ['res3']"
-    assert_same_compiled("inductor", "res3.0", *resnet.split(), instantiation=instantiation)

@@ -59,12 +59,11 @@ def near(annotations):
     for annotation in annotations.dataset["annotations"] * 2:
         pixels = np.roll(annotations.annToMask(annotation), random.integers(-2, 3), 1)
         rle = mask.encode(np.asfortranarray(pixels))
-        box = np.array(annotation["bbox"]) + random.normal(0, 2, 4)
         category = random.choice(sorted(annotations.cats)) if random.random() < 0.2 else None
         yield {
             "image_id": annotation["image_id"],
             "category_id": int(category or annotation["category_id"]),
-            "bbox": [*box[:2].tolist(), *box[2:].clip(1).tolist()],
+            "bbox": mask.toBbox(rle).tolist(),
             "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
             "score": round(random.random(), 1),
         }
