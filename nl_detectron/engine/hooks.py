@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import resource
 import shutil
 import subprocess
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import detectron2
 import torch
-from detectron2.engine import HookBase, TrainerBase
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ QUERIES = 8  # random positions whose attention is compared
 NEAR_IDENTITY = 0.01  # a block that changes its input by less contributes next to nothing
 
 
-class NonLocalNorms(HookBase):
+class NonLocalMetrics(HookBase):
     """Log what tells whether the non-local blocks learn, and warn at the end if one has not.
 
     - ``nonlocal/<name>/out_norm``: L2 norm of the parameter that starts at zero, the scale of the
@@ -105,15 +104,6 @@ def check_gradients(model: nn.Module) -> None:
     if not torch.stack(list(norms.values())).isfinite().all():
         name = next(name for name, norm in norms.items() if not norm.isfinite())
         raise FloatingPointError(f"the gradient of {name} is not finite")
-
-
-def log_max_memory(trainer: TrainerBase) -> None:
-    """Log ``max_memory`` in MiB: allocated by torch on the GPU, or of the process on a CPU."""
-    if torch.cuda.is_available():
-        memory = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    trainer.storage.put_scalar("max_memory", memory, smoothing_hint=False)
 
 
 def environment() -> dict:

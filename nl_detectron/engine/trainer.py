@@ -9,7 +9,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.engine.defaults import DefaultTrainer, create_ddp_model
-from detectron2.engine.hooks import CallbackHook, EvalHook, HookBase
+from detectron2.engine.hooks import EvalHook, HookBase
 from detectron2.engine.train_loop import AMPTrainer, SimpleTrainer, TrainerBase
 from detectron2.evaluation import COCOPanopticEvaluator, DatasetEvaluators, SemSegEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..files import write_atomically
 from ..modeling import build_model, build_optimizer
 from .checks import check_datasets
-from .hooks import NonLocalNorms, check_gradients, environment, log_max_memory
+from .hooks import NonLocalMetrics, check_gradients, environment
 from .signals import StopOnSignal
 
 
@@ -62,8 +62,7 @@ class Trainer(DefaultTrainer):
         # Stop between the checkpoint and the evaluation, which may take long.
         evaluation_index = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks.insert(evaluation_index, StopOnSignal())
-        memory = CallbackHook(after_step=log_max_memory)
-        return [NonLocalNorms(self.model), memory, *hooks]  # before those that write metrics
+        return [NonLocalMetrics(self.model), *hooks]  # before those that write metrics
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)

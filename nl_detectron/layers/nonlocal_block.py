@@ -181,10 +181,6 @@ class NonLocalBlock(CNNBlockBase):
         """Return g (B, M, D) of x."""
         return self._project(x)[2]
 
-    def unary(self, x: Tensor) -> Tensor | None:
-        """Return the logits (B, M) of the unary term; None if there is none."""
-        return self._project(x)[3]
-
     def aggregate(
         self, theta: Tensor, phi: Tensor, g: Tensor, unary: Tensor | None = None
     ) -> Tensor:
@@ -216,11 +212,11 @@ class NonLocalBlock(CNNBlockBase):
 
         With ``queries``, indices of Q query positions, return only their rows, (B, Q, M).
         """
-        theta, phi = self.embeddings(x)
+        theta, phi, _, unary = self._project(x)
         if queries is not None:
             theta = theta[:, queries]
-        if self.instantiation == "disentangled":
-            return affinity.disentangled_affinity(theta, phi, self.unary(x), self.scale)
+        if unary is not None:
+            return affinity.disentangled_affinity(theta, phi, unary, self.scale)
         if self.instantiation == "gaussian":
             return affinity.gaussian_affinity(theta, phi, self.scale)
         if self.instantiation == "embedded_gaussian":

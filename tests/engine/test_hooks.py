@@ -1,4 +1,4 @@
-"""What NonLocalNorms logs of each block."""
+"""What NonLocalMetrics logs of each block."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from nl_detectron.engine.hooks import NonLocalNorms
+from nl_detectron.engine.hooks import NonLocalMetrics
 from nl_detectron.layers import GlobalContextBlock, NonLocalBlock, affinity
 
 
@@ -17,7 +17,7 @@ def test_values_of_the_last_step(amp, caplog):
     model = nn.Sequential(NonLocalBlock(16, subsample="none"), GlobalContextBlock(16))
     nn.init.normal_(model[0].out.weight)
     x = torch.randn(3, 16, 1, 3)  # three positions, all of which are queries
-    hook = NonLocalNorms(model)
+    hook = NonLocalMetrics(model)
     with EventStorage() as storage, caplog.at_level("WARNING", "nl_detectron"):
         hook.trainer = SimpleNamespace(storage=storage, max_iter=3)
         for hook.trainer.iter in range(3):

@@ -31,7 +31,6 @@ def test_train_resume_evaluate(train_net, tmp_path):
     norm = metrics[1]["nonlocal/backbone.bottom_up.res4.nonlocal4/out_norm"]
     assert norm > 0 and norm == pytest.approx(weight.norm().item(), rel=1e-6)
     assert metrics[1]["nonlocal/backbone.bottom_up.res4.nonlocal4/grad_norm"] > 0
-    assert 50 < metrics[1]["max_memory"] < 1e5
 
     saved = load_config(str(out / "config.yaml"))
     assert (saved.DATASETS.TRAIN, saved.SOLVER.MAX_ITER, saved.SEED) == (("tiny_train",), 4, 1)
