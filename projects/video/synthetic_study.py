@@ -100,8 +100,7 @@ def table(results: Sequence[dict]) -> str:
         entropy = [result["video/cross_entropy"][-1][1] for result in of_row]
         each = ", ".join(f"{value:.1f}" for value in top1)
         cells.append([name, f"{np.mean(top1):.1f}", each, f"{np.mean(entropy):.2f}"])
-    headers = ["", "top-1", "by seed", "cross-entropy"]
-    return tabulate(cells, headers, "github", disable_numparse=True)
+    return tabulate(cells, ["", "top-1", "by seed", "cross-entropy"], "github", disable_numparse=True)
 
 
 def plot(results: Sequence[dict], path: Path) -> None:
@@ -113,7 +112,7 @@ def plot(results: Sequence[dict], path: Path) -> None:
             axes.plot(*curves.mean(axis=0).T, color=f"C{number}", label=ROWS[row])
             axes.plot(*curves.T, color=f"C{number}", linewidth=0.5, alpha=0.5)
         axes.set(title=title, xlabel="iteration", ylim=(0, 80))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)
 
 
