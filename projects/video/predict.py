@@ -4,7 +4,6 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from nl_detectron.visualization.attention import AttentionRecorder, find_blocks
 CONFIG = Path(__file__).parent / "configs/C2D_R50_NL_5_blocks.yaml"
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("video", metavar="FILE", help="mp4, avi, webm, mkv, ...")
     parser.add_argument("--weights", required=True, metavar="PTH", help="a trained model")
@@ -55,7 +54,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 
 def draw_attention(
-    model: VideoClassifier, clip: Tensor, block: str, query: Optional[Sequence[int]]
+    model: VideoClassifier, clip: Tensor, block: str, query: Sequence[int] | None
 ) -> Figure:
     """Draw a frame for each position in time, and arrows from the query to the 20 strongest.
 

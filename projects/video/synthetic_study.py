@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from detectron2.data import DatasetCatalog
@@ -38,7 +37,7 @@ ROWS = {
 PANELS = {"train_error": "training error (%)", "video/error": "validation error (%)"}
 
 
-def main(argv: Optional[Sequence[str]] = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="SEED")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one core each")
@@ -81,7 +80,7 @@ def run_script(name: str, *arguments) -> None:
     subprocess.run(command, env=os.environ | threads, stdout=subprocess.DEVNULL, check=True)
 
 
-def read_curves(folder: Path) -> Optional[dict[str, list]]:
+def read_curves(folder: Path) -> dict[str, list] | None:
     """Return (iteration, value) of each metric, or None if the run is not finished."""
     lines, last = read_metrics(folder), read_environment(folder).get("iterations", 0) - 1
     if not any("video/error" in line and line["iteration"] >= last for line in lines):
@@ -100,7 +99,8 @@ def table(results: Sequence[dict]) -> str:
         entropy = [result["video/cross_entropy"][-1][1] for result in of_row]
         each = ", ".join(f"{value:.1f}" for value in top1)
         cells.append([name, f"{np.mean(top1):.1f}", each, f"{np.mean(entropy):.2f}"])
-    return tabulate(cells, ["", "top-1", "by seed", "cross-entropy"], "github", disable_numparse=True)
+    headers = ["", "top-1", "by seed", "cross-entropy"]
+    return tabulate(cells, headers, "github", disable_numparse=True)
 
 
 def plot(results: Sequence[dict], path: Path) -> None:
