@@ -1,8 +1,8 @@
-"""Config keys, their names in errors, and the search for config files."""
+"""Config keys, and their names in errors."""
 
 import pytest
 
-from nl_detectron import add_nonlocal_config, get_config_file
+from nl_detectron import add_nonlocal_config
 from nl_detectron.config import config_hash, name_config_key
 from nl_detectron.engine import load_config
 from nl_detectron.errors import OptionError
@@ -26,8 +26,3 @@ def test_hash_ignores_seed_output_and_device():
     ignored = ("SEED", 3, "OUTPUT_DIR", "a", "MODEL.DEVICE", "cpu")
     assert config_hash(load_config(opts=ignored)) == plain
     assert config_hash(load_config(opts=["MODEL.NONLOCAL.REDUCTION", 4])) != plain
-
-
-def test_unknown_config_file():
-    with pytest.raises(FileNotFoundError, match="'mask_rcnn.yaml'.*Base-RCNN-FPN.yaml, Base-Ret"):
-        get_config_file("mask_rcnn.yaml")

@@ -40,14 +40,9 @@ def start(command, folder):
 
 def two_processes(folder, *arguments):
     """Run train_net.py under torchrun; return its exit status and what is on stderr."""
-    torchrun = [
-        *TORCHRUN,
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(REPOSITORY / "train_net.py"),
-    ]
-    process = start([*torchrun, "--config-file", TINY, *arguments], folder)
+    script = [str(REPOSITORY / "train_net.py"), "--config-file", TINY]
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *script, *arguments]
+    process = start(command, folder)
     _, stderr = process.communicate()
     return process.returncode, stderr
 
