@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from detectron2.export import TracingAdapter  # the import also makes ResNet and FPN scriptable
 from detectron2.modeling import Backbone, GeneralizedRCNN
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -36,8 +37,6 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
     with _export_errors(image, format):
         function = _as_function(model, image)
         if format == "torchscript-script":
-            import detectron2.export  # noqa: F401  # makes ResNet and FPN scriptable
-
             torch.jit.script(function).save(file)
         elif format == "torchscript-trace":
             # strict=False allows a dict as output; relative_error() replaces check_trace.
@@ -47,7 +46,8 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
         else:
             options = {"input_names": ["image"], "output_names": list(model.output_shape())}
             options |= {"dynamo": True, "verbose": False, "opset_version": 18}
-            options["custom_translation_table"] = ONNX_TRANSLATIONS
+            searchsorted = torch.ops.aten.searchsorted.Tensor
+            options["custom_translation_table"] = {searchsorted: _onnx_searchsorted}
             torch.onnx.export(_export_program(model, image), f=file, **options)
 
 
@@ -74,7 +74,6 @@ def relative_error(model: nn.Module, image: Tensor, format: str, file: str) -> f
 def _as_function(model: nn.Module, image: Tensor) -> nn.Module:
     if isinstance(model, Backbone):
         return model
-    from detectron2.export import TracingAdapter
 
     def without_postprocess(model: GeneralizedRCNN, inputs: list[dict]) -> list:
         return model.inference(inputs, do_postprocess=False)
@@ -101,9 +100,6 @@ def _onnx_searchsorted(sorted_sequence, values, **options):
     last, second_last = (op.Constant(value_ints=[axis]) for axis in (-1, -2))
     smaller = op.Less(op.Unsqueeze(sorted_sequence, second_last), op.Unsqueeze(values, last))
     return op.ReduceSum(op.Cast(smaller, to=7), last, keepdims=0)  # 7 is int64
-
-
-ONNX_TRANSLATIONS = {torch.ops.aten.searchsorted.Tensor: _onnx_searchsorted}
 
 
 def _run_file(format: str, file: str, image: Tensor) -> dict[str, Tensor] | list[Tensor]:

@@ -1,4 +1,4 @@
-"""Models of detectron2's zoo without weights, and what tests measure of models and optimizers."""
+"""The tiny config, models of detectron2's zoo, and what tests measure of models and optimizers."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from detectron2.config import get_cfg
 
 from nl_detectron import add_nonlocal_config
 
+TINY = str(Path(__file__).with_name("mask_rcnn_tiny.yaml"))  # a Mask R-CNN with one block in res4
 # Not by detectron2.model_zoo, which upstream cannot be imported without pkg_resources.
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 

@@ -1,11 +1,8 @@
-"""Config keys, their names in errors, and the search for config files."""
+"""The config keys that are added, and the hash of a config."""
 
-import pytest
-
-from nl_detectron import add_nonlocal_config, get_config_file
-from nl_detectron.config import config_hash, name_config_key
+from nl_detectron import add_nonlocal_config
+from nl_detectron.config import config_hash
 from nl_detectron.engine import load_config
-from nl_detectron.errors import OptionError
 
 
 def test_second_call_keeps_the_values():
@@ -14,20 +11,8 @@ def test_second_call_keeps_the_values():
     assert cfg.MODEL.NONLOCAL.NORM == "GN"
 
 
-@pytest.mark.parametrize("keys, key", [({}, "MODEL.NONLOCAL.NORM"), ({"norm": "A.B"}, "A.B")])
-def test_error_names_the_key(keys, key):
-    with pytest.raises(OptionError) as error, name_config_key(**keys):
-        raise OptionError("norm", "is bad")
-    assert str(error.value) == f"{key} is bad"
-
-
 def test_hash_ignores_seed_output_and_device():
     plain = config_hash(load_config())
     ignored = ("SEED", 3, "OUTPUT_DIR", "a", "MODEL.DEVICE", "cpu")
     assert config_hash(load_config(opts=ignored)) == plain
     assert config_hash(load_config(opts=["MODEL.NONLOCAL.REDUCTION", 4])) != plain
-
-
-def test_unknown_config_file():
-    with pytest.raises(FileNotFoundError, match="'mask_rcnn.yaml'.*Base-RCNN-FPN.yaml, Base-Ret"):
-        get_config_file("mask_rcnn.yaml")

@@ -1,19 +1,18 @@
 """Exported files give the same outputs as the model, for images of other sizes."""
 
 import math
-from pathlib import Path
 
 import export_model as tool
 import pytest
 import torch
 from detectron2.modeling import build_backbone, build_model
+from helpers import TINY
 from torch import nn
 
 from nl_detectron.engine import load_config
 from nl_detectron.export import FORMATS, ExportError, export_model, relative_error
 from nl_detectron.layers import INSTANTIATIONS
 
-TINY = str(Path(__file__).parent / "mask_rcnn_tiny.yaml")
 # A ResNet-18 without FPN, whose feature maps can have odd sides.
 R18 = """MODEL.NONLOCAL.BACKBONE build_resnet_backbone MODEL.RESNETS.DEPTH 18
     MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.RESNETS.OUT_FEATURES ['res4']"""

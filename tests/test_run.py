@@ -3,14 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import TINY
 
 from nl_detectron.run import main
 
-TINY = str(Path(__file__).resolve().parent / "mask_rcnn_tiny.yaml")
 RUN = ("-m", "nl_detectron.run")
 
 

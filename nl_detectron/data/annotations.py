@@ -63,13 +63,11 @@ FIELDS = {
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
     """Pause the garbage collector, which doubles the time to create millions of objects."""
-    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was_enabled:
-            gc.enable()
+        gc.enable()
 
 
 def read_annotations(path: str | Path) -> dict:
@@ -80,7 +78,6 @@ def read_annotations(path: str | Path) -> dict:
     return read_form(path)[0]
 
 
-@without_garbage_collection()
 def read_form(path: str | Path) -> tuple[dict, bool]:
     """Return :func:`read_annotations` and whether detectron2 would read the file otherwise."""
     data, is_encoded = decode(path)

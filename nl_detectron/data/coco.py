@@ -173,7 +173,7 @@ def coco_files(name: str) -> tuple[str, str]:
     metadata = MetadataCatalog.get(name)
     if metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
         raise UserError(f"NAME: dataset {name!r} is not registered as one in COCO's format")
-    check_files([name])
+    check_files(name)
     return metadata.json_file, metadata.image_root
 
 
@@ -188,18 +188,17 @@ def check_registered(key: str, name: str) -> None:
         raise UserError(f"{key}: no dataset {name!r} is registered{hint}")
 
 
-def check_files(names: list[str]) -> None:
-    """Raise a UserError that names a missing file of the datasets, if there is one."""
-    for name in names:
-        paths = [MetadataCatalog.get(name).get(field) for field in PATH_FIELDS]
-        paths = [os.path.abspath(path) for path in paths if path and "://" not in path]
-        if not all(map(os.path.exists, paths)):
-            # Some datasets generate their files when first loaded. detectron2 asserts that the
-            # files of the others exist.
-            with suppress(FileNotFoundError, AssertionError):
-                DatasetCatalog.get(name)
-        if missing := [path for path in paths if not os.path.exists(path)]:
-            raise UserError(
-                f"missing files of dataset {name!r}: {', '.join(missing)}. detectron2's "
-                "datasets are in the folder $DETECTRON2_DATASETS, by default ./datasets"
-            )
+def check_files(name: str) -> None:
+    """Raise a UserError that names the missing files of a dataset, if there are any."""
+    paths = [MetadataCatalog.get(name).get(field) for field in PATH_FIELDS]
+    paths = [os.path.abspath(path) for path in paths if path and "://" not in path]
+    if not all(map(os.path.exists, paths)):
+        # Some datasets generate their files when first loaded. detectron2 asserts that the files of
+        # the others exist.
+        with suppress(FileNotFoundError, AssertionError):
+            DatasetCatalog.get(name)
+    if missing := [path for path in paths if not os.path.exists(path)]:
+        raise UserError(
+            f"missing files of dataset {name!r}: {', '.join(missing)}. detectron2's "
+            "datasets are in the folder $DETECTRON2_DATASETS, by default ./datasets"
+        )

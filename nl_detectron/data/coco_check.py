@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import UserError
-from .annotations import FIELDS, without_garbage_collection
+from .annotations import FIELDS
 from .geometry import Objects, find_cause, find_keypoint_problems
 
 MAX_EXAMPLES = 5  # places that describe() shows for each problem
@@ -95,7 +95,6 @@ class Finding(NamedTuple):
 Problems = dict[Problem, Finding]
 
 
-@without_garbage_collection()
 def check_annotations(data: dict) -> Problems:
     """Find the problems of what ``read_annotations`` returns that show without an image."""
     found = (Finding(Problem[name], *rest) for name, *rest in _find_problems(data))

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -77,12 +77,7 @@ def draw(rng: np.random.Generator) -> tuple[Image.Image, list[tuple[str, Polygon
 
 
 def generate(
-    root: str | Path,
-    split_sizes: dict[str, int],
-    seed: int = 0,
-    *,
-    draw: Callable = draw,
-    categories: Sequence[dict] = CATEGORIES,
+    root: str | Path, split_sizes: dict[str, int], seed=0, *, draw=draw, categories=CATEGORIES
 ) -> Path:
     """Write a dataset in COCO's format, unless the folder exists, and return its path.
 

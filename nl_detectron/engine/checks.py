@@ -34,15 +34,18 @@ def check_datasets(
     for dataset in datasets:
         dataset.register()
     uses = [(split, name) for split in splits for name in cfg.DATASETS[split]]
+    custom = {dataset.name: dataset for dataset in datasets}  # and what other code has registered
     for split, name in uses:
         check_registered(f"DATASETS.{split}", name)
-    check_files([name for _, name in uses])
-
-    custom = {dataset.name: dataset for dataset in datasets}  # and what other code has registered
-    for _, name in uses:
+        check_files(name)
         metadata = MetadataCatalog.get(name)
-        is_coco = metadata.get("json_file") and metadata.get("evaluator_type") in EVALUATOR_TYPES
-        if is_coco and name not in custom:
+        evaluator_type = metadata.get("evaluator_type")
+        if evaluator_type not in EVALUATOR_TYPES:
+            if split == "TEST":
+                problem = f"DATASETS.TEST: {name!r} has evaluator_type {evaluator_type!r}"
+                valid = ", ".join(EVALUATOR_TYPES)
+                raise UserError(f"{problem}; valid are {valid}. For others, use nl_detectron.run")
+        elif metadata.get("json_file") and name not in custom:
             images = metadata.get("image_root", "")
             custom[name] = CustomDataset.read(name, metadata.json_file, images)
     for name, dataset in custom.items():
@@ -53,11 +56,6 @@ def check_datasets(
 
     for split, name in uses:
         _check_classes(cfg, split, name)
-        evaluator_type = MetadataCatalog.get(name).get("evaluator_type")
-        if split == "TEST" and evaluator_type not in EVALUATOR_TYPES:
-            problem = f"DATASETS.TEST: {name!r} has evaluator_type {evaluator_type!r}"
-            valid = ", ".join(EVALUATOR_TYPES)
-            raise UserError(f"{problem}; valid are {valid}. For others, use nl_detectron.run")
     return list(custom.values())
 
 

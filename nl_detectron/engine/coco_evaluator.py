@@ -11,13 +11,14 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..data.annotations import ID
+
 try:
     from faster_coco_eval import COCOeval_faster
 except ImportError:
     COCOeval_faster = None
 
 COCO_MAX_DETS = 100  # detections of a class per image that COCO's metrics count
-LARGEST_ID = 2**53  # COCOeval_faster stores ids as doubles, which are exact up to here
 
 
 class FasterCOCOEvaluator(COCOEvaluator):
@@ -59,8 +60,8 @@ def coco_eval(annotations: COCO, detections: COCO, task: str, max_dets_per_image
     """Return the fastest evaluator that takes this task and these ids."""
     if task == "keypoints":  # COCOeval_faster needs an index that only its own COCO class builds
         return COCOeval(annotations, detections, task)
-    exact = all(type(i) is int and abs(i) <= LARGEST_ID for i in annotations.imgs)
-    base = COCOeval_faster if COCOeval_faster and exact else COCOeval
+    is_exact = ID.fits(list(annotations.imgs))  # COCOeval_faster stores ids as doubles
+    base = COCOeval_faster if COCOeval_faster and is_exact else COCOeval
     limit = counted_detections(detections, max_dets_per_image)
     if limit > COCO_MAX_DETS:
         base = type("LimitedCOCOeval", (_Limited, base), {"limit": limit})

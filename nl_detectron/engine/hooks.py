@@ -36,10 +36,8 @@ class NonLocalMetrics(HookBase):
     """
 
     def __init__(self, model: nn.Module):
-        self._blocks = {
-            name.removeprefix("module."): block  # DistributedDataParallel's prefix
-            for name, block in named_blocks(model).items()
-        }
+        model = getattr(model, "module", model)  # of DistributedDataParallel
+        self._blocks = named_blocks(model)
         self._handles = []
 
     def before_step(self) -> None:
@@ -66,9 +64,8 @@ class NonLocalMetrics(HookBase):
     def after_step(self) -> None:
         if not self._handles:
             return
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        while self._handles:
+            self._handles.pop().remove()
         for name, block in self._blocks.items():
             gradients = [p.grad.norm() for p in block.parameters() if p.grad is not None]
             self._log(name, "grad_norm", math.hypot(*gradients))

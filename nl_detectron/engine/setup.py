@@ -4,7 +4,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,7 @@ def find_config_file(name: str) -> str:
 
 
 def load_config(
-    config_file: str = "",
-    opts: Sequence[Any] = (),
-    *,
-    overrides: Sequence[Any] = (),
-    add_config: Callable | None = None,
+    config_file: str = "", opts: Sequence = (), *, overrides: Sequence = (), add_config=None
 ) -> CfgNode:
     """Load a config file, or the shipped config of that name, and options over the defaults.
 

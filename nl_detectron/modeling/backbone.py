@@ -41,10 +41,6 @@ def build_nonlocal_p4_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) 
 
     ``MODEL.FPN.IN_FEATURES`` can end at "res4"; p4 is then the last level.
     """
-    return FPN(
-        bottom_up=build_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    resnet, fpn = build_resnet_backbone(cfg, input_shape), cfg.MODEL.FPN
+    options = {"norm": fpn.NORM, "fuse_type": fpn.FUSE_TYPE}
+    return FPN(resnet, fpn.IN_FEATURES, fpn.OUT_CHANNELS, **options)

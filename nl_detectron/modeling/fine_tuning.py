@@ -67,11 +67,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
 
 
 def override_nonlocal(
-    optimizer: Optimizer,
-    model: nn.Module,
-    *,
-    lr_factor: float = 1.0,
-    weight_decay: float | None = None,
+    optimizer: Optimizer, model: nn.Module, *, lr_factor=1.0, weight_decay: float | None = None
 ) -> None:
     """Move the parameters of the non-local blocks to separate parameter groups, in place.
 

@@ -2,20 +2,17 @@
 
 import copy
 import math
-from pathlib import Path
 
 import analyze_cost as tool
 import pytest
 import torch
 from fvcore.nn import parameter_count
-from helpers import zoo_config
+from helpers import TINY, zoo_config
 
 from nl_detectron import insert_nonlocal
 from nl_detectron.analysis import analyze_cost, count_multiply_adds, meta_model
 from nl_detectron.engine import load_config
 from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
-
-TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
 
 
 @pytest.mark.parametrize("instantiation", INSTANTIATIONS)

@@ -2,16 +2,15 @@
 
 import logging
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from helpers import TINY
 
 from nl_detectron.checkpoint import AuditedCheckpointer, LoadError
 from nl_detectron.engine import load_config
 
-TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
 TRUNK = "backbone.bottom_up."
 BLOCK = "res4.nonlocal4"
 STATISTICS = (".running_mean", ".running_var")

@@ -220,9 +220,9 @@ def test_registered_names(folder):
     with pytest.raises(UserError, match="'custom_test' is registered; it needs the flags"):
         check_registered("KEY", "custom_test")
     read(*TRAIN)[1]["train"].register()
-    check_files(["custom_train"])
+    check_files("custom_train")
     shutil.rmtree(folder / "train")
     with pytest.raises(
         UserError, match=f"missing files of dataset 'custom_train': {folder}/train. "
     ):
-        check_files(["custom_train"])
+        check_files("custom_train")

@@ -1,12 +1,10 @@
 """Helpers for tests of the engine: the tiny config, and train_net.py in this process."""
 
-from pathlib import Path
-
 import pytest
+from helpers import TINY
 
 from nl_detectron.engine import argument_parser, load_config, main
 
-TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
 DATA = ["DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
 
 

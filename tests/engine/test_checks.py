@@ -43,10 +43,7 @@ def check(tiny_config, text):
         ("MODEL.NONLOCAL.KEYPOINT_HEAD.EVERY 9", "KEYPOINT_HEAD is set, .*MODEL.KEYPOINT_ON to Tr"),
         (f"{PLAIN} MODEL.NONLOCAL.NORM GN", "MODEL.NONLOCAL is set, but .*'build_nonlocal_backbon"),
         ("MODEL.NONLOCAL.FREEZE_REST True", "FREEZE_REST needs MODEL.WEIGHTS"),
-        (
-            "SOLVER.IMS_PER_BATCH 3 SOLVER.REFERENCE_WORLD_SIZE 2",
-            "BATCH is 3, .* multiple .*: 2",
-        ),
+        ("SOLVER.IMS_PER_BATCH 3 SOLVER.REFERENCE_WORLD_SIZE 2", "BATCH is 3, .* multiple .*: 2"),
         ("DATASETS.TRAIN ()", "DATASETS.TRAIN is empty"),
         ("DATASETS.TEST ('tiny_vla',)", "DATASETS.TEST: no dataset 'tiny_vla'"),
         ("MODEL.ROI_HEADS.NUM_CLASSES 80", "ROI_HEADS.NUM_CLASSES is 80, .* 'tiny_train' has 6"),

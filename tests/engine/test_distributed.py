@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import TINY
 
 from nl_detectron.engine import argument_parser, main
 from nl_detectron.engine.launch import TORCHRUN_VARIABLES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ENVIRONMENT = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 OPTIONS = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
@@ -40,14 +40,9 @@ def start(command, folder):
 
 def two_processes(folder, *arguments):
     """Run train_net.py under torchrun; return its exit status and what is on stderr."""
-    torchrun = [
-        *TORCHRUN,
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(REPOSITORY / "train_net.py"),
-    ]
-    process = start([*torchrun, "--config-file", TINY, *arguments], folder)
+    script = [str(REPOSITORY / "train_net.py"), "--config-file", TINY]
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", "2", *script, *arguments]
+    process = start(command, folder)
     _, stderr = process.communicate()
     return process.returncode, stderr
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
+from helpers import TINY
 
 from nl_detectron.config import config_hash
 from nl_detectron.engine import Trainer, environment, load_config, main
 from nl_detectron.engine.launch import choose_seed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
 OUT_WEIGHT = "backbone.bottom_up.res4.nonlocal4.out.weight"
 
 

@@ -2,15 +2,13 @@
 
 import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import TINY
 
 from nl_detectron.engine import argument_parser, build_predictor, load_config, main
 from nl_detectron.errors import UserError
-
-TINY = str(Path(__file__).resolve().parents[1] / "mask_rcnn_tiny.yaml")
 
 
 @pytest.mark.parametrize(

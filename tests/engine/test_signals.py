@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import TINY
 from torch.utils._pytree import tree_flatten
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
 ITERATIONS = 38
 # With the config's learning rate, training diverges for some seeds.
 OPTIONS = ["INPUT.MIN_SIZE_TRAIN", "(48,56,64)", "SOLVER.BASE_LR", "0.002", "DATASETS.TEST", "()"]

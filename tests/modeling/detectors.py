@@ -1,18 +1,15 @@
 """Small detectors and their inputs."""
 
-from pathlib import Path
-
 import torch
 from detectron2.export.flatten import flatten_to_tuple
 from detectron2.structures import Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-from helpers import zoo_config
+from helpers import TINY, zoo_config
 from torch import nn
 
 from nl_detectron.engine import load_config
 
 NONLOCAL = ("MODEL.BACKBONE.NAME", "build_nonlocal_backbone")
-TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 # Detectors of the zoo with few channels, which keep every detection of untrained weights.
 SMALL = (
     *("MODEL.RESNETS.STEM_OUT_CHANNELS", 8),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import check_dataset
 import pytest
+from helpers import TINY
 from PIL import Image
 
 from nl_detectron.data.annotations import decode, normalise, read_annotations, read_for_evaluation
@@ -17,7 +18,6 @@ from nl_detectron.engine.checks import check_input
 from nl_detectron.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TINY = str(REPOSITORY / "tests" / "mask_rcnn_tiny.yaml")
 SHARED = Path(os.getenv("NL_SHARED", REPOSITORY.parent / "shared"))
 CASES = SHARED / "cases"
 pytestmark = [

@@ -10,9 +10,9 @@ import pytest
 from pycocotools import mask
 from pycocotools.coco import COCO
 
+from nl_detectron.data.annotations import read_for_evaluation
 from nl_detectron.engine import coco_evaluator
 from nl_detectron.errors import UserError
-from nl_detectron.evaluation.coco_results import read_annotations
 
 SHARED = Path(os.getenv("NL_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 COCOAPI = SHARED / "real" / "cocoapi"
@@ -70,12 +70,13 @@ def near(annotations):
 
 
 def test_clean_cases(capsys):
-    clean = []
+    clean, annotations = [], COCO()
     for path in sorted((SHARED / "cases").glob("*.json")):
         try:
-            annotations = read_annotations(path, masks=True)
+            annotations.dataset = read_for_evaluation(path, masks=True)
         except UserError:
             continue
+        annotations.createIndex()
         clean.append(path.stem)
         for task in ("bbox", "segm"):
             detections = list(near(annotations))

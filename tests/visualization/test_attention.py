@@ -1,13 +1,13 @@
 """Attention rows against the whole matrix, and blocks with known attention on real images."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import ImageList
+from helpers import TINY
 from torch import nn
 
 from nl_detectron import NonLocalBlock
@@ -17,7 +17,6 @@ from nl_detectron.layers import SUBSAMPLES
 from nl_detectron.visualization import AttentionRecorder, attend
 from nl_detectron.visualization.attention import ImageGeometry, find_blocks
 
-TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 STRIDE = 16
 QUERY, TARGET = (1, 2), (5, 8)  # row and column in the map of the model below
 

@@ -5,18 +5,17 @@ import json
 import re
 import shutil
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from helpers import TINY
 
 from nl_detectron.engine import build_predictor, load_config
 from nl_detectron.visualization import attend
 from nl_detectron.visualization.attention_page import LEVELS, attention_page
 
-TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 HEIGHT, WIDTH, RESIZED = 97, 320, (64, 211)  # the image, and its size after resizing
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -13,13 +13,13 @@ import torch
 from detectron2.data import Metadata
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
+from helpers import TINY
 from PIL import Image
 
 from nl_detectron.engine import load_config
 from nl_detectron.errors import UserError
 from nl_detectron.visualization.predictions import find_image_ids, find_inputs, predict
 
-TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 GREY = 90
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 import visualize_attention
+from helpers import TINY
 from PIL import Image
-
-TINY = str(Path(__file__).parents[1] / "mask_rcnn_tiny.yaml")
 
 
 @pytest.fixture
