@@ -82,6 +82,8 @@ def test_config_with_blocks(name):
     expected = DIFFERENCES.get(variant) or BACKBONE | {"MODEL.NONLOCAL.INSTANTIATION": variant}
     if (folder := name.split("/")[0]) in PLAIN_BACKBONES:
         expected = expected | {"MODEL.NONLOCAL.BACKBONE": PLAIN_BACKBONES[folder]}
+    if folder == "Synthetic":
+        expected = expected | {"MODEL.NONLOCAL.UNIT_NORM": True}
     if kind == "GC":
         expected = expected | {"MODEL.NONLOCAL.BLOCK": "GlobalContextBlock"}
     cfg, baseline = load(name), load(start + end)

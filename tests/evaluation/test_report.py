@@ -56,6 +56,6 @@ def test_the_demo_compares_finished_runs(tmp_path, write_run, capsys):
     assert table in capsys.readouterr().out
     assert cells_of(table) == [
         ["baseline", *["60.0"] * 6, "61.0", "64.0", "0.500", "3,927,594"],
-        ["+1 NL", *["90.0"] * 6, "91.0", "94.0", "0.500", "4,059,306"],
-        ["difference", *["+30.0"] * 6, "+30.0", "+30.0", "+0.000", "+131,712"],
+        ["+1 NL", *["90.0"] * 6, "91.0", "94.0", "0.500", "4,059,307"],
+        ["difference", *["+30.0"] * 6, "+30.0", "+30.0", "+0.000", "+131,713"],
     ]

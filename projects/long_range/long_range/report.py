@@ -13,8 +13,7 @@ from .training import EVALUATE_EVERY
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "results.jsonl"
-ROOT = PROJECT.parents[1]
-PAGES = (PROJECT / "README.md", ROOT / "README.md", ROOT / "docs/TRAINING_TIPS.md")
+PAGES = [PROJECT / page for page in ("README.md", "../../README.md", "../../docs/TRAINING_TIPS.md")]
 
 
 def read_results(path: Path) -> list[dict]:
