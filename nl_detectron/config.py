@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode as CN
 
@@ -66,7 +65,7 @@ def add_nonlocal_config(cfg: CN) -> None:
     cfg.SOLVER.WEIGHT_DECAY_NONLOCAL = None
 
 
-def block_options(cfg: CN) -> dict[str, Any]:
+def block_options(cfg: CN) -> dict:
     """Return the keys of ``MODEL.NONLOCAL`` that the class ``BLOCK`` takes and are not None."""
     keys = cfg.MODEL.NONLOCAL
     arguments = inspect.signature(find_block_class(keys.BLOCK)).parameters

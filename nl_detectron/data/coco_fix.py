@@ -3,7 +3,6 @@
 from collections import Counter
 from contextlib import suppress
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -70,7 +69,7 @@ def _fix_types(data: dict) -> None:
                 entry[name] = 0  # is computed
 
 
-def _convert(value: Any, field: Field) -> Any:
+def _convert(value: object, field: Field) -> object:
     if list in field.types and isinstance(value, list | None):
         return [_convert(item, field.items) for item in value or ()]
     if str in field.types and value is not None:

@@ -67,14 +67,16 @@ class TrainLoader:
         self.start_iter = 0  # the first iteration; may be set until the first batch is requested
         self.batch = []  # the latest batch
         self._seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self._num_workers = cfg.DATALOADER.NUM_WORKERS
+        self._mapper = mapper
         seed_all_rng(self._seed)  # some samplers draw their seed
         self._batches = build_detection_train_loader(cfg, mapper=lambda d: d, num_workers=0)
-        batches, num_workers = self._seeded_batches(), cfg.DATALOADER.NUM_WORKERS
-        self._loader = ImageLoader(mapper, batches, num_workers=num_workers)
 
     def __iter__(self) -> Iterator[list[dict]]:
         # A generator, because detectron2 0.5 calls iter() before start_iter is known.
-        for iteration, batch in enumerate(self._loader, self.start_iter):
+        batches = self._seeded_batches()
+        loader = ImageLoader(self._mapper, batches, num_workers=self._num_workers)
+        for iteration, batch in enumerate(loader, self.start_iter):
             self.batch = batch
             seed_all_rng(self._derived_seed(STEP, iteration, comm.get_rank()))
             yield batch

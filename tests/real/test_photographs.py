@@ -79,7 +79,7 @@ def test_weights(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("nl_detectron"), "propagate", True)
     with caplog.at_level(logging.INFO, "nl_detectron"):
         load()
-    assert "weights: 75/75 backbone tensors, 8 new in res4.nonlocal0, FPN new" in caplog.text
+    assert "weights: 75/75 backbone tensors, 9 new in res4.nonlocal0, FPN new" in caplog.text
     with pytest.raises(LoadError, match="res5"):
         load("MODEL.RESNETS.OUT_FEATURES", "['res2','res3','res4','res5']")
 
