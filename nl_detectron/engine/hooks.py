@@ -81,8 +81,8 @@ class NonLocalMetrics(HookBase):
             if change < NEAR_IDENTITY:
                 logging.getLogger(__name__).warning(
                     f"{name} is still near the identity: it changes its input by {change:.2%} "
-                    "(L2 norm). Try SOLVER.OPTIMIZER ADAMW, a larger SOLVER.NONLOCAL_LR_FACTOR or "
-                    "more iterations; see docs/TRAINING_TIPS.md"
+                    "(L2 norm). Try SOLVER.OPTIMIZER ADAMW, MODEL.NONLOCAL.UNIT_NORM True or more "
+                    "iterations; see docs/TRAINING_TIPS.md"
                 )
 
     def _log(self, name: str, key: str, value: float | Tensor) -> None:

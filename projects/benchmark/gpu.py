@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Check and measure what needs a GPU by commands of benchmark.py, most important first.
 
-It takes about 25 minutes, and each command writes a file, row by row. --quick: tiny inputs.
+Each command writes a file, row by row. --quick: tiny inputs.
 """
 
 import sys
