@@ -13,6 +13,14 @@ from .training import EVALUATE_EVERY
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = PROJECT / "results.jsonl"
+DETECTORS = PROJECT / "detectors.jsonl"  # of detector.py
+DETECTOR_ROWS = {
+    "baseline": "no block, AdamW",
+    "scratch": "AdamW and unit norm, from scratch",
+    "inserted": "AdamW and unit norm, inserted",
+    "scratch_sgd": "SGD and default block, from scratch",
+    "inserted_sgd": "SGD and default block, inserted",
+}
 PAGES = [PROJECT / page for page in ("README.md", "../../README.md", "../../docs/TRAINING_TIPS.md")]
 
 
@@ -27,6 +35,7 @@ def write_tables(results: Sequence[dict], pages: Sequence[Path] = PAGES) -> None
     guesses = {line["row"] for line in results if "accuracy" not in line}
     named["guesses"] = [(name, name) for name in sorted(guesses)]
     tables = {table: _table(rows, results) for table, rows in named.items()}
+    tables["detectors"] = _detector_table(read_results(DETECTORS))
     pattern = re.compile(r"(<!-- table (\w+) -->).*?(<!-- end -->)", re.DOTALL)
     for page in pages:
         text = page.read_text()
@@ -59,6 +68,19 @@ def _table(rows: Sequence[tuple[str, str]], results: Sequence[dict]) -> str:
                 "parameters": f"{lines[0]['parameters']:,}",
                 "multiply-adds": f"{lines[0]['multiply-adds'] / 1e6:.1f} M",
             }
+    return tabulate(cells, "keys", "github", disable_numparse=True)
+
+
+def _detector_table(results: Sequence[dict]) -> str:
+    """Return a table with a line for each kind of run of detector.py."""
+    cells = []
+    for row, title in DETECTOR_ROWS.items():
+        lines = [line for line in results if line["row"] == row]
+        if not lines:
+            continue
+        cells.append({"": title, "seeds": len(lines), "locks AP": _mean(lines, "locks AP")})
+        cells[-1]["lowest"] = f"{min(line['locks AP'] for line in lines):.1f}"
+        cells[-1] |= {metric: _mean(lines, metric) for metric in ("keys AP", "mask AP")}
     return tabulate(cells, "keys", "github", disable_numparse=True)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import detector
 import figure
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from long_range.model import MeanBlock, pool
 from long_range.rows import ROWS, TABLES
 from torch import nn
 from torch.nn import functional as F
+
+from nl_detectron.data import generate
+from nl_detectron.evaluation.runs import load_run_config
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +155,18 @@ def test_study_runs_what_is_missing_and_the_report_has_it(dataset, tmp_path, mon
     image = training.load_images(8, "val").select(slice(1))
     white = [(figure.draw(image, row, tmp_path) == 255).all(axis=2).sum() for row in short]
     assert white[0] > white[1] == 0  # arrows
+
+
+@pytest.mark.slow
+def test_detectors_start_from_the_baseline_of_their_seed(tmp_path, monkeypatch):
+    generate(tmp_path / "nl_synthetic", {"train": 8, "val": 4})
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    results = tmp_path / "detectors.jsonl"
+    argv = ["--rows", "baseline", "inserted", "--seeds", "1", "--output", str(tmp_path)]
+    argv += ["--results", str(results), *"SOLVER.MAX_ITER 5 SOLVER.STEPS (4,)".split()]
+    detector.main(argv)
+    lines = report.read_results(results)
+    assert [(line["row"], line["seed"]) for line in lines] == [("baseline", 1), ("inserted", 1)]
+    assert all(0 <= line["locks AP"] <= 100 for line in lines)
+    weights = load_run_config(tmp_path / "inserted" / "seed1").MODEL.WEIGHTS
+    assert weights == str(tmp_path / "baseline" / "seed1" / "model_final.pth")
