@@ -18,7 +18,7 @@ if importlib.util.find_spec("detectron2") is None:
     )
 
 with warnings.catch_warnings():
-    # detectron2 scripts functions when it is imported, which recent releases of torch deprecate.
+    # Importing detectron2 calls torch.jit.script, which recent releases of torch deprecate.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
     from . import data
     from .config import add_nonlocal_config, get_config_file

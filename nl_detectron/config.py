@@ -24,7 +24,7 @@ def add_nonlocal_config(cfg: CN) -> None:
     # Read by build_nonlocal_backbone; the options of blocks also by build_nonlocal_keypoint_head.
     cfg.MODEL.NONLOCAL = CN()
 
-    # Registered name of the backbone in which the blocks are inserted.
+    # Registered name of the backbone into which the blocks are inserted.
     cfg.MODEL.NONLOCAL.BACKBONE = "build_resnet_fpn_backbone"
     # Where to insert blocks: "res4.-2" is after the second to last residual block of res4, as in
     # the paper; "res3.1::2" is a slice of residual blocks; "res4.*" is all of them.
@@ -38,10 +38,10 @@ def add_nonlocal_config(cfg: CN) -> None:
     # Divide the inner products by the square root of their length before the softmax, as in the
     # authors' released code. False is Eq. 2 and 3 of the paper.
     cfg.MODEL.NONLOCAL.SCALE = True
-    # Divide the inner products by it, too. Yin et al. have 0.05 for "disentangled".
+    # Divide the inner products by this number, too; 0.05 in Yin et al. for "disentangled".
     cfg.MODEL.NONLOCAL.TEMPERATURE = 1.0
-    # "embedded_gaussian" with theta and phi of length 1, and a learnt scale in place of SCALE and
-    # TEMPERATURE.
+    # Normalize theta and phi to length 1, and use a learnt scale in place of SCALE and TEMPERATURE;
+    # only for "embedded_gaussian".
     cfg.MODEL.NONLOCAL.UNIT_NORM = False
     # Channels inside the block = input channels // REDUCTION. None: the default of the block, 2 in
     # NonLocalBlock and 16 in GlobalContextBlock.
@@ -59,14 +59,14 @@ def add_nonlocal_config(cfg: CN) -> None:
 
     # "SGD" or "ADAMW". AdamW needs another BASE_LR and WEIGHT_DECAY, such as 1e-4 and 0.05.
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Factor of the learning rate of the blocks.
+    # Multiply the learning rate of the blocks by this factor.
     cfg.SOLVER.NONLOCAL_LR_FACTOR = 1.0
     # Weight decay of all parameters of the blocks. None: as for all other parameters.
     cfg.SOLVER.WEIGHT_DECAY_NONLOCAL = None
 
 
 def block_options(cfg: CN) -> dict:
-    """Return the keys of ``MODEL.NONLOCAL`` that the class ``BLOCK`` takes and are not None."""
+    """Return the arguments of class ``BLOCK``: its keys in ``MODEL.NONLOCAL`` that are not None."""
     keys = cfg.MODEL.NONLOCAL
     arguments = inspect.signature(find_block_class(keys.BLOCK)).parameters
     return {name: keys[name.upper()] for name in arguments if keys.get(name.upper()) is not None}
@@ -74,9 +74,9 @@ def block_options(cfg: CN) -> dict:
 
 @contextmanager
 def name_config_key(**keys: str) -> Iterator[None]:
-    """In an OptionError from the body, replace the argument by its config key.
+    """Replace the argument by its config key in an OptionError that the body raises.
 
-    ``keys`` has the config keys that are not ``MODEL.NONLOCAL.<ARGUMENT>``, by argument.
+    ``keys`` maps arguments to config keys; the default is ``MODEL.NONLOCAL.<ARGUMENT>``.
     """
     try:
         yield
@@ -94,7 +94,10 @@ def config_hash(cfg: CN) -> str:
 
 
 def get_config_file(name: str) -> str:
-    """Return the path of a file in ``configs/``: "Misc/cascade_mask_rcnn_R_50_FPN_NL_1x.yaml"."""
+    """Return the path of a shipped config; raise a FileNotFoundError if there is none.
+
+    ``name`` is its path in ``configs/``, such as "Misc/cascade_mask_rcnn_R_50_FPN_NL_1x.yaml".
+    """
     parents = Path(__file__).resolve().parents[:2]  # of configs/ in a wheel and in a clone
     folder = next(parent / "configs" for parent in parents if (parent / "configs").is_dir())
     path = folder / name

@@ -10,11 +10,11 @@ EXIT_STATUS = 2  # argparse exits with the same status on a bad command line
 
 
 class UserError(Exception):
-    """Something that the user gave is wrong; the message names it and says what is valid."""
+    """An error in the input of the user; the message names the input and says what is valid."""
 
 
 class OptionError(UserError, ValueError):
-    """An argument or a config key has a bad value.
+    """A bad value of an argument or of a config key.
 
     Attributes:
         option: name of the argument, such as "reduction", or of the config key.
@@ -44,8 +44,8 @@ def exit_on_user_error() -> Iterator[None]:
 def _claim_report(message: str) -> bool:
     """Return True in exactly one process, so that a message is printed once.
 
-    The processes count in the key-value store of torch.distributed. A collective operation would
-    wait for processes that did not fail.
+    The processes increment a counter in the key-value store of torch.distributed. A collective
+    operation would wait for processes that did not fail.
     """
     if not dist.is_initialized():
         return True

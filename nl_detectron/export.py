@@ -17,7 +17,7 @@ FORMATS = ("torchscript-script", "torchscript-trace", "torch-export", "onnx")
 
 
 class ExportError(UserError):
-    """A model cannot be exported, or the exported file cannot be run."""
+    """A failure to export a model or to run the exported file."""
 
 
 def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> None:
@@ -25,14 +25,14 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
 
     A backbone returns feature maps by name; in ONNX the outputs have these names. A detector takes
     one image and returns the tensors of its detections, sorted by field name, then the image size;
-    masks (N, 1, M, M) are not pasted into the image.
+    masks (N, 1, M, M) are not pasted into the image. Raise an ExportError if the exporter fails.
 
     Args:
         model: a ``Backbone``, or a detector for "torchscript-trace", in eval mode.
         image: an example. For a detector, (3, H, W). For a backbone, a normalized batch
             (B, 3, H, W); "torch-export" and "onnx" require B >= 2, and sides above the largest
             stride and above twice the stride of a feature map with a block.
-        format: one of :data:`FORMATS`.
+        format, file: one of :data:`FORMATS`, and the path to write.
     """
     with _export_errors(image, format):
         function = _as_function(model, image)
@@ -52,9 +52,9 @@ def export_model(model: nn.Module, image: Tensor, format: str, file: str) -> Non
 
 
 def relative_error(model: nn.Module, image: Tensor, format: str, file: str) -> float:
-    """Return the largest error of an output of an exported file, relative to its largest magnitude.
+    """Return the largest relative error of the outputs of an exported file.
 
-    It is infinity if a shape differs or a value is not finite.
+    An output has max |file - model| / max |model|, or infinity if its shape differs or this is nan.
     """
     with _export_errors(image, format):
         expected = _as_function(model, image)(image)
@@ -88,7 +88,7 @@ def _export_program(backbone: Backbone, image: Tensor) -> ExportedProgram:
     # torch.export specializes sizes of 1, so the smallest feature map must have at least 2 x 2.
     height, width = (step * Dim(side, min=stride // step + 1) for side in ("height", "width"))
     shapes = ({0: Dim("batch", min=1), 2: height, 3: width},)
-    # It cannot prove how pooling rounds, so it asserts that when the program runs.
+    # It cannot prove how pooling rounds, so the exported program asserts it at run time.
     options = {"prefer_deferred_runtime_asserts_over_guards": True}
     return torch.export.export(backbone, (image,), dynamic_shapes=shapes, **options)
 

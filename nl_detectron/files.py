@@ -10,22 +10,21 @@ from .errors import UserError
 
 
 class SaveError(UserError):
-    """A file cannot be written."""
+    """A failure to write a file."""
 
 
 @contextmanager
 def write_atomically(path: Union[str, Path], mode: str) -> Iterator[IO]:
-    """Open a file, in mode "w" (UTF-8) or "wb", that appears under its name when it is complete.
+    """Open a file, in mode "w" (UTF-8) or "wb", that replaces ``path`` when it is complete.
 
-    If the body raises, ``path`` is left as it was. Errors of the operating system are raised as
-    SaveError.
+    If the body raises, ``path`` does not change. An OSError is raised as a SaveError.
     """
     partial = Path(f"{path}.partial")
     try:
         with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # the data must be on disk before the name is
+            os.fsync(file.fileno())  # the data must be on disk before the renaming
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from detectron2.config import defaults
 from .config import add_nonlocal_config
 from .modeling import build_model, build_optimizer
 
-SCRIPT = "NL_DETECTRON_SCRIPT"  # environment variable with the script's path, for its processes
+SCRIPT = "NL_DETECTRON_SCRIPT"  # environment variable: the script, for processes it spawns
 
 
 def register() -> None:
@@ -37,7 +37,7 @@ def _replace(function: Callable, replacement: Callable) -> None:
 
 
 def main() -> None:
-    """Run the script of the command line as ``__main__``."""
+    """Run the script named on the command line as ``__main__``."""
     parser = argparse.ArgumentParser(prog="python -m nl_detectron.run", description=__doc__)
     parser.add_argument("script", help="such as detectron2's tools/train_net.py")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="arguments of the script")
@@ -50,8 +50,8 @@ def main() -> None:
     del sys.argv[0]
     sys.path[0] = os.path.dirname(os.path.realpath(path))
     module = types.ModuleType("__main__")
-    # A script's own spec would be None. With this one, a spawned process imports nl_detectron.run,
-    # which imports the script.
+    # The __spec__ of a script is None. With that of this module, a process that the script spawns
+    # imports nl_detectron.run, which runs the script under the name __mp_main__.
     module.__spec__ = __spec__
     module.__file__, module.__builtins__ = path, builtins
     sys.modules["__main__"] = module
@@ -62,6 +62,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-elif __name__ == "__mp_main__":  # in a process that the script has spawned
+elif __name__ == "__mp_main__":  # in a process that the script spawned
     register()
     globals().update(runpy.run_path(os.environ[SCRIPT], run_name=__name__), __spec__=__spec__)

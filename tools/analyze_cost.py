@@ -7,9 +7,10 @@ examples:
       MODEL.NONLOCAL.INSTANTIATION dot_product
 
 FILE is a path, or the name of a config of nl_detectron. The first table gives parameters and
-multiply-adds (GMAC) of the model without blocks and with those of the config, with 1000 proposals
-and 100 detections; the second, those of one block for each stage and sub-sampling, and the size of
-its affinity matrix in float32, which is never built. The model is not run, so any size is fine.
+multiply-adds (GMAC) of the model without blocks and with those of the config, for 1000 proposals
+and 100 detections. The second table gives the same for one block in each stage, for each kind of
+sub-sampling, and the size that its affinity matrix would have in float32 (it is never built). The
+model is not run, so any image size is fine.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    help = "of the image in pixels; can be repeated (default: {}x{})".format(*REPORT_SIZE)
+    help = "size of the image in pixels; can be repeated (default: {}x{})".format(*REPORT_SIZE)
     parser.add_argument("--size", type=size, action="append", metavar="HxW", help=help)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs for the config")
     args = parser.parse_args(arguments)

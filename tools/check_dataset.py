@@ -2,7 +2,7 @@
 """Check the annotations and the images of a dataset in COCO's format, and repair annotations.
 
 Exit status: 0 if detectron2 can train and evaluate on the dataset, 1 if there are errors, 2 if the
-dataset is not found or is not in COCO's format. With --fix, this is said of the repaired copy.
+dataset is not found or is not in COCO's format. With --fix, this refers to the repaired copy.
 """
 
 import argparse
@@ -25,8 +25,8 @@ def parse_args(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("name", nargs="?", help="name of a dataset registered with detectron2")
-    add("--json", metavar="FILE", help="instead of a name: the annotations")
-    add("--images", metavar="DIR", help="instead of a name: folder of the images")
+    add("--json", metavar="FILE", help="annotations, instead of a name")
+    add("--images", metavar="DIR", help="folder of the images, instead of a name")
     add("--fix", metavar="OUT.json", help="write a repaired copy; --images is not needed")
     add("--no-crowd", action="store_true", help="with --fix: set iscrowd of all annotations to 0")
     args = parser.parse_args(argv)
@@ -60,7 +60,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     print(f"{args.fix or json_file}: {', '.join(counts)}")
     print(f"kinds of errors: {len(errors)}, kinds of notes: {len(notes)}")
     if errors and not args.fix:
-        print("To write a copy with what has one right repair, add --fix OUT.json")
+        print("To write a copy with the repairs that are certain, add --fix OUT.json")
     return 1 if errors else 0
 
 

@@ -3,7 +3,7 @@
 
 Prints AP, AP50, AP75, APs, APm and APl of both in percent, the difference B - A, and its 95%
 confidence interval by a paired bootstrap over the images. The interval covers the choice of test
-images. It does not cover other seeds in training: for these, train again.
+images. It does not cover the variation between training seeds, which needs more runs.
 """
 
 import argparse

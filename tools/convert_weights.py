@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert a ResNet with non-local blocks from mmdet, mmaction2 or Caffe2 for MODEL.WEIGHTS.
+"""Convert a ResNet with or without non-local blocks from another library for MODEL.WEIGHTS.
 
 nl_detectron/checkpoint/conversion.py lists the MODEL.NONLOCAL keys with which the blocks compute
 the same function. Tensors outside the backbone are left out and listed.
@@ -20,7 +20,7 @@ def main() -> None:
         dest="source",
         choices=SOURCES,
         required=True,
-        help="mmdet: mmdet, mmaction2, torchvision; caffe2: video-nonlocal-net",
+        help="mmdet: mmdet, mmseg, mmaction2, torchvision; caffe2: video-nonlocal-net",
     )
     args = parser.parse_args()
     with exit_on_user_error():

@@ -14,7 +14,7 @@ REVISION = 2
 
 
 class EditError(Exception):
-    """An edit did not find what it was written for."""
+    """A mismatch of an edit with the source archive."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ PACKAGING = (
     ),
     Edit(
         name="model zoo configs",
-        why="setup.py looks for them where the git repository has them; the archive's are "
+        why="setup.py looks for them where the git repository has them; in the archive they are "
         "already inside the package.",
         files={"setup.py": 1},
         old=r"get_model_zoo_configs\(\)\}",
@@ -168,7 +168,7 @@ GUARDS = (
     ),
     Edit(
         name="fast COCO evaluation, log",
-        why="The fallback is not silent.",
+        why="A user should see that the fallback is used.",
         files={"detectron2/evaluation/coco_evaluation.py": 1},
         old=r"^        self\._use_fast_impl = use_fast_impl$",
         new="        if use_fast_impl and COCOeval_opt is COCOeval:\n"
@@ -178,7 +178,7 @@ GUARDS = (
     ),
     Edit(
         name="caffe2 export",
-        why="TracingAdapter and scripting need no caffe2, and utils/analysis.py needs them.",
+        why="TracingAdapter, which utils/analysis.py imports, and scripting need no caffe2.",
         files={"detectron2/export/__init__.py": 1},
         old=r"^from \.api import \*$",
         new="try:\n    from .api import *\n"

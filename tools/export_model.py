@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Export a model or its backbone, and compare the file with the model.
 
-For each size the largest difference of an output is printed, relative to its largest value. The
-exit status is 0 if all differences are at most 1e-4, 1 if not, and 2 if the input is wrong or this
-export is not possible with the installed torch and detectron2.
+For each size, the script prints the largest error of an output, relative to the largest value of
+the output. The exit status is 0 if all errors are at most 1e-4, 1 if not, and 2 if the input is
+wrong or this export is not possible with the installed torch and detectron2.
 """
 
 import argparse

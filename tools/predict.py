@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Run a trained model on images, folders and videos, and draw its predictions.
 
-With --coco-json, also write the detections as COCO results. The image id is that in --annotations,
-or else the file name, or its number as in COCO; for a video, it is "<file name>/<frame number>".
+With --coco-json, also write the detections as COCO results. The id of an image is that in
+--annotations, or else the number in its name, such as 42 for 000042.jpg, or else its file name. The
+id of a video frame is "<file name>/<frame number>".
 
-Exit status: 0; 1 if an input could not be read (the others are done); 2 for a bad argument.
+Exit status: 0 on success, 1 if an input could not be read (the others are processed), and 2 for a
+bad argument.
 """
 
 import argparse

@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def results_file(run: Path, dataset: str | None) -> Path:
-    """Return the COCO results of an output folder, which has subfolders for several datasets."""
+    """Return the COCO results file of a run; with several datasets, each has a subfolder."""
     if not run.is_dir():
         return run
     of_dataset = run / "inference" / (dataset or "") / RESULTS
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metadata = MetadataCatalog.get(args.dataset) if args.dataset else Metadata()
         paths = [results_file(path, args.dataset) for path in args.runs]
         annotations, runs, (task, *_) = read_results(files[0], paths, args.tasks)
-        find_images(annotations.dataset, files[1])  # whose names can have another Unicode form
+        find_images(annotations.dataset, files[1])  # replaces names that have another Unicode form
         if runs[0] == runs[1]:
             print(f"warning: {paths[0]} and {paths[1]} have the same detections", file=sys.stderr)
         sigmas, limit = args.keypoint_sigmas, args.max_dets_per_image

@@ -18,9 +18,10 @@ def analyze_cost(
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Compute parameters and multiply-adds; raise an OptionError if a key is invalid.
 
-    Return two lists of table rows. For each size, (height, width) in pixels: the model without
-    blocks, and that of the config. For each size, stage and sub-sampling: one block with the
-    options of ``MODEL.NONLOCAL``; without sub-sampling or affinity, it has "" or 0 there.
+    Return two lists of table rows. The first has, for each of ``sizes`` (height and width in
+    pixels), the model without blocks and with those of the config. The second has one block with
+    the options of ``MODEL.NONLOCAL`` for each size, stage and sub-sampling. The sub-sampling is ""
+    for blocks without this option, and the affinity is 0 MiB for blocks without this matrix.
     """
     with name_config_key():
         options, block_class = block_options(cfg), find_block_class(cfg.MODEL.NONLOCAL.BLOCK)

@@ -45,7 +45,7 @@ def padded_size(model: nn.Module, height: int, width: int) -> tuple[int, int]:
 def detector_multiply_adds(model: nn.Module, height: int, width: int) -> dict[str, int]:
     """Count the multiply-adds of each part of a detector on an image of height x width pixels.
 
-    The parts are "backbone" and those that the model has of "rpn", "head", "sem_seg_head",
+    The keys are "backbone" and, if the model has these parts, "rpn", "head", "sem_seg_head",
     "box_head" (1000 boxes), "mask_head" and "keypoint_head" (100 boxes).
     """
     features = {}
@@ -106,7 +106,7 @@ def _weighted_rows(left: Any, right: Any) -> int:
     return math.prod(rows) if len(rows) == 3 and weights == (*rows[:2], 1) else 0
 
 
-# Formulas, of shapes, for operators that torch's FlopCounterMode counts as 0.
+# Formulas, as functions of shapes, for operators that torch's FlopCounterMode counts as 0.
 _FLOP_FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
         lambda query, key, value, *_, **__: 2 * _attention(query, key, value)
@@ -115,9 +115,9 @@ _FLOP_FORMULAS = {
     torch.ops.aten.addcmul: lambda _, left, right, **__: 2 * _weighted_rows(left, right),
 }
 
-# Handles for fvcore.nn.FlopCountAnalysis(model, inputs).set_op_handle(**FLOP_HANDLES). A block
-# without norm then counts as NonLocalBlock.multiply_adds says, but in a trace the Gaussian pads its
-# values to the width of its keys, and the dot product has a fixed order of its products.
+# Handles for fvcore.nn.FlopCountAnalysis(model, inputs).set_op_handle(**FLOP_HANDLES). The count of
+# a block without norm then equals NonLocalBlock.multiply_adds, except that in a trace the Gaussian
+# pads g to the width of phi, and the dot product always computes phi^T g first.
 FLOP_HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::scaled_dot_product_attention": lambda inputs, _: _attention(*map(get_shape, inputs[:3])),
     "aten::baddbmm": lambda inputs, _: math.prod(get_shape(inputs[1])) * get_shape(inputs[2])[2],

@@ -28,8 +28,8 @@ class _AtomicPathManager:
 class AuditedCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that never runs code from a file and never loads weights silently.
 
-    Every loaded file gets an :func:`audit`, which is logged. If it finds problems, they are raised,
-    unless ``partial`` is True; then the tensors that fit are loaded. Files are saved atomically.
+    The :func:`audit` of each loaded file is logged. If it finds problems, a LoadError is raised or,
+    with ``partial``, only the tensors that fit are loaded. Files are saved atomically.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class AuditedCheckpointer(DetectionCheckpointer):
             except (KeyError, ValueError) as error:
                 raise LoadError(
                     f"{path} cannot be resumed: its {key!r} is missing or does not fit: {error!r}. "
-                    "Use the SOLVER keys and detectron2 that wrote it, or load it as MODEL.WEIGHTS"
+                    "Use its SOLVER keys and its version of detectron2, or load it as MODEL.WEIGHTS"
                 ) from error
         return content
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict:
-        """As DetectionCheckpointer; an error on resuming names the latest complete checkpoint."""
+        """Resume or load; an error on resuming names the latest complete checkpoint."""
         try:
             return super().resume_or_load(path, resume=resume)
         except ReadError as error:
@@ -82,7 +82,7 @@ class AuditedCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict) -> Any:
         # load_state_dict does not report all missing keys: FrozenBN fills in statistics. The hook
-        # sees the state dict that the model gets, already renamed.
+        # sees the state dict that the model gets, after detectron2 has renamed its keys.
         loaded = {}
         hook = self.model._register_load_state_dict_pre_hook(lambda state, *_: loaded.update(state))
         try:

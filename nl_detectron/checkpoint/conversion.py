@@ -9,11 +9,11 @@ The converted blocks compute the same function with these values of MODEL.NONLOC
     SUBSAMPLE        conv_pool with sub_sample, else none    pool_conv
     NORM             that of norm_cfg                        BN; "" with USE_AFFINE
 
-DisentangledNonLocal2d of mmseg is INSTANTIATION disentangled, its temperature TEMPERATURE;
-ContextBlock of mmcv, which adds only, is BLOCK GlobalContextBlock, its ratio 1 / REDUCTION.
+mmseg's DisentangledNonLocal2d is INSTANTIATION disentangled, with its temperature as TEMPERATURE.
+mmcv's ContextBlock, if it only adds, is BLOCK GlobalContextBlock, with REDUCTION = 1 / ratio.
 
-Both drop an odd last row and column when they pool; ours does not. A plugin of mmdet runs inside a
-residual block, before the sum, and ours after it, so its weights are only a start for fine-tuning.
+mmcv and video-nonlocal-net drop an odd last row and column in pooling; our blocks do not. A plugin
+of mmdet runs before the sum of a residual block, ours after it: its weights are only a start.
 """
 
 import re
@@ -41,7 +41,7 @@ SOURCES = {
         (r"\.channel_add_conv\.3\.", ".out."),
         (r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}."),
         (r"^(conv1|bn1)\.", r"stem.\1."),
-        (r"(\.(conv|0))+\.(\w+)$", r".\3"),  # of a convolution beside its norm or a pooling layer
+        (r"(\.(conv|0))+\.(\w+)$", r".\3"),  # of mmcv's ConvModule, or of a Sequential
         (r"\.conv_out\.", ".out."),
         (r"\.concat_project\.weight$", ".w_f"),
         (r"\.downsample\.1\.", ".shortcut.norm."),
@@ -83,7 +83,7 @@ def convert(content: Mapping, source: str) -> tuple[dict[str, Tensor], list[str]
     """Rename the tensors of a ResNet to detectron2's names; also return the names of the others.
 
     ``content`` has tensors or arrays by name, or has such a dict under "state_dict" or "blobs".
-    Kernels in space and time must have size 1 in time. ``source`` is a key of ``SOURCES``.
+    Kernels of 3D convolutions must have size 1 in time. ``source`` is a key of ``SOURCES``.
     """
     converted, left_out = {}, []
     for name, value in content.get("state_dict", content.get("blobs", content)).items():
@@ -113,14 +113,14 @@ def rename(name: str, source: str) -> str:
 
 
 def _double(tensors: dict[str, Tensor], block: str) -> None:
-    """Double what mmseg adds for each of two terms: the bias of W_z, or the shifts of its norm."""
+    """Double the bias of W_z or the shifts of its norm: mmseg adds them for each of two terms."""
     for name in ("out.bias", "out.norm.bias", "out.norm.running_mean"):
         if f"{block}.{name}" in tensors:
             tensors[f"{block}.{name}"] = 2 * tensors[f"{block}.{name}"]
 
 
 def _fold(tensors: dict[str, Tensor], norm: str) -> None:
-    """Fold the bias of W_z into its norm, or into W_z a norm without statistics (USE_AFFINE)."""
+    """Fold the bias of W_z into its norm, or a norm without statistics (USE_AFFINE) into W_z."""
     out = norm.removesuffix(".norm")
     if f"{norm}.running_mean" in tensors:
         bias = tensors.pop(f"{out}.bias", 0)

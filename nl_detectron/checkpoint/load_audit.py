@@ -1,4 +1,4 @@
-"""Count the tensors that a checkpoint gives to a model, and find what is wrong."""
+"""Count the tensors that a checkpoint gives to a model, and find those that do not fit."""
 
 import re
 from collections.abc import Iterable

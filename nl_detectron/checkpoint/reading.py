@@ -13,13 +13,13 @@ import torch
 
 from ..errors import UserError
 
-# PyTorch's variable that allows pickles to run code. A config key could come with the checkpoint.
+# PyTorch's variable that allows pickles to run code. A config key may come with the checkpoint.
 TRUST = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 HINT = (
     ". Only tensors, arrays and plain values are read, because loading anything else can run code; "
     f"if you trust the file, set the environment variable {TRUST}=1"
 )
-# What a .pkl file may call while it is unpickled; NumPy 2 renamed numpy.core to numpy._core.
+# Names to which a .pkl file may refer; NumPy 2 renamed numpy.core to numpy._core.
 SAFE_GLOBALS = re.compile(
     r"_codecs\.encode|collections\.OrderedDict|numpy\.dtype|numpy\.ndarray"
     r"|numpy\._?core\.(multiarray\._reconstruct|multiarray\.scalar|numeric\._frombuffer)"
@@ -28,11 +28,11 @@ SAFE_GLOBALS = re.compile(
 
 
 class LoadError(UserError):
-    """A checkpoint does not fit the model or the training."""
+    """A mismatch of a checkpoint with the model or the training."""
 
 
 class ReadError(LoadError):
-    """A file is missing or damaged, is not a checkpoint, or would run code when it is loaded."""
+    """A file that is missing or damaged, is not a checkpoint, or would run code when loaded."""
 
 
 def read_checkpoint(path: str) -> dict:
@@ -40,7 +40,7 @@ def read_checkpoint(path: str) -> dict:
 
     Raise a ReadError if it cannot be read, has another format, or NaN or infinite weights.
     """
-    content, ignored = read_file(path), ()  # suffixes of names
+    content, ignored = read_file(path), ()  # suffixes of names to drop
     if not isinstance(content, dict):
         content = {"model": None}
     elif path.endswith(".pkl") and not {"model", "__author__"} <= content.keys():
@@ -82,7 +82,7 @@ def read_file(path: str) -> Any:
                 return _torch_load(file, trusted)
             return (pickle.Unpickler if trusted else _Unpickler)(file, encoding="latin1").load()
     except Exception as error:  # unpickling a damaged file can raise anything
-        # torch raises advice "from None", in place of the original error.
+        # torch raises its advice "from None"; the original error is the context.
         reason = error.__context__ if error.__suppress_context__ else error
         hint = HINT if isinstance(error, pickle.UnpicklingError) else ""
         reason = f"{type(reason).__name__}: {reason}".split("\n")[0]
@@ -97,7 +97,7 @@ def _torch_load(file: IO[bytes], trusted: bool = False) -> Any:
         if any(name.endswith("constants.pkl") for name in archive.namelist()):
             raise pickle.UnpicklingError("it is TorchScript")  # torch 2.4 would load it
     file.seek(0)
-    # Also allow what NumPy's arrays and scalars are unpickled with; torch 2.4 cannot.
+    # Also allow the functions and types that unpickle NumPy's arrays and scalars; torch 2.4 cannot.
     functions = [value.__reduce__()[0] for value in (np.zeros(0), np.float64(0))]
     dtypes = {type(np.dtype(kind)) for kind in np.sctypeDict.values()}
     safe_globals = getattr(torch.serialization, "safe_globals", nullcontext)
@@ -108,7 +108,7 @@ def _torch_load(file: IO[bytes], trusted: bool = False) -> Any:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return lambda data: _torch_load(io.BytesIO(data))  # torch's own runs code
+            return lambda data: _torch_load(io.BytesIO(data))  # torch's own would run code
         if not SAFE_GLOBALS.fullmatch(f"{module}.{name}"):
             raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return super().find_class(module, name)

@@ -18,18 +18,18 @@ MAX_ID = 2**53  # evaluators keep ids in doubles, which hold the integers below
 
 
 class Field(NamedTuple):
-    """The valid values of a key."""
+    """The valid values of a key in COCO's format."""
 
     types: tuple
     text: str  # the valid values in words
     low: float = -1e30
     high: float = 1e30
-    items: Optional["Field"] = None  # of a list
+    items: Optional["Field"] = None  # valid items of a list
     length: int = 0  # a list has this many items; 0 allows any number
     required: bool = False
 
     def fits(self, values: list) -> bool:
-        """Return whether all values are valid; of a whole column, this takes little time."""
+        """Return whether all values are valid; one call for many values takes little time."""
         if not set(map(type, values)) <= {*self.types}:
             return False
         if self.items:
@@ -71,7 +71,7 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def read_annotations(path: str | Path) -> dict:
-    """Return the content of an annotation file, or raise a UserError if a type is wrong.
+    """Return the content of an annotation file; raise a UserError if a value is not valid.
 
     Integers that are written as floats become integers, and backslashes in file names slashes.
     """
@@ -79,7 +79,7 @@ def read_annotations(path: str | Path) -> dict:
 
 
 def read_form(path: str | Path) -> tuple[dict, bool]:
-    """Return :func:`read_annotations` and whether detectron2 would read the file otherwise."""
+    """Return what :func:`read_annotations` does, and whether detectron2 needs a changed copy."""
     data, is_encoded = decode(path)
     changes = normalise(data)
     refuse(path, describe_types(data))
@@ -87,7 +87,7 @@ def read_form(path: str | Path) -> tuple[dict, bool]:
 
 
 def read_for_evaluation(path: str | Path, *, masks: bool = False, keypoints: bool = False) -> dict:
-    """As :func:`read_annotations`; also raise a UserError if scores would be wrong."""
+    """Read as :func:`read_annotations`; also raise a UserError if scores would be wrong."""
     from .coco_check import Problem, check_annotations
 
     data = read_annotations(path)
@@ -100,7 +100,7 @@ def read_for_evaluation(path: str | Path, *, masks: bool = False, keypoints: boo
 
 
 def refuse(path: str | Path, errors: Iterable[str]) -> None:
-    """Raise a UserError that has the errors in a file, if there are any, and names the repair."""
+    """Raise a UserError with the errors in a file and the repair command, if there are errors."""
     if text := "; ".join(errors):
         command = f"python tools/check_dataset.py --json {shlex.quote(str(path))} --fix OUT.json"
         raise UserError(f"{path}: {text}. To repair it: {command}")
@@ -117,7 +117,7 @@ def decode(path: str | Path) -> tuple[dict, bool]:
         hint = "iconv -f ENCODING -t UTF-8 converts a file in another encoding"
         raise UserError(f"{path} is not JSON in UTF-8 or UTF-16: {error}; {hint}") from error
     data = data if isinstance(data, dict) else {}
-    data.setdefault("annotations", ())  # absent from files that are only to predict on
+    data.setdefault("annotations", ())  # absent from files without ground truth
     for key in FIELDS:
         entries = data.get(key)
         if not isinstance(entries, list | tuple) or not entries and key != "annotations":
@@ -128,7 +128,7 @@ def decode(path: str | Path) -> tuple[dict, bool]:
 
 
 def normalise(data: dict) -> int:
-    """Replace harmless forms of values, in place, and return how many there were."""
+    """Replace harmless variants of values, in place, and return the number of changes."""
     count = 0
     for key, fields in FIELDS.items():
         names = [name for name, field in fields.items() if field.types == (int,)]
@@ -145,14 +145,14 @@ def normalise(data: dict) -> int:
             count += 1
     ids = [annotation.get("id") for annotation in data["annotations"]]
     if 0 in ids and set(map(type, ids)) == {int} and ids.count(0) == 1:
-        # pycocotools takes id 0 for "no match", and counts matches of it as misses.
+        # pycocotools takes id 0 for "no match", and counts a match with this object as a miss.
         data["annotations"][ids.index(0)].update(id=max(ids) + 1, original_id=0)
         count += 1
     return count
 
 
 def wrong_values(data: dict) -> Iterator[tuple[str, str, list[dict]]]:
-    """Yield each list, key and the entries whose value of this key is not valid."""
+    """Yield the list, the key and the entries for each key with values that are not valid."""
     for key, fields in FIELDS.items():
         for name, field in fields.items():
             entries = data[key] if field.required else [e for e in data[key] if name in e]

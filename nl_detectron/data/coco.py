@@ -21,7 +21,7 @@ from . import coco_check
 from .annotations import read_form, refuse, without_garbage_collection
 from .coco_check import Finding, Problem, Problems
 
-# Name under which the dataset of a flag is registered.
+# Split of the flags, as in --train-json -> name under which the dataset is registered.
 NAMES = {"train": "custom_train", "test": "custom_test"}
 # Fields of detectron2's metadata that hold the path of a file or folder.
 PATH_FIELDS = ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root")
@@ -36,15 +36,15 @@ class CustomDataset:
     image_root: str  # folder that the file names in json_file are relative to
     classes: list[str]  # category names in the order of the category ids
     keypoints: list[str]  # keypoint names if they are the same for all categories, else empty
-    flip_map: list[tuple[str, str]]
+    flip_map: list[tuple[str, str]]  # pairs of keypoints that a horizontal flip exchanges
     problems: Problems  # found without opening an image
-    most_objects: int  # in an image, without crowds
-    changed: Optional[dict]  # the content, if detectron2 would read the file otherwise
+    most_objects: int  # largest number of objects in an image, without crowds
+    changed: Optional[dict]  # content of the copy of the file, if detectron2 needs one
 
     @classmethod
     @without_garbage_collection()
     def read(cls, name: str, json_file: str, image_root: str, flips: str = "") -> "CustomDataset":
-        """Read and check the annotations; ``flips`` is from ``--keypoint-flip-map``."""
+        """Read and check the annotations; ``flips`` is that of ``--keypoint-flip-map``."""
         data, is_changed = read_form(json_file)
         missing, renamed = coco_check.find_images(data, image_root) if image_root else ([], 0)
         problems = coco_check.check_annotations(data)
@@ -68,7 +68,7 @@ class CustomDataset:
         )
 
     def with_copy(self, folder: str, *, write: bool = True) -> "CustomDataset":
-        """If detectron2 cannot read the file, write a copy that it can, and use it."""
+        """Return the dataset with a changed copy of its file in ``folder``, if one is needed."""
         if self.changed is None:
             return self
         path = os.path.join(folder, f"{self.name.replace('/', '_')}_annotations.json")
@@ -79,7 +79,7 @@ class CustomDataset:
         return replace(self, json_file=path, changed=None)
 
     def register(self) -> None:
-        """Register the dataset; other code that has registered it keeps metadata and loader."""
+        """Register the dataset; keep metadata and loader with which other code registered it."""
         metadata = {"evaluator_type": "coco", "thing_classes": self.classes}
         if self.keypoints:
             metadata.update(keypoint_names=self.keypoints, keypoint_flip_map=self.flip_map)
@@ -91,7 +91,7 @@ class CustomDataset:
         if self.name not in NAMES.values():
             metadata.update(MetadataCatalog.get(self.name).as_dict())
         metadata.update(name=self.name, json_file=self.json_file, image_root=self.image_root)
-        MetadataCatalog.pop(self.name, None)  # whose values cannot be changed
+        MetadataCatalog.pop(self.name, None)  # because its values cannot be changed
         MetadataCatalog.get(self.name).set(**metadata)
 
 
@@ -102,7 +102,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     for split in NAMES:
         group.add_argument(f"--{split}-json", metavar="FILE", help="annotations")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder with their images")
-    help = "keypoints that a flip exchanges; by default, found by left and right in their names"
+    help = "keypoints that a flip exchanges (default: by left and right in their names)"
     group.add_argument("--keypoint-flip-map", metavar="LEFT:RIGHT,...", help=help)
 
 
@@ -131,7 +131,7 @@ def _read_flip_map(names: list[str], text: str) -> list[tuple[str, str]]:
     pairs = [tuple(pair.split(":")) for pair in text.split(",")]
     used = [name for pair in pairs for name in pair]
     if {len(pair) for pair in pairs} != {2} or sorted(used) != sorted({*used} & {*names}):
-        valid = f"LEFT:RIGHT,..., each once, of the keypoints {', '.join(names)}"
+        valid = f"LEFT:RIGHT,... with each name once, from the keypoints {', '.join(names)}"
         raise UserError(f"--keypoint-flip-map takes {valid}; not {text!r}")
     return pairs
 
@@ -162,7 +162,7 @@ def check_custom_data(cfg: CfgNode, dataset: CustomDataset) -> None:
     notes = [str(finding) for finding in findings if finding.problem in said]
     if dataset.most_objects > cfg.TEST.DETECTIONS_PER_IMAGE:
         limit = f"{coco_check.LIMIT_KEY} {cfg.TEST.DETECTIONS_PER_IMAGE}"
-        notes.append(f"images have up to {dataset.most_objects} objects, more than {limit} finds")
+        notes.append(f"images have up to {dataset.most_objects} objects, more than {limit} allows")
     for note in notes:
         print(f"warning: {dataset.json_file}: {note}", file=sys.stderr)
 

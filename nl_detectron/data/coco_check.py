@@ -1,4 +1,4 @@
-"""Check annotations in COCO's format, and their images, for what detectron2 cannot use."""
+"""Find what detectron2 cannot use in annotations in COCO's format, and in their images."""
 
 import os
 import re
@@ -20,8 +20,8 @@ from ..errors import UserError
 from .annotations import FIELDS
 from .geometry import Objects, find_cause, find_keypoint_problems
 
-MAX_EXAMPLES = 5  # places that describe() shows for each problem
-LIMIT_KEY, MAX_OBJECTS = "TEST.DETECTIONS_PER_IMAGE", 100  # its default
+MAX_EXAMPLES = 5  # places in the message of a problem
+LIMIT_KEY, MAX_OBJECTS = "TEST.DETECTIONS_PER_IMAGE", 100  # the default of the key
 # Words of a name: LEFT, Left, left, L, 12. "LEye" has two, "L" and "Eye".
 WORDS = re.compile(r"[^\W\d_a-z]+(?![a-z])|[^\W\d_]?[^\W\d_A-Z]+|\d+")
 # Share of the cases up to which a problem is a note, and above which it is an error.
@@ -29,9 +29,9 @@ ERROR, LOST, FEW, NOTE = 0, 0.05, 0.1, 1
 
 
 class Problem(Enum):
-    """The share of cases above which it is an error, and the text that follows their number.
+    """A problem: the share of cases above which it is an error, and the text after their number.
 
-    Further strings are the only uses for which it is an error: see :meth:`Finding.is_error`.
+    Strings after the text are the only uses in which it is an error: see :meth:`Finding.is_error`.
     """
 
     ID_TWICE = ERROR, "ids repeat an earlier id of the same list"
@@ -53,11 +53,11 @@ class Problem(Enum):
     BOX_WITHOUT_AREA = FEW, "boxes have no area: not used in training"
     NORMALISED = FEW, "boxes or masks are from 0 to 1, shares of the image size and not pixels"
     BOX_NOT_OF_MASK = FEW, "boxes do not fit their mask: the IoU with its box is below 0.5"
-    OUTSIDE = FEW, "boxes or masks are by more than 10% outside of their image"
-    WRONG_AREA = ERROR, "areas differ by more than a factor of 2 from their mask or, without, box"
+    OUTSIDE = FEW, "boxes or masks are more than 10% outside of their image"
+    WRONG_AREA = ERROR, "areas differ by more than a factor of 2 from their mask or, if none, box"
     KEYPOINT_COUNT = ERROR, "annotations do not have x, y, v for each keypoint of their category"
     NOT_LABELLED = (ERROR, "annotations have only keypoints of visibility 0: unused", "keypoints")
-    VISIBLE_COUNT = FEW, "annotations have a num_keypoints other than their labelled keypoints"
+    VISIBLE_COUNT = FEW, "annotations have a num_keypoints that is not the number of labelled ones"
     KEYPOINT_OUTSIDE = FEW, "annotations have most keypoints outside of their box, enlarged by half"
     # The following are found by check_images().
     UNREADABLE = ERROR, "image files are missing or cannot be read"
@@ -69,7 +69,7 @@ class Problem(Enum):
 
 
 class Finding(NamedTuple):
-    """Where a problem was found."""
+    """The places where a problem was found."""
 
     problem: Problem
     places: list[str]  # ids and file names of annotations, file names of images, ...
@@ -77,10 +77,10 @@ class Finding(NamedTuple):
     cause: str = ""  # likely cause
 
     def is_error(self, uses: Set[str] = frozenset()) -> bool:
-        """Return whether it makes one of these uses of the annotations fail, or its results wrong.
+        """Return whether one of ``uses`` of the annotations would fail or have wrong results.
 
-        They are of "train", "evaluate" (after a training), "score" (detections in a file),
-        "masks", "keypoints", "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
+        Uses are "train", "evaluate" (after a training), "score" (detections in a file), "masks",
+        "keypoints" and "polygons" (train on masks with INPUT.MASK_FORMAT "polygon").
         """
         is_frequent = len(self.places) > self.problem.tolerance * self.total
         return bool(self.problem.uses & uses) if self.problem.uses and uses else is_frequent
@@ -96,13 +96,13 @@ Problems = dict[Problem, Finding]
 
 
 def check_annotations(data: dict) -> Problems:
-    """Find the problems of what ``read_annotations`` returns that show without an image."""
+    """Find problems in the result of ``read_annotations`` without opening an image."""
     found = (Finding(Problem[name], *rest) for name, *rest in _find_problems(data))
     return {finding.problem: finding for finding in found if finding.places}
 
 
 def check_images(data: dict, folder: str) -> Problems:
-    """Decode the images of the folder as detectron2 does, in one process per core."""
+    """Find problems of images by decoding them as detectron2 does, in one process per core."""
     images, problems = data["images"], {}
     find_images(data, folder)
     # Pillow warns of harmless faults in EXIF data.
@@ -131,7 +131,7 @@ def _check_image(image: dict, folder: str) -> tuple[Problem, str] | None:
 
 
 def find_images(data: dict, folder: str) -> tuple[list[str], int]:
-    """Replace names of images, in place, by those in the folder, which have another form or case.
+    """Replace file names, in place, by those in the folder that differ in Unicode form or case.
 
     Return the names of images that do not exist, and the number of names that were replaced.
     """

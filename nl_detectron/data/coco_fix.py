@@ -1,4 +1,4 @@
-"""Repair annotations in COCO's format, where there is one right repair."""
+"""Repair annotations in COCO's format, where the right repair is certain."""
 
 from collections import Counter
 from contextlib import suppress
@@ -12,7 +12,7 @@ from .annotations import BOX, FIELDS, ID, NUMBER, NUMBERS, Field, normalise, wro
 FLAGS = {"none": 0, "": 0, "false": 0, "true": 1}
 # Lists of points, [[x, y], ...] and [[x, y, v], ...].
 POINTS = {n: Field((list,), "", items=Field((list,), "", items=NUMBER, length=n)) for n in (2, 3)}
-SAME_BOX = 0.9  # IoU of a box and the box of its mask that differ by rounding
+SAME_BOX = 0.9  # from this IoU on, a box and the box of its mask differ by rounding
 
 
 def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
@@ -43,7 +43,7 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
         if no_crowd or "iscrowd" not in annotation:
             annotation["iscrowd"] = 0
         if not BOX.fits([annotation.get("bbox")]):
-            annotation["bbox"] = [0, 0, 0, 0]  # is computed from the mask
+            annotation["bbox"] = [0, 0, 0, 0]  # _fix_shapes() computes it from the mask
     if not list(wrong_values(data)):
         _fix_shapes(data)
     for key in FIELDS:
@@ -55,7 +55,7 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
 
 
 def _fix_types(data: dict) -> None:
-    """Convert texts, nulls, and the booleans of iscrowd; remove values that are computed later."""
+    """Convert texts, nulls and booleans of iscrowd; set values that are computed later to 0."""
     for key, name, entries in list(wrong_values(data)):
         field = FIELDS[key][name]
         for entry in (e for e in entries if name in e and field is not ID):  # see _fix_ids()
@@ -66,7 +66,7 @@ def _fix_types(data: dict) -> None:
             if field.fits([value]):
                 entry[name] = value
             elif name in ("area", "num_keypoints"):
-                entry[name] = 0  # is computed
+                entry[name] = 0  # computed later
 
 
 def _convert(value: object, field: Field) -> object:
@@ -86,20 +86,20 @@ def _fix_ids(data: dict, key: str, pointer: str = "") -> None:
     ids = [entry.get("id") for entry in data[key]]
     are_unique, are_valid = len(set(map(str, ids))) == len(ids), ID.fits(ids)
     if pointer and (not are_unique or bool in map(type, ids)):
-        return  # which of the entries with an id is meant is not known
+        return  # it is not known which of the entries with this id an annotation means
     if not are_unique or not are_valid:
         for number, entry in enumerate(data[key], start=1):
             entry.update(id=number, original_id=entry.get("id"))
     new_ids = {str(old): entry["id"] for old, entry in zip(ids, data[key])}
     for annotation in data["annotations"]:
         if pointer in annotation:
-            # New ids begin at 1: an id of no entry becomes 0, so that it does not match one.
+            # New ids begin at 1. An id of no entry becomes 0, so that it does not match a new id.
             old = annotation[pointer]
             annotation[pointer] = new_ids.get(str(old), old if are_valid else 0)
 
 
 def _fix_shapes(data: dict) -> None:
-    """Compute boxes and areas that contradict the masks, or are missing."""
+    """Compute boxes and areas that are missing or contradict the masks."""
     objects = geometry.Objects(data)
     annotations = objects.annotations
     for i in np.flatnonzero(objects.faults["NORMALISED"]):

@@ -18,12 +18,12 @@ MIN_SHARE = 0.8  # of the wrong annotations that a cause has to explain
 XYXY = "they are x1, y1, x2, y2 instead of x, y, width, height"
 NOT_COMPUTED = "they were not computed from the masks"
 OTHER_SIZE = "they are of another image size"
-# A character from "P" on is followed by another one. pycocotools reads beyond the end otherwise.
+# In an RLE, a character from "P" on needs a successor, or pycocotools reads beyond the end.
 RLE_TEXT = re.compile("([P-o]*[0-O])+")
 
 
 class Objects:
-    """N annotations as arrays, without a loop over coordinates."""
+    """N annotations as arrays, with the boxes and areas of their masks."""
 
     def __init__(self, data: dict):
         images = {image["id"]: image for image in data["images"]}
@@ -94,9 +94,9 @@ class Objects:
         }
 
     def wrong_areas(self) -> dict[int, float]:
-        """Return index -> right area, of the mask or, without mask, the box.
+        """Return index -> right area, for areas that are missing or wrong.
 
-        Only of areas that are missing or contradict it. Overlapping polygons count once.
+        It is that of the mask or, without a mask, of the box. Overlapping polygons count once.
         """
         faults, no_mask = self.faults, np.isnan(self.mask_areas)
         unknown = faults["NORMALISED"] | faults["OUTSIDE"] | no_mask & faults["BOX_WITHOUT_AREA"]
@@ -117,14 +117,14 @@ def valid_polygons(segmentation: object) -> list[list]:
 
 
 def find_cause(objects: Objects, name: str) -> str:
-    """Return what is probably wrong with boxes or masks, found by trying other forms of them."""
+    """Return the likely cause of a fault of boxes or masks, or "", by trying other formats."""
     chosen = objects.faults[name]
     if name not in ("BOX_NOT_OF_MASK", "OUTSIDE") or not chosen.any():
         return ""
     sizes, boxes, masks = objects.sizes[chosen], objects.boxes[chosen], objects.mask_boxes[chosen]
     mask_is_wrong = (inside(masks, sizes) < MIN_INSIDE)[:, None]
     wrong, right = np.where(mask_is_wrong, masks, boxes), np.where(mask_is_wrong, boxes, masks)
-    is_known = np.mean(inside(right, sizes) >= MIN_INSIDE) >= MIN_SHARE  # what is right
+    is_known = np.mean(inside(right, sizes) >= MIN_INSIDE) >= MIN_SHARE  # which of both is right
     x, y, w, h = wrong.T
     with np.errstate(divide="ignore", invalid="ignore"):
         sx, sy = np.median(right[:, 2:] / wrong[:, 2:], axis=0)
@@ -168,14 +168,14 @@ def find_keypoint_problems(objects: Objects, counts: dict) -> Iterator[tuple]:
 
 
 def inside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return (N,) shares of the boxes that are inside of their images; 1 for tiny excesses."""
+    """Return the share (N,) of each box inside of its image; EDGE_TOLERANCE counts as inside."""
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     kept = np.minimum(high, sizes + EDGE_TOLERANCE) - np.maximum(low, -EDGE_TOLERANCE)
     return np.clip(kept / np.maximum(boxes[:, 2:], 1e-9), 0, 1).prod(axis=1)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return (N,) IoU of boxes, enlarged by a pixel since exporters round them; 0 if not valid."""
+    """Return the IoU (N,) of boxes, enlarged by a pixel for rounding; 0 if a side is negative."""
     starts, ends = (a[:, :2], b[:, :2]), (a[:, :2] + a[:, 2:] + 1, b[:, :2] + b[:, 2:] + 1)
     overlap = np.clip(np.minimum(*ends) - np.maximum(*starts), 0, None).prod(axis=1)
     areas = [(box[:, 2:] + 1).prod(axis=1) for box in (a, b)]

@@ -83,7 +83,7 @@ def generate(
 
     The folder appears when it is complete, even if several processes generate it. It has
     ``<split>/<id>.jpg`` and ``<split>.json`` for each split of ``split_sizes`` (name -> number of
-    images). ``draw`` is as :func:`draw`; objects may have a dict of further fields of annotations.
+    images). ``draw`` is like :func:`draw`; its objects may also have a dict of annotation fields.
     """
     root = Path(root)
     if root.is_dir():

@@ -19,11 +19,11 @@ STEP, IMAGE = range(2)  # keys that keep the seeds of steps and images apart
 
 
 class ImageError(UserError):
-    """An image or its annotations cannot be used. The message names the image file."""
+    """An image or annotations that cannot be used; the message names the image file."""
 
 
 class ImageLoader(DataLoader):
-    """Load ``batches``: lists of pairs of a dataset dict, and a seed for augmentation or None."""
+    """A DataLoader of ``batches``, lists of pairs (dataset dict, seed for augmentation or None)."""
 
     def __init__(self, mapper: Callable[[dict], dict], batches: Iterable[list], **kwargs):
         kwargs.update(collate_fn=list, worker_init_fn=ignore_signals)
@@ -96,9 +96,9 @@ class TrainLoader:
 
 
 def ignore_signals(worker_id: int) -> None:
-    """Ignore SIGINT and SIGTERM in a worker of a DataLoader, unless the main process sends them.
+    """Ignore SIGINT, and SIGTERM unless the main process sends it, in a worker of a DataLoader.
 
-    They go to all processes of a job, but the main process needs its workers to finish the step.
+    Both go to all processes of a job, but the main process needs its workers to finish the step.
     """
 
     def exit_with_parent() -> None:

@@ -26,7 +26,7 @@ def check_datasets(
 ) -> list[CustomDataset]:
     """Register and check the datasets of a run; return those that other processes must register.
 
-    If detectron2 would not read a file as it is meant, a copy in OUTPUT_DIR is registered.
+    If detectron2 needs a changed copy of a file, it is written to OUTPUT_DIR and registered.
     """
     splits = ["TEST"] if args.eval_only else ["TRAIN", "TEST"]
     if not cfg.DATASETS[splits[0]]:
@@ -34,7 +34,7 @@ def check_datasets(
     for dataset in datasets:
         dataset.register()
     uses = [(split, name) for split in splits for name in cfg.DATASETS[split]]
-    custom = {dataset.name: dataset for dataset in datasets}  # and what other code has registered
+    custom = {dataset.name: dataset for dataset in datasets}  # later also datasets of other code
     for split, name in uses:
         check_registered(f"DATASETS.{split}", name)
         check_files(name)
@@ -62,7 +62,7 @@ def check_datasets(
 def check_input(
     cfg: CfgNode, args: Namespace, datasets: Sequence = (), check_data: Callable = check_datasets
 ) -> list[CustomDataset]:
-    """Raise a UserError for the first problem of a config; return what ``check_data`` does."""
+    """Raise a UserError for the first problem of a run; return the datasets of ``check_data``."""
     check_nonlocal(cfg)
     _check_processes(cfg, args)
     _check_test_augmentation(cfg)

@@ -25,12 +25,11 @@ class FasterCOCOEvaluator(COCOEvaluator):
     """``COCOEvaluator`` that uses faster-coco-eval, if installed, with the same results.
 
     Metrics of boxes and masks count ``max_dets_per_image`` detections of an image, but not fewer
-    than 100; a negative number means no limit. Metrics of keypoints count 20. Release 0.5 of
-    detectron2 has no such argument.
+    than 100; a negative number means no limit. Metrics of keypoints count 20.
     """
 
     def __init__(self, dataset_name: str, *, output_dir: str, max_dets_per_image: int, **options):
-        self._limit = max_dets_per_image  # in main, _max_dets_per_image is a list
+        self._limit = max_dets_per_image  # _max_dets_per_image is a list in detectron2's main
         # COCOEvaluator would use its file of an earlier run, even if the data has changed.
         converted = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
         if comm.is_main_process():
@@ -42,7 +41,7 @@ class FasterCOCOEvaluator(COCOEvaluator):
             del self._metadata.json_file  # so that the next evaluation converts the data again
 
     def evaluate(self, img_ids: list | None = None) -> dict | None:
-        # detectron2 has no argument for this class.
+        # detectron2 has no argument for the class of the evaluator.
         coco_evaluation.COCOeval = partial(coco_eval, max_dets_per_image=self._limit)
         try:
             return super().evaluate(img_ids)
@@ -69,14 +68,14 @@ def coco_eval(annotations: COCO, detections: COCO, task: str, max_dets_per_image
 
 
 class _Limited:
-    """Mixin for COCOeval: count ``limit``, a class attribute, detections of an image."""
+    """Mixin for COCOeval that counts ``limit`` detections of a class in an image."""
 
     def evaluate(self) -> None:
         self.params.maxDets = [1, 10, self.limit]  # detectron2 sets it after the construction
         super().evaluate()
 
     def summarize(self) -> None:
-        self.params.maxDets[-1] = COCO_MAX_DETS  # under which pycocotools looks up AP
+        self.params.maxDets[-1] = COCO_MAX_DETS  # the number for which pycocotools looks up AP
         with redirect_stdout(io.StringIO()) as text:
             super().summarize()
         self.params.maxDets[-1] = self.limit

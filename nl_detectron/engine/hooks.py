@@ -1,4 +1,4 @@
-"""What the trainer logs and checks at each step, and its environment."""
+"""Metrics of non-local blocks, a check of gradients, and the environment of a training."""
 
 import logging
 import math
@@ -23,16 +23,13 @@ NEAR_IDENTITY = 0.01  # a block that changes its input by less contributes next 
 
 
 class NonLocalMetrics(HookBase):
-    """Log what tells whether the non-local blocks learn, and warn at the end if one has not.
+    """Metrics that show whether the non-local blocks learn, with a warning at the end if not.
 
-    - ``nonlocal/<name>/out_norm``: L2 norm of the parameter that starts at zero, the scale of the
-      norm after W_z, or W_z itself.
-    - ``nonlocal/<name>/grad_norm``: L2 norm of the gradient of all parameters, as the optimizer
-      used it.
-    - ``nonlocal/<name>/change``: L2 norm of the difference of output and input in this step,
-      divided by that of the input.
-    - ``nonlocal/<name>/query_difference``: :func:`affinity.query_difference` of a few positions in
-      this step. Not for blocks without affinity matrix.
+    - ``nonlocal/<name>/out_norm``: L2 norm of W_z or, with a norm, of its scale; starts at zero.
+    - ``nonlocal/<name>/grad_norm``: L2 norm of the gradient that the optimizer used.
+    - ``nonlocal/<name>/change``: L2 norm of output - input, divided by the L2 norm of the input.
+    - ``nonlocal/<name>/query_difference``: :func:`affinity.query_difference` of a few positions,
+      if the block has an affinity matrix.
     """
 
     def __init__(self, model: nn.Module):

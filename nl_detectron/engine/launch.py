@@ -1,4 +1,4 @@
-"""From parsed arguments to a training or an evaluation, in one process or several."""
+"""Run a training or an evaluation from parsed arguments, in one process or several."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def main(
     """Train or evaluate in the processes that ``args`` asks for; under torchrun, in this one.
 
     Args:
-        args: from :func:`argument_parser`, or from detectron2's parser, which has no custom data.
+        args: from :func:`argument_parser`, or from detectron2's, without flags for custom data.
         trainer: class that trains and evaluates; a project passes its own subclass.
         add_config: function that adds the config keys of a project.
     """
@@ -82,10 +82,8 @@ def run(
 
 
 def _set_up(cfg: CfgNode, args: Namespace) -> None:
-    """Set up logging and random numbers, choose a SEED if it is negative, and write config.yaml.
-
-    detectron2's default_setup also prints a table, with alarming lines about a missing GPU.
-    """
+    """Set up logging and random numbers, choose a SEED if it is negative, and write config.yaml."""
+    # detectron2's default_setup would print alarming lines about a missing GPU.
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     if cfg.SEED < 0 and not args.eval_only:
         cfg.defrost()
@@ -123,7 +121,7 @@ def torchrun_process_group(args: Namespace) -> Iterator[None]:
 
     gpus = torch.cuda.device_count()
     dist.init_process_group("nccl" if gpus else "gloo", timeout=DEFAULT_TIMEOUT)
-    comm.all_gather(None)  # without it, an early exit of one process would fail the others' joining
+    comm.all_gather(None)  # otherwise the others could not join if one process exits early
     if args.num_gpus > 1 or args.num_machines > 1:
         raise UserError("--num-gpus, --num-machines: use torchrun's --nproc-per-node and --nnodes")
     if gpus:

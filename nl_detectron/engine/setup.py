@@ -1,4 +1,4 @@
-"""From a command line to a frozen config, and from a config to a predictor."""
+"""Parse the command line, load the config, and build a predictor."""
 
 import argparse
 import difflib
@@ -18,7 +18,7 @@ from ..config import add_nonlocal_config, get_config_file
 from ..data.coco import add_data_arguments
 from ..errors import UserError
 
-# Exceptions of yacs on a key or a value that does not fit.
+# Exceptions that yacs raises for a key or a value that does not fit.
 MERGE_ERRORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
 
 
@@ -45,7 +45,8 @@ def load_config(
 ) -> CfgNode:
     """Load a config file, or the shipped config of that name, and options over the defaults.
 
-    MODEL.DEVICE is "cpu" if torch finds no GPU, unless the file or an option sets it.
+    MODEL.DEVICE is "cpu" if torch finds no GPU, unless the file or an option sets it. Raise a
+    UserError if a key or a value does not fit.
 
     Args:
         opts: ``KEY VALUE KEY VALUE ...``, as on the command line.
@@ -111,7 +112,7 @@ def _flatten(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def build_predictor(cfg: CfgNode) -> DefaultPredictor:
-    """Return detectron2's predictor of a BGR image, with the audited weights of MODEL.WEIGHTS."""
+    """Build detectron2's predictor for BGR images, (H, W, 3) uint8, with audited MODEL.WEIGHTS."""
     without_weights = cfg.clone()
     without_weights.defrost()
     without_weights.MODEL.WEIGHTS = ""  # or DefaultPredictor would load the file without an audit

@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopOnSignal(HookBase):
-    """On SIGTERM or SIGINT, finish the step, write a checkpoint and exit.
+    """Hook that finishes the step, writes a checkpoint and exits on SIGTERM or SIGINT.
 
     The exit status is 128 + the signal's number, as in a shell. A second SIGINT ends the process at
     once. An evaluation in progress is finished first. If one process of a distributed run gets the

@@ -35,7 +35,7 @@ class Trainer(DefaultTrainer):
     check_datasets = staticmethod(check_datasets)
 
     def __init__(self, cfg: CfgNode):
-        TrainerBase.__init__(self)  # DefaultTrainer.__init__ would fix the checkpointer and DDP
+        TrainerBase.__init__(self)  # DefaultTrainer.__init__ has its own checkpointer and DDP
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -133,7 +133,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: list | None = None) -> dict:
-        """Evaluate; with TEST.AUG.ENABLED, again with test-time augmentation (names with _TTA)."""
+        """Evaluate and, if TEST.AUG.ENABLED, evaluate again with test-time augmentation (_TTA)."""
         results = super().test(cfg, model, evaluators)
         if cfg.TEST.AUG.ENABLED and evaluators is None:
             folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")

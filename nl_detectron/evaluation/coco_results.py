@@ -50,8 +50,8 @@ def scoring_options(
 ) -> dict:
     """Return the keyword arguments with which `match` scores as the training did.
 
-    OKS sigmas and a limit of detections that are None are taken from TEST in the config.yaml of the
-    runs, if ``paths`` are in their output folders. Raise a UserError if the sigmas do not fit.
+    If OKS ``sigmas`` or ``limit`` (detections per image) are None, they are those of TEST in the
+    config.yaml of the runs that wrote ``paths``. Raise a UserError if the sigmas do not fit.
     """
     configs = [_test_options(path) for path in paths]
     if limit is None:

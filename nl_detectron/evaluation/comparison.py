@@ -41,7 +41,7 @@ class Matches(NamedTuple):
 def compare(
     annotations: COCO, a: list[dict], b: list[dict], task: str, resamples: int, seed: int, **scoring
 ) -> dict[str, tuple[float, float, float, float]]:
-    """Compare two runs: metric -> a, b, and the ends of the 95% interval of b - a, from 0 to 1.
+    """Return metric -> AP of a, AP of b, and the ends of the 95% interval of b - a, from 0 to 1.
 
     A metric without objects of its size is left out. ``seed`` is that of the bootstrap, at least 0;
     ``scoring`` are keyword arguments of `match`.
@@ -87,7 +87,7 @@ def match(
 
 
 def _join(entries: np.ndarray) -> Matches:
-    """Join pycocotools' entries of one category, one for each image; None for an empty one."""
+    """Join pycocotools' entries of one category, one per image, which may be None."""
     entries = [(i, entry) for i, entry in enumerate(entries) if entry]
     scores = np.concatenate([entry["dtScores"] for _, entry in entries])
     images = np.concatenate([np.full(len(entry["dtScores"]), i) for i, entry in entries])
@@ -104,8 +104,8 @@ def average_precisions(
 ) -> dict[str, np.ndarray]:
     """Compute the metrics of one run for R resamples, with weights (images, R) int32.
 
-    A metric is what pycocotools computes on as many copies of each image as its weight says. It
-    has shape (R,), and is nan where no object of its size has a weight.
+    A metric has shape (R,). It is that of pycocotools on as many copies of each image as its weight
+    says, and nan where no object of the size has a weight.
     """
     batches = np.split(weights, range(BATCH, weights.shape[1], BATCH), axis=1)
     precisions = {}
@@ -157,7 +157,7 @@ def difference_table(differences: dict[str, dict[str, tuple]]) -> str:
 
 
 def image_scores(annotations: COCO, detections: list[dict], task: str, **scoring) -> np.ndarray:
-    """Compute the F1 score of each image, 2 hits / (detections + objects), by image id.
+    """Return the F1 score of each image, 2 hits / (detections + objects), in order of image ids.
 
     It is a mean over COCO's IoU thresholds, and 1 for an image with no object and no detection. All
     detections count alike, so remove those with low scores first.

@@ -23,7 +23,7 @@ STYLE = {"tablefmt": "github", "disable_numparse": True}
 
 
 def report(tables: Sequence[Table], output: Path) -> str:
-    """Report tables, with measured numbers for rows that have finished runs in ``output``."""
+    """Format tables, with measured numbers for rows that have finished runs in ``output``."""
     text = "\n\n".join(f"## {table.title}\n\n{_format_table(table, output)}" for table in tables)
     return f"{NOTES} {MEASURED if 'measured' in text else NOT_MEASURED}\n\n{text}"
 

@@ -18,28 +18,28 @@ from ..errors import UserError
 from .runs import final_metrics, read_environment, read_metrics
 from .tables import Table
 
-POLL_PERIOD = 5.0  # seconds between two looks at the metrics of a run
+POLL_PERIOD = 5.0  # seconds between two readings of the metrics of a run
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of one row."""
+    """A training of one row with one seed."""
 
     folder: Path
     cfg: CfgNode  # without SEED and OUTPUT_DIR, and not yet scaled to the number of GPUs
     command: list[str]  # trains and evaluates, or resumes
 
     def iteration(self) -> int:
-        """Return the number of finished iterations, as far as metrics.json tells."""
+        """Return the number of finished iterations, according to metrics.json."""
         lines = read_metrics(self.folder)
         return int(lines[-1]["iteration"]) + 1 if lines else 0
 
 
 def jobs(table: Table, output: Path, rows=(), seeds=1, num_gpus=1, opts=()) -> list[Job]:
-    """List the runs of a table: all rows, or those named, with the first seed, then with the next.
+    """List the runs of a table: all rows, or ``rows``, with seed 1, then with seed 2, and so on.
 
-    A run is in ``output/<config>/seed<n>``, and has ``num_gpus`` GPUs of this machine. ``opts`` are
-    ``KEY VALUE ...`` for every config.
+    A run writes to ``output/<config>/seed<n>``, and uses ``num_gpus`` GPUs of this machine.
+    ``opts`` are ``KEY VALUE ...`` for every config.
     """
     rows = rows or list(table.rows)
     if unknown := [row for row in rows if row not in table.rows]:

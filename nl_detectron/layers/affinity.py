@@ -19,15 +19,15 @@ from .kernels import Attention, ReluSums
 
 
 def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
-    """Compute Eq. 3: softmax over j of ``scale * theta_i . phi_j``, in the way that is fastest.
+    """Compute Eq. 3: softmax over j of ``scale * theta_i . phi_j``, by the fastest method.
 
-    On a CPU, in float32, torch's fused attention is the fastest without gradients, and
-    :class:`Attention` with them. In half precision it is always the fused one, which accumulates in
-    float32 (torch 2.4 does not for float16). Exported programs use it, too.
+    On a CPU in float32, this is torch's fused attention without gradients, and :class:`Attention`
+    with gradients. In half precision it is always the fused attention, which accumulates in float32
+    (except for float16 in torch 2.4). Exported programs use the fused attention, too.
 
-    On a GPU it is :class:`Attention`. Forward and backward in ms on an NVIDIA H200, torch 2.11,
-    D = E = 512 (projects/benchmark/gpu.py has all rows); flash and cuDNN attention need D <= 256,
-    and FlexAttention takes 11.7 in the first row of float32 and does not exist in bfloat16:
+    On a GPU it is :class:`Attention`. Times of forward and backward in ms on an NVIDIA H200, torch
+    2.11, D = E = 512 (projects/benchmark has all rows); flash and cuDNN attention need D <= 256,
+    and FlexAttention takes 11.7 in the first row of float32 and has no kernel in bfloat16:
 
         type      N      M      matrix  Attention  torch's efficient attention
         bfloat16  4200   1050   0.84    0.80       4.75
@@ -37,8 +37,8 @@ def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Te
         float32   4200   4200   2.62    2.60       6.03
         float32   16800  4200   9.70    11.4       23.2
 
-    The matrix takes 1.2 to 5 times as much memory, so only a compiled program has it: there,
-    torch's attention finds no kernel for these widths.
+    The matrix takes 1.2 to 5 times as much memory as :class:`Attention`. Only compiled programs use
+    it, because torch's attention finds no kernel for these widths there.
     """
     if torch.compiler.is_compiling() and not theta.is_cpu:
         return embedded_gaussian_affinity(theta, phi, scale) @ g
@@ -50,7 +50,7 @@ def embedded_gaussian(theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Te
         half = g.dtype in (torch.float16, torch.bfloat16)
         if half or (theta.shape[2] == g.shape[2] and not keep):
             return _fused_attention(theta, phi, g, scale)
-    elif g.dtype == torch.float16:  # scores can exceed its range
+    elif g.dtype == torch.float16:  # scores can exceed the range of float16
         return Attention.apply(theta.float(), phi.float(), g.float(), scale, keep).to(g.dtype)
     return Attention.apply(theta, phi, g, scale, keep)
 
@@ -108,8 +108,8 @@ def concatenation(theta: Tensor, phi: Tensor, g: Tensor, w_f: Tensor) -> Tensor:
         a_i * (g_1 + ... + g_k) + (b_1 g_1 + ... + b_k g_k),   k = k_i by binary search.
 
     Prefix sums are inaccurate in half precision, so this computes in float32 or wider.
-    :class:`ReluSums` cannot be exported or compiled; in those cases torch operations replace it,
-    and in a program for a GPU, where inductor cannot compile these, the matrix.
+    :class:`ReluSums` cannot be exported or compiled. Exported and compiled programs use torch
+    operations instead or, compiled for a GPU, the matrix, because inductor cannot compile these.
     """
     if torch.compiler.is_compiling() and not theta.is_cpu:
         return concatenation_affinity(theta, phi, w_f) @ g

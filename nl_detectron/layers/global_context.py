@@ -13,9 +13,10 @@ from .nonlocal_block import NONLOCAL_BLOCK_REGISTRY, reduce_channels
 
 @NONLOCAL_BLOCK_REGISTRY.register()
 class GlobalContextBlock(CNNBlockBase):
-    """``z_i = x_i + W_2 ReLU(LN(W_1 sum_j softmax_j(w . x_j) x_j))``: the same for all positions.
+    """``z_i = x_i + W_2 ReLU(LN(W_1 c))`` with the context ``c = sum_j softmax_j(w . x_j) x_j``.
 
-    Input and output are (B, C, L), (B, C, H, W) or (B, C, T, H, W). A new block is the identity.
+    The same vector is added at all positions. Input and output are (B, C, L), (B, C, H, W) or
+    (B, C, T, H, W). A new block is the identity.
 
     Attributes:
         mask (Conv2d): w, C -> 1 channels.
@@ -30,7 +31,7 @@ class GlobalContextBlock(CNNBlockBase):
         self.mask = Conv2d(in_channels, 1, 1)
         self.down = Conv2d(in_channels, inner, 1, norm=nn.GroupNorm(1, inner))
         self.out = Conv2d(inner, in_channels, 1)
-        nn.init.kaiming_normal_(self.mask.weight)  # by the input: there is one output channel
+        nn.init.kaiming_normal_(self.mask.weight)  # with fan_in, because fan_out is 1
         nn.init.zeros_(self.mask.bias)
         weight_init.c2_msra_fill(self.down)
         nn.init.zeros_(self.out.weight)
@@ -46,6 +47,6 @@ class GlobalContextBlock(CNNBlockBase):
 
     @torch.jit.unused
     def multiply_adds(self, *space: int) -> int:
-        """Return the multiply-adds of a forward pass on one input of size ``space``: (50, 84)."""
+        """Return the multiply-adds for one input of size ``space``, such as 50, 84."""
         c, n = self.in_channels, math.prod(space)
         return 2 * n * c + 2 * c * self.down.out_channels

@@ -1,7 +1,7 @@
 """Autograd functions of the non-local operation that avoid the N x M matrix of all pairs.
 
-What they save for the backward pass is linear in the size of the inputs; they compute the rest
-again. Results are written to preallocated tensors, whose type autocast does not change.
+The memory that they keep for the backward pass is linear in the size of the inputs; the rest is
+computed again. Results are written to preallocated tensors, whose type autocast does not change.
 """
 
 import math
@@ -15,22 +15,22 @@ from torch.autograd.function import once_differentiable
 # Sizes of the temporary buffers, in elements, found by measurement.
 ATTENTION_WORKSPACE = 2**21  # scores; a larger buffer is not faster, a smaller one is slower
 SUMS_WORKSPACE = 2**18  # sorted elements of g; about the size of a CPU core's cache
-GPU_WORKSPACE = 2**25  # of both on a GPU, where small chunks take longer to launch than to compute
+GPU_WORKSPACE = 2**25  # for both on a GPU, where small chunks take longer to launch than to compute
 
-# The largest softmax to keep for the backward pass, in sizes of query, key and value together.
+# Limit of the softmax kept for the backward pass, in multiples of query, key and value together.
 KEPT_SOFTMAX = 3
 
 
 class Attention(Function):
-    """Compute ``softmax(scale * query key^T) value`` for a chunk of queries at a time.
+    """``softmax(scale * query key^T) value``, computed for a chunk of queries at a time.
 
-    The softmax of the first chunks is kept for the backward pass, within :data:`KEPT_SOFTMAX`,
-    and that of the others is computed again. The values may have fewer channels than the keys.
+    If ``keep`` is True, the softmax of the first chunks is kept for the backward pass, up to
+    :data:`KEPT_SOFTMAX`; that of the other chunks is computed again. E may be smaller than D.
     """
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, keep: bool) -> Tensor:
-        """Map (B, N, D), (B, M, D), (B, M, E) of the same type to (B, N, E); keep for backward."""
+        """Map (B, N, D), (B, M, D) and (B, M, E) of the same type to (B, N, E)."""
         y = value.new_empty(query.shape[0], query.shape[1], value.shape[2])
         budget = KEPT_SOFTMAX * (query.numel() + key.numel() + value.numel()) if keep else 0
         kept = []
@@ -47,7 +47,7 @@ class Attention(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple:
-        """With p the softmax and s the scores: dp = dy value^T, and ds = p (dp - p . dp)."""
+        """Compute dp = dy value^T and ds = p (dp - p . dp) for the softmax p of the scores s."""
         query, key, value, *kept = ctx.saved_tensors
         d_query = query.new_empty(query.shape)
         d_key, d_value = key.new_zeros(key.shape), value.new_zeros(value.shape)
@@ -79,7 +79,7 @@ def _softmax(query: Tensor, key: Tensor, scale: float) -> Tensor:
 
 
 class ReluSums(Function):
-    """Compute ``y_i = sum_j ReLU(a_i + b_j) g_j`` for a few channels of g at a time.
+    """``y_i = sum_j ReLU(a_i + b_j) g_j``, computed for a few channels of g at a time.
 
     The ReLU is active for the j with ``b_j > -a_i``. If b is sorted in descending order, these are
     the first positions, so y follows from prefix sums over g and over b g. The gradients are sums
@@ -89,7 +89,7 @@ class ReluSums(Function):
 
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor, g: Tensor) -> Tensor:
-        """Map (B, N), (B, M) and (B, M, E) to (B, N, E) of the type of a; g may be narrower."""
+        """Map (B, N), (B, M), (B, M, E) to (B, N, E) of the type of a; g may be less precise."""
         y = a.new_empty(a.shape[0], g.shape[2], a.shape[1]).transpose(1, 2)
         for channels, active in _active_sums(a, b, g):
             sum_bg = active.weighted_sum(b)

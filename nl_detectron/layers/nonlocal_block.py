@@ -87,9 +87,9 @@ class NonLocalBlock(CNNBlockBase):
             scale: divide the inner products by the square root of their length before the softmax,
                 as in the authors' released code; False is Eq. 2 and 3 of the paper. Ignored by the
                 instantiations without softmax, dot product and concatenation.
-            temperature: divide the inner products by it, too; 0.05 in Yin et al.
-            unit_norm: divide theta and phi by their length, and multiply the inner products by a
-                learnt scale, which starts at 10; only for the embedded Gaussian.
+            temperature: divide the inner products by this number, too; 0.05 in Yin et al.
+            unit_norm: normalize theta and phi to length 1, and use a learnt scale, which starts at
+                10, in place of ``scale`` and ``temperature``; only for the embedded Gaussian.
             reduction: D = C // reduction; 2 in the paper.
             bottleneck_channels: D; overrides ``reduction``.
             subsample: 2x2 max pooling of phi and g (Sec. 3.3). "conv_pool" pools after the
@@ -128,7 +128,7 @@ class NonLocalBlock(CNNBlockBase):
         inner_product = bottleneck_channels if embed else in_channels
         self.scale = (inner_product**-0.5 if scale else 1.0) / temperature
         if unit_norm:
-            self.scale = 1.0  # theta has the learnt one
+            self.scale = 1.0  # _project() multiplies theta by the learnt scale
 
         self.theta = PointwiseConv(in_channels, bottleneck_channels, 1) if embed else nn.Identity()
         self.phi = PointwiseConv(in_channels, bottleneck_channels, 1) if embed else nn.Identity()
@@ -150,7 +150,7 @@ class NonLocalBlock(CNNBlockBase):
             if isinstance(layer, nn.Conv2d):
                 weight_init.c2_msra_fill(layer)
         if isinstance(self.mask, nn.Conv2d):
-            nn.init.kaiming_normal_(self.mask.weight)  # by the input: there is one output channel
+            nn.init.kaiming_normal_(self.mask.weight)  # with fan_in, because fan_out is 1
             nn.init.zeros_(self.mask.bias)
         if self.log_scale is not None:
             nn.init.constant_(self.log_scale, math.log(10))
@@ -227,10 +227,10 @@ class NonLocalBlock(CNNBlockBase):
 
     @torch.jit.unused
     def multiply_adds(self, *space: int) -> int:
-        """Return the multiply-adds of a forward pass on one input of size ``space``: (50, 84).
+        """Return the multiply-adds for one input of size ``space``, such as 50, 84.
 
-        They include the convolutions, the products with w_f, and the operation as implemented in
-        ``affinity.py``. As usual they exclude pooling, softmax, sorting, sums, and the norm.
+        The count includes the convolutions, the products with w_f, and the operation as implemented
+        in ``affinity.py``. As usual it excludes pooling, softmax, sorting, sums, and the norm.
         """
         c, d = self.in_channels, self.bottleneck_channels
         n = m = math.prod(space)
@@ -266,7 +266,7 @@ class NonLocalBlock(CNNBlockBase):
         log_scale = self.log_scale
         if log_scale is not None:
             # A length below 0.1 counts as 0.1. Otherwise the gradient would have no bound where x
-            # is zero, as in the padding of images. With autocast, lengths are float32.
+            # is zero, as in the padding of images. With autocast, normalize() returns float32.
             unit_theta, unit_phi = F.normalize(theta, 2.0, 2, 0.1), F.normalize(phi, 2.0, 2, 0.1)
             theta = (unit_theta * log_scale.exp()).to(theta.dtype)
             return theta, unit_phi.to(phi.dtype), g, None
@@ -297,9 +297,8 @@ def find_block_class(name: str) -> type[CNNBlockBase]:
     """Return a class in NONLOCAL_BLOCK_REGISTRY; raise an OptionError if there is none."""
     if name not in NONLOCAL_BLOCK_REGISTRY:
         names = ", ".join(sorted(name for name, _ in NONLOCAL_BLOCK_REGISTRY))
-        raise OptionError(
-            "block", f"{name!r} is not in NONLOCAL_BLOCK_REGISTRY; there are: {names}"
-        )
+        problem = f"{name!r} is not in NONLOCAL_BLOCK_REGISTRY; there are: {names}"
+        raise OptionError("block", problem)
     return NONLOCAL_BLOCK_REGISTRY.get(name)
 
 

@@ -47,7 +47,8 @@ def build_model(cfg: CfgNode) -> nn.Module:
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     """Build ``SOLVER.OPTIMIZER``, and apply :func:`override_nonlocal` if its keys are set.
 
-    "SGD" is detectron2's optimizer. "ADAMW" has its learning rates, weight decays and clipping.
+    "SGD" is detectron2's optimizer. "ADAMW" has the same learning rates, weight decays and
+    clipping. Raise an OptionError if a key is invalid.
     """
     optimizer = build_detectron2_optimizer(cfg, model)
     if cfg.SOLVER.OPTIMIZER == "ADAMW":
@@ -72,9 +73,9 @@ def override_nonlocal(
     """Move the parameters of the non-local blocks to separate parameter groups, in place.
 
     Args:
-        optimizer: of any kind, without a scheduler.
-        lr_factor: factor of the learning rate that the blocks have in the optimizer.
-        weight_decay: of all parameters of the blocks, norms and biases too; None keeps it.
+        optimizer: any optimizer to which no scheduler is attached yet.
+        lr_factor: factor by which to multiply the learning rate of the blocks.
+        weight_decay: for all parameters of the blocks, norms and biases too; None: no change.
 
     Raises:
         OptionError: if an argument is out of range, or the optimizer has no parameter of a block.

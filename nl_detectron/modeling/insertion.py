@@ -18,7 +18,7 @@ from ..layers import find_block_class, named_blocks
 REPORT_SIZE = (800, 1344)  # height and width of the image for which multiply-adds are logged
 
 _LOCATION = re.compile(r"(\w+)\.(-?\d+|[-\d]*(?::[-\d]*){1,2}|\*)")  # stage, residual blocks
-_INSERTED = re.compile(r"(?:.+\.)?nonlocal\d+")  # other blocks belong to the model
+_INSERTED = re.compile(r"(?:.+\.)?nonlocal\d+")  # blocks with other names belong to the model
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Stage:
     stride: int | None  # of the output, in pixels of the image; None in a RoI head
 
     def residual_blocks(self) -> list[tuple[str, CNNBlockBase]]:
+        """Return the names and modules of the children, without non-local blocks."""
         blocks = named_blocks(self.module)
         return [(name, m) for name, m in self.module.named_children() if name not in blocks]
 
@@ -84,10 +85,10 @@ def remove_nonlocal(model: nn.Module, names: Sequence[str] | None = None) -> lis
     """Remove inserted non-local blocks from a model, in place, and return their names.
 
     Args:
-        names: the blocks to remove, as returned by :func:`insert_nonlocal`; None is all of them.
+        names: the blocks to remove, as returned by :func:`insert_nonlocal`; None removes all.
 
     Raises:
-        ValueError: if there is no such block. The model is then unchanged.
+        ValueError: if there is no block, or not all of ``names``. The model is then unchanged.
     """
     inserted = [name for name in named_blocks(model) if _INSERTED.fullmatch(name)]
     selected = inserted if names is None else list(dict.fromkeys(names))
@@ -102,7 +103,7 @@ def remove_nonlocal(model: nn.Module, names: Sequence[str] | None = None) -> lis
 def insert_block(parent: nn.Module, after: str, name: str, block: CNNBlockBase) -> None:
     """Add ``block`` as child ``name`` of a module that runs its children in order, in place.
 
-    It runs after the child ``after``, and gets the device, dtype and mode of ``parent``.
+    It runs after the child ``after``, and gets the device, dtype and training mode of ``parent``.
     """
     block.to(next(parent.parameters())).train(parent.training)
     for child_name, child in dict(parent.named_children()).items():
@@ -113,7 +114,7 @@ def insert_block(parent: nn.Module, after: str, name: str, block: CNNBlockBase) 
 
 
 def log_block(name: str, block: CNNBlockBase, stride: int | None) -> None:
-    """Log the cost of a block; ``stride`` is that of its input, None if it is not the image."""
+    """Log the cost of a block; ``stride`` is that of its input map, or None in a RoI head."""
     cost = "multiply-adds depend on the regions"
     if stride is not None:
         count = multiply_adds(block, *(math.ceil(side / stride) for side in REPORT_SIZE))
@@ -126,7 +127,7 @@ def log_block(name: str, block: CNNBlockBase, stride: int | None) -> None:
 def multiply_adds(block: CNNBlockBase, *space: int) -> int:
     """Return the multiply-adds of a block for an input of size ``space``.
 
-    A class without the method ``multiply_adds`` is run on the meta device, and torch counts.
+    A block without a method ``multiply_adds`` is run on the meta device and counted by torch.
     """
     if hasattr(block, "multiply_adds"):
         return block.multiply_adds(*space)

@@ -37,7 +37,7 @@ def find_blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
 
 
 class AttentionRecorder:
-    """Record the inputs of non-local blocks in a ``with`` statement, to compute attention later."""
+    """Context manager that records the inputs of non-local blocks, to compute attention later."""
 
     def __init__(self, model: nn.Module, blocks: Sequence[str] = ()):
         """Find the blocks with these names, as :func:`find_blocks` gives them; all by default."""
@@ -76,10 +76,10 @@ class AttentionRecorder:
 
 @dataclass(frozen=True)
 class ImageGeometry:
-    """Convert points of an image to positions in the maps of a block, and back."""
+    """Conversion of points of an image to positions in the maps of a block, and back."""
 
     image_size: tuple[int, int]  # height and width of the original image
-    resized_size: tuple[int, int]  # height and width before padding, below and on the right
+    resized_size: tuple[int, int]  # height and width before padding below and on the right
     stride: int  # pixels of the resized image per query position
     target_stride: int  # pixels of the resized image per target position
 
@@ -100,7 +100,7 @@ class ImageGeometry:
         return stride * width / resized_width, stride * height / resized_height
 
     def visible(self, stride: int) -> tuple[int, int]:
-        """Return how many rows and columns of a map with this stride do not cover padding only."""
+        """Return the numbers of rows and columns, in a map of this stride, that show the image."""
         height, width = self.resized_size
         return math.ceil(height / stride), math.ceil(width / stride)
 

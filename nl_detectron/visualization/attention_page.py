@@ -24,8 +24,8 @@ def attention_page(
 ) -> str:
     """Return the page of the image ``name``, smaller than 10 MB.
 
-    If the maps of all queries would be too large, the page has every n-th row and column. The first
-    of ``instances``, the detections that it can show, is the initial query.
+    If the maps of all queries would be too large, the page has every n-th row and column. It can
+    show ``instances``, with names from ``classes``, and starts with the first one as the query.
     """
     height, width = attention.image.shape[:2]
     scale = min(1.0, IMAGE_SIDE / max(height, width))
@@ -53,10 +53,10 @@ def attention_page(
 def _block_data(attention: Attention, name: str, max_bytes: int) -> dict:
     """Return the data of one block.
 
-    ``queries`` are rows and columns of the positions, one of ``step`` x ``step``, and ``targets``
-    their numbers; ``cells`` are width and height of both, in pixels of the image; ``maps`` are
-    arrays, compressed: the largest absolute weight (Q,) and the share of weight in padding (Q,),
-    float32; for each weight w, sign(w) * LEVELS * sqrt(|w| / largest) (Q, M), int8.
+    ``queries`` are rows and columns of query positions, one of ``step`` x ``step``; ``targets`` are
+    the numbers of target rows and columns; ``cells`` are width and height of a query and a target,
+    in pixels of the image; ``maps`` are compressed arrays: the largest absolute weight (Q,) and the
+    share of weight in padding (Q,), float32; sign(w) * LEVELS * sqrt(|w| / largest) (Q, M), int8.
     """
     recorder, geometry = attention.recorder, attention.geometry[name]
     counts = geometry.visible(geometry.stride)

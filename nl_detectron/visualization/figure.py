@@ -28,7 +28,7 @@ POSITIVE, NEGATIVE, QUERY = "#ffb000", "#4aa3ff", "#e6004c"
 def draw_attention(
     attention: Attention, name: str, points: Sequence[tuple[float, float]], arrows=20, pictures=()
 ) -> Figure:
-    """For each query, draw arrows to the strongest targets, and the map of a block's weights.
+    """Draw arrows from each query to the strongest targets, and the map of a block's weights.
 
     Negative weights, which only the dot product has, get another colour. The paper draws 20 arrows.
     ``pictures`` are RGB images of any size, one per query, to draw on instead of the input image.

@@ -56,7 +56,7 @@ def find_inputs(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 
 def find_image_ids(images: Sequence[dict], inputs: Iterable[Path]) -> dict[Path, int]:
-    """Return the id of the image whose ``file_name`` has the most parts in common with an input."""
+    """Return input -> id of the image whose ``file_name`` has the most parts in common with it."""
     candidates = defaultdict(list)  # by the file name without folders
     for image in images:
         candidates[_parts(image["file_name"])[0]].append(image)
@@ -67,7 +67,7 @@ def find_image_ids(images: Sequence[dict], inputs: Iterable[Path]) -> dict[Path,
         common = [len(os.path.commonprefix([parts, _parts(i["file_name"])])) for i in found]
         if common.count(max(common, default=0)) > 1:
             names = " or ".join(image["file_name"] for image in found)
-            raise UserError(f"--input {path}: --annotations has {names}; the path must tell which")
+            raise UserError(f"--input {path}: --annotations has {names}; the path must end in one")
         if found:
             image_ids[path] = found[common.index(max(common))]["id"]
     if len(set(image_ids.values())) < len(image_ids):

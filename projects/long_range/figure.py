@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what attention and the global average make of an image, from the weights of study.py."""
+"""Draw the predictions for an image, and the strongest positions, by networks of study.py."""
 
 import argparse
 from collections.abc import Sequence

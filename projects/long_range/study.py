@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train the rows that the results do not have, in several processes, and write the tables."""
+"""Train the runs that the results lack, in several processes, and write the tables."""
 
 import argparse
 import itertools
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_missing(args: argparse.Namespace) -> None:
-    """Append a line to the results for each row and seed that they do not have."""
+    """Train each row and seed that the results lack, and append a line for it."""
     present = {(line["digest"], line["seed"]) for line in read_results(args.results)}
     runs: dict[str, tuple[Row, list[int]]] = {}  # the seeds of a row are trained together
     warm_ups: dict[int, list[int]] = {}  # depth -> seeds
@@ -67,7 +67,7 @@ def run_missing(args: argparse.Namespace) -> None:
 
 
 def _guess(keys: int) -> list[dict]:
-    """Measure guesses that know nothing, or how many keys of the image have each colour."""
+    """Measure random guesses, and guesses that know how many keys have each colour."""
     lines = []
     for what, seed in itertools.product(("nothing", "colours"), range(1, 4)):
         scores = measures.guess(_images[keys, "val"], what == "colours", seed)

@@ -28,7 +28,7 @@ def test_errors_and_notes(tmp_path, monkeypatch, capsys):
         f"note: 1 of {total} {Problem.BOX_WITHOUT_AREA.text}: 1 (000001.jpg)",
         f"train.json: 4 images, {total} annotations, 6 categories",
         "kinds of errors: 2, kinds of notes: 1",
-        "To write a copy with what has one right repair, add --fix OUT.json",
+        "To write a copy with the repairs that are certain, add --fix OUT.json",
     ]
 
 

@@ -153,7 +153,7 @@ def test_notes_are_printed(folder, capsys):
     check_custom_data(cfg, datasets["train"])
     crowd, dense = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"warning: train.json: 1 of \d+ annotations are crowds .* 1 \(.*\)", crowd)
-    assert "images have up to 3 objects, more than TEST.DETECTIONS_PER_IMAGE 2 finds" in dense
+    assert "images have up to 3 objects, more than TEST.DETECTIONS_PER_IMAGE 2 allows" in dense
     (folder / "train" / "000001.jpg").unlink()
     assert read(*TRAIN)[1]["train"].problems[Problem.UNREADABLE].places == ["000001.jpg"]
 

@@ -7,7 +7,7 @@ const element = (id) => document.getElementById(id);
 const [stage, heat, marks] = ["stage", "heat", "marks"].map(element);
 const [width, height] = [data.image.width, data.image.height];
 const LEVELS = 127; // quantisation steps of a weight, on either side of zero
-const STRONGEST = 20; // targets with an arrow, as many as in the Fig. 3 of the paper
+const STRONGEST = 20; // targets with an arrow, as many as in Fig. 3 of the paper
 const MIN_RELATIVE_WEIGHT = 0.01; // of the largest; weaker targets get no arrow
 
 let block; // the selected entry of data.blocks

@@ -1,4 +1,4 @@
-"""What is measured of a trained network: AP50 of the locks, attention on keys, cost."""
+"""Measures of a trained network: AP50 of the locks, attention on keys, cost."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from .training import Images, predict
 
 
 def measure(net: RecallNet, blocks: Sequence[nn.Module], images: Images) -> dict[str, float]:
-    """Return all measures. Of several blocks, it is the one that attends to most own keys."""
+    """Return all measures; with several blocks, those of the block with most hits of own keys."""
     colours = predict(net, images)[1]
     keys = colours.shape[1] // 2
     backbone = net.backbone.eval()
@@ -37,7 +37,7 @@ def measure(net: RecallNet, blocks: Sequence[nn.Module], images: Images) -> dict
 
 
 def locks_ap50(scores: Tensor, keys: int) -> float:
-    """Return the AP50, in percent, of the true boxes of all locks with scores (N, K, 4)."""
+    """Return the AP50 of the locks, in percent, for their true boxes with scores (N, K, 4)."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(dataset_root(keys) / "val.json")
         locks = [a for a in truth.dataset["annotations"] if "key" in a]
@@ -66,7 +66,7 @@ def guess(images: Images, colours: bool, seed: int) -> Tensor:
 
 @torch.no_grad()
 def lock_attention(net: RecallNet, block: nn.Module, images: Images) -> tuple[Tensor, Tensor]:
-    """Return the rows (N, K, M) of the affinity at the locks, and where they are largest, x, y."""
+    """Return the affinity rows (N, K, M) of the locks, and the x, y (N, K, 2) of their maxima."""
     inputs = []
     hook = block.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     predict(net, images)

@@ -19,7 +19,7 @@ POOLED = 3  # side of the features that RoIAlign returns
 
 
 class RecallNet(nn.Module):
-    """Classify the glyph of every object in given boxes, and its colour, or that of its key."""
+    """Classifier of the objects in given boxes: their glyph, and their colour or their key's."""
 
     def __init__(self, depth: int):
         super().__init__()

@@ -58,7 +58,7 @@ def _table(rows: Sequence[tuple[str, str]], results: Sequence[dict]) -> str:
             continue
         cells.append({"": name, "locks AP50": _mean(lines, "locks AP50")})
         if "accuracy" in lines[0]:  # else a guess
-            # The weights of the others have signs, or do not sum to 1.
+            # Without a softmax, weights can be negative or do not sum to 1.
             softmax = name not in ("dot product", "concatenation")
             cells[-1] |= {
                 "lowest": f"{min(line['locks AP50'] for line in lines):.1f}",

@@ -18,7 +18,7 @@ OPTIMIZERS = {"SGD": (0.02, 1e-4), "ADAMW": (1e-3, 1e-2)}  # learning rate, weig
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of a table trains; the defaults are those of the main table."""
+    """The training that one row of a table describes; the defaults are those of the main table."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)  # of the block

@@ -73,7 +73,7 @@ def build_net(row: Row, seed: int, weights: dict | None = None) -> tuple[RecallN
 def train(
     nets: dict[int, RecallNet], row: Row, images: Images, validation: Images | None = None
 ) -> dict[int, list[float]]:
-    """Train networks, by seed, and return their accuracies at locks every 50 iterations."""
+    """Train networks, seed -> network, and return their accuracies at locks every 50 iterations."""
     steps = [_make_step(net, row, seed, images) for seed, net in nets.items()]
     some = validation and validation.select(slice(100))
     accuracies: dict[int, list[Tensor]] = {seed: [] for seed in nets}
@@ -100,7 +100,7 @@ def predict(net: RecallNet, images: Images) -> tuple[Tensor, Tensor]:
 
 
 def _make_step(net: RecallNet, row: Row, seed: int, images: Images) -> Callable[[], None]:
-    """Return a function that does the next iteration, and never waits for the device."""
+    """Return a function that runs the next iteration without waiting for the device."""
     device = images.pixels.device
     generator = torch.Generator().manual_seed(1000 * seed + row.warm_up)
     size = row.iterations, rows.BATCH
@@ -129,7 +129,7 @@ def _make_step(net: RecallNet, row: Row, seed: int, images: Images) -> Callable[
 
 
 def _capture(steps: Sequence[Callable[[], None]]) -> Callable[[], None]:
-    """Record the steps in a CUDA graph, side by side: most kernels use a small part of a GPU."""
+    """Record the steps in a CUDA graph, in parallel, as most kernels use a small part of a GPU."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         main = torch.cuda.current_stream()
