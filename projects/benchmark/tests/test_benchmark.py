@@ -132,7 +132,19 @@ def test_a_stopped_run_leaves_the_finished_rows(tmp_path):
 
 
 @pytest.mark.slow
+def test_gpu_script_runs_the_other_commands_after_a_failure(tmp_path, monkeypatch):
+    command = "op --size 4 2 3 --subsamples none --functions dot_product"
+    monkeypatch.setitem(gpu.QUICK, "kernels", [f"{command} --batch -1", command])
+    arguments = ["--quick", "--device", "cpu", "--rounds", "1", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit, match="--batch -1: exit status 1"):
+        gpu.main([*arguments, "--parts", "kernels"])
+    assert [file.name for file in tmp_path.iterdir()] == ["kernels_1.json"]
+    assert len(json.loads((tmp_path / "kernels_1.json").read_text())["rows"]) == 6
+
+
+@pytest.mark.slow
 def test_quick_commands_of_the_gpu_script(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
     monkeypatch.setattr("nl_benchmark.measurement.MIN_SECONDS", 1e-9)
     monkeypatch.setattr(competitors, "load_config", partial(load_config, overrides=FEW_PROPOSALS))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
@@ -141,12 +153,12 @@ def test_quick_commands_of_the_gpu_script(tmp_path, monkeypatch):
         file = tmp_path / f"{part}.json"
         benchmark.main([*command.split(), "--rounds", "1", "--output", str(file)])
         rows[part] = json.loads(file.read_text())["rows"]
-    errors, kernels, models = rows.values()
+    errors, kernels, models, blocks = rows.values()
     assert len(errors) == len(INSTANTIATIONS) * 3 * 4 + 2
     for row in errors:
         # The gradients of the ReLU in Eq. 5 and of the maximum of conv_pool have steps.
         has_step = {"concatenation", "conv_pool"} & set(row["facts"].values())
         limit = 500 if has_step else 50
         assert all(error < limit for error in row["errors"])
-    assert all(row["seconds"] for row in kernels + models)
+    assert all(row["seconds"] for row in kernels + models + blocks)
     assert [row["competitor"] for row in models] == ["baseline", "+1 NL, pool_conv"] * 2
