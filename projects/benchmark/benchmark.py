@@ -1,96 +1,83 @@
 #!/usr/bin/env python3
-"""Measure time and memory of the non-local operation, the block and Mask R-CNN.
-
-op:          each pairwise function against its N x M matrix; on a GPU, against torch's attention
-block:       our block against itself with the matrix, mmcv's NonLocal2d and timm's NonLocalAttn
-model:       Mask R-CNN with non-local blocks against the same without
-correctness: errors of the block in every type and mode, and losses in mixed precision
-report:      write the tables of all results into README.md
---size (res4 and res3 of an 800 x 1344 image by default) and --locations can be repeated.
-"""
+"""Measure time and memory of the non-local operation, the block and Mask R-CNN: see README.md."""
 
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
-from nl_benchmark.competitors import blocks, detectors, operations
-from nl_benchmark.correctness import block_errors, training_losses
-from nl_benchmark.report import circumstances, save, table, write_tables
-from nl_benchmark.timing import measure
+from nl_benchmark.competitors import detectors, implementations
+from nl_benchmark.correctness import errors_and_losses
+from nl_benchmark.measurement import circumstances, measure, save, table, write_tables
 from tqdm import tqdm
 
-from nl_detectron.errors import exit_on_user_error
+from nl_detectron.errors import UserError, exit_on_user_error
 from nl_detectron.layers import INSTANTIATIONS, SUBSAMPLES
 
 PROJECT = Path(__file__).resolve().parent
-STAGES = [(1024, 50, 84), (512, 100, 168)]
+STAGES = [(1024, 50, 84), (512, 100, 168)]  # res4 and res3 of an 800 x 1344 image
 
 
 def argument_parser() -> ArgumentParser:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    benches = parser.add_subparsers(dest="bench", required=True)
-    report = benches.add_parser("report")
-    report.add_argument("--readme", type=Path, default=PROJECT / "README.md")
-    for name in ("op", "block", "correctness", "model"):
-        bench = benches.add_parser(name)
-        bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-        bench.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-        bench.add_argument("--batch", type=int, default=1)
-        bench.add_argument("--rounds", type=int, default=15)
-        bench.add_argument("--output", type=Path, help="JSON file to write")
-        if name != "model":
-            bench.add_argument("--size", nargs=3, type=int, action="append", metavar=tuple("CHW"))
-        bench.add_argument("--subsamples", nargs="+", choices=SUBSAMPLES, default=SUBSAMPLES)
-    bench.add_argument("--backbone", choices=["R_50", "R_101", "X_152_32x8d"], default="R_50")
-    bench.add_argument("--locations", nargs="+", action="append", required=True)
-    bench.add_argument("--image-size", type=int, nargs=2, default=[800, 1344])
+    parser = ArgumentParser(description=__doc__, epilog="--size and --locations can be repeated.")
+    parser.add_argument("bench", choices=["op", "block", "model", "correctness", "report"])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--size", nargs=3, type=int, action="append", metavar=tuple("CHW"))
+    parser.add_argument("--functions", nargs="+", choices=INSTANTIATIONS, default=INSTANTIATIONS)
+    parser.add_argument("--subsamples", nargs="+", choices=SUBSAMPLES, default=SUBSAMPLES)
+    parser.add_argument("--backbone", choices=["R_50", "R_101", "X_152_32x8d"], default="R_50")
+    parser.add_argument("--locations", nargs="+", action="append", help="of the model's blocks")
+    parser.add_argument("--image-size", type=int, nargs=2, default=[800, 1344])
     return parser
 
 
-def measurements(args: Namespace) -> Iterator[dict]:
-    """Yield the rows of a table."""
-    if args.bench == "correctness":
-        (size,) = args.size or STAGES[:1]
-        yield from block_errors((2, *size), args.device)
-        image_size, steps = ([64, 96], 1) if args.size else ([800, 1344], 20)
-        yield from training_losses(image_size, steps, args.device)
-        return
-    for facts, competitors in tqdm(comparisons(args, getattr(torch, args.dtype), args.device)):
-        for row in measure(competitors, args.rounds, args.device):
-            yield {"facts": facts, **row}
-
-
-def comparisons(args: Namespace, dtype: torch.dtype, device: str) -> Iterator:
-    """Yield (facts for the table, competitors)."""
+def comparisons(args: Namespace) -> Iterator[tuple[dict, Callable]]:
+    """Yield the facts for the table, and a function that returns the competitors."""
+    factory_kwargs = {"dtype": getattr(torch, args.dtype), "device": args.device}
     if args.bench == "model":
         shape = (args.batch, *args.image_size)
         facts = {"backbone": args.backbone, "images": " x ".join(map(str, shape))}
-        yield facts, detectors(args.backbone, args.locations, args.subsamples, shape, dtype, device)
+        added = list(product(args.subsamples, args.locations or [["res4.-2"]]))
+        yield facts, partial(detectors, args.backbone, shape, factory_kwargs, added)
         return
-    for size, subsample, function in product(args.size or STAGES, args.subsamples, INSTANTIATIONS):
+    for size, subsample, function in product(args.size or STAGES, args.subsamples, args.functions):
         shape = (args.batch, *size)
         facts = {"function": function, "B x C x H x W": " x ".join(map(str, shape))}
         facts["sub-sampling"] = subsample
+        options = {"instantiation": function, "subsample": subsample}
+        build = partial(implementations, args.bench, shape, factory_kwargs, **options)
         if args.bench == "op":
-            yield facts, operations(function, subsample, shape, dtype, device)
+            yield facts, build
             continue
         for norm in ["", "BN"] if function == "embedded_gaussian" else [""]:
-            competitors = blocks(function, norm, subsample, shape, dtype, device)
-            yield {**facts, "norm": norm}, competitors
+            yield {**facts, "norm": norm}, partial(build, norm=norm)
+
+
+def measured_rows(args: Namespace) -> Iterator[dict]:
+    for facts, build in tqdm(list(comparisons(args))):
+        for row in measure(build(), args.rounds, args.device):
+            yield {"facts": facts, **row}
 
 
 def main(arguments: list[str]) -> None:
     args = argument_parser().parse_args(arguments)
     if args.bench == "report":
-        write_tables(args.readme, PROJECT / "results")
-        return
+        return write_tables(PROJECT / "README.md", PROJECT / "results")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU")
+    # In float32, no TensorFloat-32, which torch would use for convolutions and not for products.
+    torch.backends.cudnn.allow_tf32 = False
     command = shlex.join(["projects/benchmark/benchmark.py", *arguments])
     results = circumstances(command, args.device) | {"dtype": args.dtype, "rows": []}
-    for row in measurements(args):
+    for row in errors_and_losses(args) if args.bench == "correctness" else measured_rows(args):
         results["rows"].append(row)
         if args.output:
             save(results, args.output)

@@ -3,205 +3,137 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 import torch
-import torch.nn.functional as F
+from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
-from detectron2.modeling.backbone.resnet import BottleneckBlock
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
+from detectron2.utils.testing import random_boxes
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from nl_detectron import NonLocalBlock, get_config_file, insert_nonlocal, layers
 from nl_detectron.engine import load_config
 
-CONFIG = "COCO-InstanceSegmentation/mask_rcnn_{}_FPN_1x.yaml"
-MMCV_MODES = ("gaussian", "embedded_gaussian", "dot_product")  # concatenation cannot be trained
-WITH_SCALE = ("gaussian", "embedded_gaussian", "disentangled")
+from .gpu_kernels import torch_attention
+
 FLOOR = "torch.mm"  # the matrix products of ours alone: no implementation can be faster
-OBJECTS = 10  # per training image; COCO has 7 on average
 
-# For each pass, such as "forward", a call to time. It returns what all competitors must agree on.
-Passes = dict[str, Callable[[], list[Tensor]]]
-Competitors = dict[str, Passes]  # by name; the first is the reference of the others
+# By name, a call for each pass, such as "forward"; it returns what all competitors must agree on.
+# The first competitor is the reference of the others.
+Competitors = dict[str, dict[str, Callable[[], list[Tensor]]]]
 
 
-def operations(
-    function: str, subsample: str, shape: tuple, dtype: torch.dtype, device: str
-) -> Competitors:
-    """Return a pairwise function with its N x M matrix, ours, and torch's attention on a GPU."""
-    batch, channels, height, width = shape
-    n, m = height * width, _keys(subsample, height, width)
-    keys = channels if function == "gaussian" else channels // 2  # the Gaussian's theta is x
-    scale = {"scale": keys**-0.5} if function in WITH_SCALE else {}
-    ours, affinity = getattr(layers, function), getattr(layers, f"{function}_affinity")
+def implementations(bench: str, shape: tuple, factory_kwargs: dict, **options) -> Competitors:
+    """Return the N x M matrix, ours, and the others that compute the same function.
 
-    def matrix(theta, phi, g, *others, **scale):
-        return affinity(theta, phi, *others, **scale).to(g.dtype) @ g
-
+    ``bench`` is "block", or "op" for the pairwise function alone, given theta, phi and g. ``shape``
+    is that of the block's input, (B, C, H, W), and ``options`` are its keyword arguments.
+    """
     torch.manual_seed(0)
-    shapes = [(batch, n, keys), (batch, m, keys), (batch, m, channels // 2)]
-    if function == "concatenation":
-        shapes.append((2 * keys,))  # w_f
-    if function == "disentangled":
-        shapes.append((batch, m))  # mask
-    inputs = [torch.randn(shape).to(device, dtype).requires_grad_() for shape in shapes]
-    forms = {"matrix": matrix, "nl_detectron": ours}
-    if device == "cuda" and "gaussian" in function:
-        forms |= torch_attention()
-    forms = {name: partial(form, **scale) for name, form in forms.items()}
-    sizes = batch * _pair_products(function, n, m, keys, channels // 2)
-    floor = {FLOOR: products(sizes, dtype, device)} if sizes else {}
-    return {name: passes_of(form, inputs) for name, form in forms.items()} | floor
-
-
-def torch_attention() -> dict[str, Callable]:
-    """Return attention by each of torch's backends, and FlexAttention."""
-    from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
-
-    def attention(backend, *inputs, scale):
-        with sdpa_kernel(backend):
-            return layers.affinity._fused_attention(*inputs, scale)
-
-    def flex(theta, phi, g, scale):
-        inputs = (t.unsqueeze(1) for t in (theta, phi, g))
-        return compiled(*inputs, scale=scale).squeeze(1)
-
-    torch.compiler.reset()  # after a number of compilations it would run without
-    compiled = torch.compile(flex_attention.flex_attention, dynamic=True)
-    names = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
-    forms = {name.lower(): partial(attention, getattr(SDPBackend, name)) for name in names}
-    return forms | {"flex_attention": flex}
-
-
-def _keys(subsample: str, height: int, width: int) -> int:
-    return height * width if subsample == "none" else -(-height // 2) * -(-width // 2)
-
-
-def _pair_products(function: str, n: int, m: int, d: int, e: int) -> list[tuple[int, int, int]]:
-    """Return the sizes (rows, inner, columns) of the products over pairs of positions."""
-    if function == "concatenation":
-        return []
-    if function == "dot_product" and n * m * (d + e) >= (n + m) * d * e:
-        return [(d, m, e), (n, d, e)]
-    return [(n, d, m), (n, m, e)]
-
-
-def products(sizes: list[tuple], dtype: torch.dtype, device: str) -> Passes:
-    """Return the products of these sizes by torch.mm, and with those of their gradients."""
-
-    def matrix(*shape: int) -> Tensor:
-        return torch.randn(shape).to(device, dtype)
-
-    factors = [(matrix(n, k), matrix(k, m), matrix(n, m)) for n, k, m in sizes]
-
-    def forward() -> None:
-        for a, b, c in factors:
-            torch.mm(a, b, out=c)
-
-    def forward_backward() -> None:
-        for a, b, c in factors:
-            torch.mm(a, b, out=c)
-            torch.mm(c, b.t(), out=a)
-            torch.mm(a.t(), c, out=b)
-            for t in (a, b):
-                t.fill_(0.01)  # or the products would overflow
-
-    return {"forward": forward, "forward+backward": forward_backward}
-
-
-def blocks(
-    function: str, norm: str, subsample: str, shape: tuple, dtype: torch.dtype, device: str
-) -> Competitors:
-    """Return our block with its N x M matrix, ours, and mmcv's or timm's if it has the options."""
-    torch.manual_seed(0)
-    options = {"instantiation": function, "subsample": subsample, "norm": norm}
-    options["scale"] = function != "gaussian"  # as in mmcv
+    options["scale"] = bench == "op" or options["instantiation"] != "gaussian"  # as in mmcv
     block, matrix = NonLocalBlock(shape[1], **options), MatrixBlock(shape[1], **options)
-    nn.init.kaiming_normal_(block.out.weight)  # not zero, which makes the block the identity
-    if norm:
-        nn.init.ones_(block.out.norm.weight)
+    for parameter in block.out.parameters():
+        nn.init.normal_(parameter, std=0.1)  # not zero, which makes the block the identity
     matrix.load_state_dict(block.state_dict())
     modules = {"matrix": matrix, "nl_detectron": block}
-    if not norm and subsample != "pool_conv" and function in MMCV_MODES:
-        modules["mmcv"] = mmcv_block(block)
-    elif (function, norm, subsample) == ("embedded_gaussian", "BN", "none"):
-        modules["timm"] = timm_block(block)
-    x = torch.randn(shape).to(device, dtype).requires_grad_()
-    passes = {name: passes_of(module.to(device, dtype), [x]) for name, module in modules.items()}
-    sizes = shape[0] * block_products(block, *shape[2:])
-    return passes | {FLOOR: products(sizes, dtype, device)}
-
-
-def block_products(block: NonLocalBlock, height: int, width: int) -> list[tuple[int, int, int]]:
-    """Return the sizes (rows, inner, columns) of the matrix products of a block on one input."""
-    c, d, n = block.in_channels, block.bottleneck_channels, height * width
-    m = _keys(block.subsample, height, width)
-    source = m if block.subsample == "pool_conv" else n
-    sizes = [(d, c, source), (c, d, n)]  # g, W_z
-    if block.instantiation == "gaussian":
-        return sizes + _pair_products("gaussian", n, m, c, d)
-    sizes += [(d, c, n), (d, c, source)]  # theta, phi
-    if block.instantiation == "disentangled":
-        sizes += [(1, c, source), (1, m, d)]  # mask, its sum of g
-    return sizes + _pair_products(block.instantiation, n, m, d, d)
+    modules |= other_blocks(block) if bench == "block" else {}
+    x = torch.randn(shape).to(**factory_kwargs)
+    functions, inputs = {name: module.to(x) for name, module in modules.items()}, [x]
+    convolutions, pairs = block_products(block, x)
+    if bench == "op":
+        functions = {"matrix": matrix.aggregate, "nl_detectron": block.aggregate}
+        if x.is_cuda and "gaussian" in block.instantiation:
+            functions |= torch_attention(block.scale)
+        inputs = [torch.randn(t.shape).to(x) for t in block._project(x) if t is not None]
+    passes = {name: _passes(function, inputs) for name, function in functions.items()}
+    return passes | _floor(pairs if bench == "op" else convolutions + pairs, x)
 
 
 class MatrixBlock(NonLocalBlock):
-    """A block of plain convolutions and the N x M matrix; it shares only the parameters of ours."""
+    """Our block with plain convolutions and the N x M matrix."""
+
+    def __init__(self, in_channels: int, **options):
+        super().__init__(in_channels, **options)
+        for conv in self.children():
+            if isinstance(conv, Conv2d):
+                conv.forward = partial(Conv2d.forward, conv)  # ours is a matrix product on a CPU
 
     def forward(self, x: Tensor) -> Tensor:
-        def conv(layer: nn.Module, x: Tensor) -> Tensor:
-            plain = isinstance(layer, nn.Conv2d)
-            return F.conv2d(x, layer.weight, layer.bias) if plain else layer(x)
-
-        pool = partial(F.max_pool2d, kernel_size=2, ceil_mode=True)
-        source = pool(x) if self.subsample == "pool_conv" else x
-        theta, phi, g = conv(self.theta, x), conv(self.phi, source), conv(self.g, source)
-        if self.subsample == "conv_pool":
-            phi, g = pool(phi), pool(g)
-        theta, phi, g = (t.flatten(2).transpose(1, 2) for t in (theta, phi, g))
-        scale = {"scale": self.scale} if self.instantiation in WITH_SCALE else {}
-        others = [] if self.w_f is None else [self.w_f]
-        if self.instantiation == "disentangled":
-            theta, phi = theta - theta.mean(1, keepdim=True), phi - phi.mean(1, keepdim=True)
-            mask = conv(self.mask, source)
-            others = [(pool(mask) if self.subsample == "conv_pool" else mask).flatten(1)]
-        affinity = getattr(layers, f"{self.instantiation}_affinity")(theta, phi, *others, **scale)
+        theta, phi, g, unary = self._project(x)
+        affinity = self._affinity(theta, phi, unary)  # in memory until the end, as in mmcv and timm
         y = (affinity.to(g.dtype) @ g).transpose(1, 2)
-        z = conv(self.out, y.reshape(len(x), -1, *x.shape[2:]))
-        return x + (z if self.out.norm is None else self.out.norm(z))
+        return x + self.out(y.reshape(len(x), -1, *x.shape[2:]))
+
+    def aggregate(self, theta: Tensor, phi: Tensor, g: Tensor, unary=None) -> Tensor:
+        return self._affinity(theta, phi, unary).to(g.dtype) @ g
+
+    def _affinity(self, theta: Tensor, phi: Tensor, unary: Tensor | None) -> Tensor:
+        others = [t for t in (self.w_f, unary) if t is not None]
+        if self.instantiation not in ("dot_product", "concatenation"):
+            others.append(self.scale)
+        return getattr(layers, f"{self.instantiation}_affinity")(theta, phi, *others)
 
 
-def mmcv_block(block: NonLocalBlock) -> nn.Module:
-    """Return mmcv's block with the same weights; its pooling drops the last row of odd sides."""
-    from mmcv.cnn.bricks import NonLocal2d
+def other_blocks(block: NonLocalBlock) -> dict[str, nn.Module]:
+    """Return mmcv's or timm's block with the same weights, if installed and with these options."""
+    mode, pool, norm = block.instantiation, block.subsample, block.out.norm
+    in_mmcv = mode not in ("concatenation", "disentangled") and pool != "pool_conv"
+    if in_mmcv and norm is None and find_spec("mmcv"):
+        from mmcv.cnn.bricks import NonLocal2d
 
-    pool = block.subsample == "conv_pool"
-    other = NonLocal2d(block.in_channels, mode=block.instantiation, sub_sample=pool)
-    layers = nn.ModuleList([block.g, block.out, block.theta, block.phi])
-    return _with_weights(other, list(layers.parameters()))
+        # Its pooling drops the last row of odd sides. Its concatenation cannot be trained.
+        name, other = "mmcv", NonLocal2d(block.in_channels, mode=mode, sub_sample=pool != "none")
+        weights = nn.ModuleList([block.g, block.out, block.theta, block.phi]).parameters()
+    elif norm is not None and pool == "none" and find_spec("timm"):
+        from timm.layers import NonLocalAttn
 
-
-def timm_block(block: NonLocalBlock) -> nn.Module:
-    """Return timm's block with the same weights and scale; its own is 1 / sqrt(C) by mistake."""
-    from timm.layers import NonLocalAttn
-
-    other = NonLocalAttn(block.in_channels, rd_channels=block.bottleneck_channels)
-    other.scale = block.scale
-    layers = nn.ModuleList([block.theta, block.phi, block.g])
-    out = [block.out.weight, torch.zeros(block.in_channels), *block.out.norm.parameters()]
-    return _with_weights(other, [*layers.parameters(), *out])  # ours has no bias before the norm
-
-
-@torch.no_grad()
-def _with_weights(module: nn.Module, weights: list[Tensor]) -> nn.Module:
-    for parameter, weight in zip(module.parameters(), weights, strict=True):
-        parameter.copy_(weight.view_as(parameter))
-    return module
+        name, other = "timm", NonLocalAttn(block.in_channels, rd_channels=block.bottleneck_channels)
+        other.scale = block.scale  # its own is 1 / sqrt(C) by mistake
+        bias = torch.zeros(block.in_channels)  # ours has none before the norm
+        weights = [*nn.ModuleList([block.theta, block.phi, block.g]).parameters()]
+        weights += [block.out.weight, bias, *norm.parameters()]
+    else:
+        return {}
+    vector_to_parameters(parameters_to_vector(weights), other.parameters())
+    return {name: other}
 
 
-def passes_of(function: Callable, inputs: list[Tensor]) -> Passes:
+def block_products(block: NonLocalBlock, x: Tensor) -> tuple[list[tuple], list[tuple]]:
+    """Return sizes (rows, inner, columns) of the matrix products of convolutions, and of pairs."""
+    with torch.no_grad():
+        theta, _, g, _ = block._project(x)
+    (n, d), (m, e) = theta.shape[1:], g.shape[1:]
+    source = m if block.subsample == "pool_conv" else n
+    positions = {"theta": n, "phi": source, "g": source, "mask": source, "out": n}
+    convs = [(name, conv) for name, conv in block.named_children() if isinstance(conv, Conv2d)]
+    sizes = [(conv.out_channels, conv.in_channels, positions[name]) for name, conv in convs]
+    pairs = {"dot_product": [(d, m, e), (n, d, e)], "concatenation": []}
+    pairs = pairs.get(block.instantiation, [(n, d, m), (n, m, e)])
+    return len(x) * sizes, len(x) * pairs
+
+
+def _floor(sizes: list[tuple], x: Tensor) -> Competitors:
+    """Return the products of these sizes by torch.mm, and with those of their gradients."""
+    factors = [[torch.randn(s).to(x) for s in ((n, k), (k, m), (n, m))] for n, k, m in sizes]
+
+    def multiply(backward: bool) -> None:
+        for a, b, c in factors:
+            torch.mm(a, b, out=c)
+            if backward:
+                torch.mm(c, b.t(), out=a)
+                torch.mm(a.t(), c, out=b)
+                for t in (a, b):
+                    t.fill_(0.01)  # or the products would overflow
+
+    passes = {"forward": partial(multiply, False), "forward+backward": partial(multiply, True)}
+    return {FLOOR: passes} if sizes else {}
+
+
+def _passes(function: Callable, inputs: list[Tensor]) -> dict[str, Callable]:
+    inputs = [t.requires_grad_() for t in inputs]
     inference, weights = function, []
     if isinstance(function, nn.Module):
         inference, weights = copy.deepcopy(function).eval(), list(function.parameters())
@@ -218,51 +150,42 @@ def passes_of(function: Callable, inputs: list[Tensor]) -> Passes:
     return {"forward": forward, "forward+backward": forward_backward}
 
 
-def detectors(
-    backbone: str, locations: list, subsamples: list, shape: tuple, dtype: torch.dtype, device: str
-) -> Competitors:
+def detectors(backbone: str, shape: tuple, factory_kwargs: dict, blocks: list) -> Competitors:
     """Return a baseline Mask R-CNN, and copies of it with blocks, on random images.
 
-    New blocks are the identity and stay so, since the learning rate is 0. All models therefore find
-    the same boxes and do the same work outside the blocks. They share the baseline's weights.
-    ``shape`` is the number of images, their height and width; a ``dtype`` of 16 bits means
-    automatic mixed precision.
+    The learning rate is 0, so the blocks remain the identity, and all models find the same boxes.
+    ``shape`` is (images, height, width). A dtype of 16 bits means automatic mixed precision.
+    ``blocks`` has the sub-sampling and the locations of each copy.
     """
     torch.manual_seed(0)
-    images = [random_image(*shape[1:], device) for _ in range(shape[0])]
-    cfg = load_config(get_config_file(CONFIG.format(backbone)), ["MODEL.DEVICE", device])
-    baseline = build_model(cfg)
+    images = [random_image(*shape[1:], factory_kwargs["device"]) for _ in range(shape[0])]
+    config = get_config_file(f"COCO-InstanceSegmentation/mask_rcnn_{backbone}_FPN_1x.yaml")
+    baseline = build_model(load_config(config, ["MODEL.DEVICE", factory_kwargs["device"]]))
     # Frozen batch norm does not normalize the values of random weights, which would overflow.
-    nn.init.constant_(baseline.backbone.bottom_up.stem.conv1.norm.weight, 0.01)
-    for module in baseline.modules():
-        if isinstance(module, BottleneckBlock):
-            nn.init.constant_(module.conv3.norm.weight, 0.1)
+    for name, buffer in baseline.backbone.named_buffers():
+        if name.endswith(("stem.conv1.norm.weight", "conv3.norm.weight")):
+            buffer.fill_(0.01)
     # Every box gets a score above the threshold, and so a mask.
     baseline.roi_heads.box_predictor.cls_score.bias.data[0] = 5.0
-    shared = {id(tensor): tensor for tensor in [*baseline.parameters(), *baseline.buffers()]}
     models = {"baseline": baseline}
-    for subsample in subsamples:
-        for location in locations:
-            model = copy.deepcopy(baseline, dict(shared))
-            names = insert_nonlocal(model, location, subsample=subsample)
-            models[f"+{len(names)} NL, {subsample}"] = model
-    return {name: _model_passes(model, images, dtype, device) for name, model in models.items()}
+    for subsample, locations in blocks:
+        model = copy.deepcopy(baseline)
+        names = insert_nonlocal(model, locations, subsample=subsample)
+        models[f"+{len(names)} NL, {subsample}"] = model
+    return {name: _model_passes(model, images, **factory_kwargs) for name, model in models.items()}
 
 
 def random_image(height: int, width: int, device: str) -> dict:
-    """Return an image of noise; its objects are rectangles, 1/8 to 1/2 as long as its sides."""
-    sides = torch.tensor([width, height])
-    box_sides = sides * (1 / 8 + 3 / 8 * torch.rand(OBJECTS, 2))
-    corners = (sides - box_sides) * torch.rand(OBJECTS, 2)
-    boxes = torch.cat([corners, corners + box_sides], dim=1)
-    polygons = [[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes.tolist()]
+    """Return an image of noise with rectangles as objects."""
+    boxes = random_boxes(10, min(height, width))  # COCO has 7 objects per image on average
+    polygons = [[polygon] for polygon in boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].tolist()]
     objects = Instances((height, width), gt_boxes=Boxes(boxes), gt_masks=PolygonMasks(polygons))
-    objects.gt_classes = torch.randint(80, (OBJECTS,))
+    objects.gt_classes = torch.randint(80, (len(boxes),))
     image = torch.randint(256, (3, height, width), dtype=torch.uint8)
     return {"image": image.to(device), "instances": objects.to(device)}
 
 
-def _model_passes(model: nn.Module, images: list[dict], dtype: torch.dtype, device: str) -> Passes:
+def _model_passes(model: nn.Module, images: list[dict], dtype: torch.dtype, device: str) -> dict:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
     autocast = torch.autocast(device, dtype, enabled=dtype.itemsize == 2)

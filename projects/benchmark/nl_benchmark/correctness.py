@@ -1,5 +1,6 @@
 """The error of a block in every type and mode, and training with mixed precision."""
 
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from itertools import product
 from textwrap import shorten
@@ -16,13 +17,19 @@ from .competitors import detectors
 MODES = ("float32", "float16", "bfloat16", "compile")
 
 
+def errors_and_losses(args: Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the errors of blocks, and losses; with a --size, the images are tiny as well."""
+    (size,) = args.size or [(1024, 50, 84)]
+    yield from block_errors((2, *size), args.device)
+    image_size, steps = ((64, 96), 1) if args.size else ((800, 1344), 20)
+    yield from training_losses(image_size, steps, args.device)
+
+
 def block_errors(shape: tuple, device: str) -> Iterator[dict[str, Any]]:
     """Yield the errors of a block and of its gradient relative to float64, in eps of the type.
 
-    Float32 and "compile" are without TensorFloat-32; float16 and bfloat16 are mixed precision.
+    "compile" is torch.compile in float32; float16 and bfloat16 are mixed precision.
     """
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
     for subsample, name in product(SUBSAMPLES, INSTANTIATIONS):
         torch.manual_seed(0)
         block = NonLocalBlock(shape[1], instantiation=name, subsample=subsample).to(device)
@@ -38,7 +45,6 @@ def block_errors(shape: tuple, device: str) -> Iterator[dict[str, Any]]:
             except Exception as error:  # a compiler raises errors of its own
                 row["failure"] = shorten(repr(error), 110)
             yield row
-    torch.backends.cudnn.allow_tf32 = True
 
 
 def _errors(block: Callable, x: Tensor, exact: list[Tensor], mode: str) -> list[float]:
@@ -57,12 +63,13 @@ def _result_and_gradient(block: Callable, x: Tensor) -> list[Tensor]:
     return [z.detach(), *torch.autograd.grad(z, x, torch.ones_like(z))]
 
 
-def training_losses(image_size: list, steps: int, device: str) -> Iterator[dict[str, Any]]:
+def training_losses(image_size: tuple, steps: int, device: str) -> Iterator[dict[str, Any]]:
     """Yield the losses of Mask R-CNN in mixed precision; gradients of infinity make them NaN."""
     # Convolutions in float16 are very slow on a CPU.
     for mode in ("bfloat16",) if device == "cpu" else ("float16", "bfloat16"):
-        options = [["res4.-2"]], ["pool_conv"], (2, *image_size), getattr(torch, mode), device
-        for name, passes in detectors("R_50", *options).items():
+        factory_kwargs = {"dtype": getattr(torch, mode), "device": device}
+        models = detectors("R_50", (2, *image_size), factory_kwargs, [("pool_conv", ["res4.-2"])])
+        for name, passes in models.items():
             losses = [passes["training step"]()[0].item() for _ in range(steps)]
             facts = {"function": f"Mask R-CNN, {name}", "sub-sampling": "pool_conv"}
             yield {"facts": facts, "pass": "losses", "competitor": mode, "errors": losses}
