@@ -1,6 +1,7 @@
 """From parsed arguments to a training or an evaluation, in one process or several."""
 
 import json
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -28,7 +29,6 @@ from .setup import load_config
 from .signals import forward_signals
 from .trainer import Trainer
 
-# torchrun sets these in each process that it starts.
 TORCHRUN_VARIABLES = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 
 
@@ -73,19 +73,15 @@ def run(
         return training.train()
 
     model = trainer.build_model(cfg)
-    checkpointer = trainer.build_checkpointer(cfg, model)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    trainer.build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results
 
 
-def _set_up(cfg: CfgNode, args: Namespace) -> None:
-    """Set up logging and random numbers, choose a SEED if it is negative, and write config.yaml.
-
-    detectron2's default_setup also prints a table, with alarming lines about a missing GPU.
-    """
+def _set_up(cfg: CfgNode, args: Namespace) -> None:  # default_setup warns of a missing GPU
+    """Set up logging and random numbers, choose a SEED if it is negative, and write config.yaml."""
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     if cfg.SEED < 0 and not args.eval_only:
         cfg.defrost()
@@ -94,12 +90,20 @@ def _set_up(cfg: CfgNode, args: Namespace) -> None:
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "nl_detectron"):
         logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
     logger.info(f"Process {rank}, {environment()}, {args}")
     if comm.is_main_process():
         with write_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
             file.write(cfg.dump())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Shorten detectron2's report of a UserError, because exit_on_user_error prints it."""
+    if record.exc_info and isinstance(record.exc_info[1], UserError):
+        record.msg, record.exc_info = f"{record.msg} {record.exc_info[1]}", None
+    return True
 
 
 def choose_seed(output_dir: str, resume: bool) -> int:
@@ -113,10 +117,7 @@ def choose_seed(output_dir: str, resume: bool) -> int:
 
 @contextmanager
 def torchrun_process_group(args: Namespace) -> Iterator[None]:
-    """If torchrun started this process, join the process group, and leave it after the body.
-
-    The backend is NCCL with one GPU per process, or Gloo if torch finds no GPU.
-    """
+    """If torchrun started this process, join the process group, and leave it after the body."""
     if not all(name in os.environ for name in TORCHRUN_VARIABLES):
         yield
         return

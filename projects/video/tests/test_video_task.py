@@ -1,10 +1,13 @@
 """The synthetic task, training, evaluation, prediction, and the study."""
 
 import json
+import os
+import re
 import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
+from helpers import WITHOUT_GPUS
 from nl_video import add_video_config, data, synthetic
 from nl_video.clips import read_frames
 from nl_video.trainer import VideoEvaluator, VideoTrainer
@@ -122,13 +126,39 @@ def test_resumed_training_and_evaluations(videos, tmp_path):
     jitter = train(videos, one, *weights, "jitter", flags=["--eval-only"])["video"]
     line = json.loads((one / "metrics.json").read_text().splitlines()[-1])
     assert jitter["cross_entropy"] == pytest.approx(line["video/cross_entropy"])
+    # The second of two processes gets fewer of seven videos.
+    seven = videos / "seven.txt"
+    seven.write_text("".join((videos / "val_both.txt").read_text().splitlines(True)[1:]))
     views = [*weights, "views", "TEST.CLIP.SIDE", 72, "TEST.CLIP.CLIPS", 2]
+    views += ["DATASETS.TEST", (str(seven),)]
     train(videos, one, *views, flags=["--eval-only"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", TRAIN_NET]
     subprocess.run([*torchrun, *arguments(videos, two, *views, flags=["--eval-only"])], check=True)
-    single, double = (json.loads((run / RESULTS).read_text())["videos"] for run in (one, two))
-    for video, same in zip(single, double, strict=True):
-        assert same == {**video, "scores": pytest.approx(video["scores"])}
+    single, double = (json.loads((run / RESULTS).read_text()) for run in (one, two))
+    ids = [video["video_id"] for video in double["videos"]]
+    assert single == double and ids == [f"val/{i:04}.mp4" for i in range(1, 8)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("old, new, where", [(" 1\n", " 4\n", "check"), ("0005", "gone", "worker")])
+def test_spawned_processes_report_an_error_of_the_user_in_one_line(
+    old, new, where, videos, tmp_path
+):
+    script, broken = tmp_path / "train.py", videos / f"{where}.txt"
+    script.write_text(WITHOUT_GPUS + Path(TRAIN_NET).read_text())
+    broken.write_text((videos / "train_both.txt").read_text().replace(old, new))
+    options = ["DATASETS.TRAIN", (str(broken),), "DATALOADER.NUM_WORKERS", 1]
+    options += ["INPUT.CLIP.CHECK", where == "check", "TEST.EVAL_PERIOD", 0]
+    flags = ["--num-gpus", "2", "--dist-url", "auto"]
+    command = [sys.executable, script, *arguments(videos, tmp_path, *options, flags=flags)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (line,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
+    assert ("has label 4, but" if where == "check" else "gone.mp4 cannot be decoded") in line
+    # The other process may log that it has lost the connection.
+    assert "Traceback" not in done.stderr and "ImageError" not in done.stdout
 
 
 def test_predict_prints_classes_and_draws_attention(videos, tmp_path, capsys):
