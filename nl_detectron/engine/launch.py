@@ -71,7 +71,6 @@ def run(
         training = trainer(cfg)
         training.resume_or_load(resume=args.resume)
         return training.train()
-
     model = trainer.build_model(cfg)
     trainer.build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = trainer.test(cfg, model)
