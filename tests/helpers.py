@@ -12,6 +12,26 @@ TINY = str(Path(__file__).with_name("mask_rcnn_tiny.yaml"))  # a Mask R-CNN with
 # Not by detectron2.model_zoo, which upstream cannot be imported without pkg_resources.
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 
+# With this before a train_net.py, --num-gpus 2 starts two processes without GPUs, also in release
+# 0.5 of detectron2.
+WITHOUT_GPUS = """
+import importlib
+from types import SimpleNamespace
+
+import detectron2.utils.comm as comm
+import torch.distributed as dist
+
+importlib.import_module("nl_detectron.engine.checks")._check_processes = lambda cfg, args: None
+launch = importlib.import_module("detectron2.engine.launch")
+if not hasattr(comm, "create_local_process_group"):
+    init = dist.init_process_group
+    cuda = dict(is_available=lambda: True, device_count=lambda: 2, set_device=lambda rank: None)
+    launch.torch = SimpleNamespace(cuda=SimpleNamespace(**cuda))
+    launch.dist = SimpleNamespace(
+        new_group=dist.new_group, init_process_group=lambda backend, **rest: init("gloo", **rest)
+    )
+"""
+
 
 def zoo_config(*options, name="COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"):
     """Return a config of the zoo, for the CPU, with KEY, VALUE, ... from ``options``."""

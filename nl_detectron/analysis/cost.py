@@ -9,8 +9,8 @@ from fvcore.nn import parameter_count
 
 from ..config import block_options, name_config_key
 from ..layers import SUBSAMPLES, find_block_class, named_blocks
-from ..modeling.insertion import find_stages, multiply_adds, remove_nonlocal
-from .multiply_adds import detector_multiply_adds, meta_model, padded_size
+from ..modeling.insertion import find_stages, remove_nonlocal
+from .multiply_adds import count_multiply_adds, detector_multiply_adds, meta_model, padded_size
 
 
 def analyze_cost(
@@ -43,10 +43,14 @@ def analyze_cost(
                 if subsample:
                     options["subsample"] = subsample
                 with name_config_key(), torch.device("meta"):
-                    block, elements = block_class(channels, **options), 0
+                    block = block_class(channels, **options).eval()
+                    x, elements = torch.empty(1, channels, *space), 0
                     if hasattr(block, "affinity_matrix"):
-                        elements = block.affinity_matrix(torch.empty(1, channels, *space)).numel()
-                count = multiply_adds(block, *space)
+                        elements = block.affinity_matrix(x).numel()
+                    if hasattr(block, "multiply_adds"):
+                        count = block.multiply_adds(*space)
+                    else:
+                        count = count_multiply_adds(block, x)
                 row = {"image": image, "stage": stage.name.split(".")[-1], "channels": channels}
                 row |= {"sub-sampling": subsample, "positions": math.prod(space)}
                 row |= {"parameters": parameter_count(block)[""], "GMAC": count / 1e9}

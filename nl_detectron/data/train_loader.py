@@ -48,12 +48,12 @@ class _Images(Dataset):
             seed_all_rng(seed)
         try:
             return self._mapper(dataset_dict)
+        except ImageError as error:
+            return error
         except Exception as error:  # decoders raise anything on broken files
             problem = " ".join(f"{type(error).__name__}: {error}".split())
-            return ImageError(
-                f"{dataset_dict['file_name']} cannot be used ({problem}); repair it or remove it "
-                "from the annotations. tools/check_dataset.py finds all such images"
-            )
+            hint = "repair or remove it. tools/check_dataset.py finds all such images"
+            return ImageError(f"{dataset_dict['file_name']} cannot be used ({problem}); {hint}")
 
 
 class TrainLoader:

@@ -1,6 +1,7 @@
 """Run a training or an evaluation from parsed arguments, in one process or several."""
 
 import json
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -71,10 +72,8 @@ def run(
         training = trainer(cfg)
         training.resume_or_load(resume=args.resume)
         return training.train()
-
     model = trainer.build_model(cfg)
-    checkpointer = trainer.build_checkpointer(cfg, model)
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+    trainer.build_checkpointer(cfg, model).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
     results = trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -92,12 +91,20 @@ def _set_up(cfg: CfgNode, args: Namespace) -> None:
     rank = comm.get_rank()
     for name in ("fvcore", "detectron2", "nl_detectron"):
         logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_without_traceback)
     logger.info(f"Process {rank}, {environment()}, {args}")
     if comm.is_main_process():
         with write_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
             file.write(cfg.dump())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Shorten detectron2's report of a UserError, because exit_on_user_error prints it."""
+    if record.exc_info and isinstance(record.exc_info[1], UserError):
+        record.msg, record.exc_info = f"{record.msg} {record.exc_info[1]}", None
+    return True
 
 
 def choose_seed(output_dir: str, resume: bool) -> int:

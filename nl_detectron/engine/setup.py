@@ -117,6 +117,5 @@ def build_predictor(cfg: CfgNode) -> DefaultPredictor:
     without_weights.defrost()
     without_weights.MODEL.WEIGHTS = ""  # or DefaultPredictor would load the file without an audit
     predictor = DefaultPredictor(without_weights)
-    checkpointer = AuditedCheckpointer(predictor.model, partial=cfg.MODEL.WEIGHTS_PARTIAL)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
+    AuditedCheckpointer(predictor.model, partial=cfg.MODEL.WEIGHTS_PARTIAL).load(cfg.MODEL.WEIGHTS)
     return predictor

@@ -33,6 +33,7 @@ class Trainer(DefaultTrainer):
     build_model = staticmethod(build_model)
     build_optimizer = staticmethod(build_optimizer)
     check_datasets = staticmethod(check_datasets)
+    mapper_class = DatasetMapper
 
     def __init__(self, cfg: CfgNode):
         TrainerBase.__init__(self)  # DefaultTrainer.__init__ has its own checkpointer and DDP
@@ -105,13 +106,13 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return TrainLoader(cfg, DatasetMapper(cfg, is_train=True))
+        return TrainLoader(cfg, cls.mapper_class(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> ImageLoader:
         pairs = {"mapper": lambda dataset_dict: (dataset_dict, None)}  # as ImageLoader takes them
         items = build_detection_test_loader(cfg, dataset_name, num_workers=0, **pairs)
-        mapper = DatasetMapper(cfg, is_train=False)
+        mapper = cls.mapper_class(cfg, is_train=False)
         return ImageLoader(mapper, items, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod

@@ -1,16 +1,13 @@
 """Insert non-local blocks into the stages of a model, and remove them."""
 
-import copy
 import logging
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from detectron2.layers import CNNBlockBase
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import OptionError
 from ..layers import find_block_class, named_blocks
@@ -117,24 +114,13 @@ def log_block(name: str, block: CNNBlockBase, stride: int | None) -> None:
     """Log the cost of a block; ``stride`` is that of its input map, or None in a RoI head."""
     cost = "multiply-adds depend on the regions"
     if stride is not None:
-        count = multiply_adds(block, *(math.ceil(side / stride) for side in REPORT_SIZE))
-        cost = f"{count / 1e9:.2f} G multiply-adds at {REPORT_SIZE[0]}x{REPORT_SIZE[1]}"
+        cost = "tools/analyze_cost.py counts its multiply-adds"
+        if hasattr(block, "multiply_adds"):
+            count = block.multiply_adds(*(math.ceil(side / stride) for side in REPORT_SIZE))
+            cost = f"{count / 1e9:.2f} G multiply-adds at {REPORT_SIZE[0]}x{REPORT_SIZE[1]}"
     parameters = sum(parameter.numel() for parameter in block.parameters())
     kind = getattr(block, "instantiation", type(block).__name__)
     logging.getLogger(__name__).info(f"{name}: {kind}, {parameters:,} parameters, {cost}")
-
-
-def multiply_adds(block: CNNBlockBase, *space: int) -> int:
-    """Return the multiply-adds of a block for an input of size ``space``.
-
-    A block without a method ``multiply_adds`` is run on the meta device and counted by torch.
-    """
-    if hasattr(block, "multiply_adds"):
-        return block.multiply_adds(*space)
-    x = torch.empty(1, block.in_channels, *space, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        copy.deepcopy(block).to("meta").eval()(x)
-    return counter.get_total_flops() // 2  # a multiply-add is two floating-point operations
 
 
 def find_stages(model: nn.Module) -> list[Stage]:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.utils.visualizer import Visualizer
 from long_range.measures import lock_attention
 from long_range.recall import COLOURS
 from long_range.rows import ROWS, Row
 from long_range.training import Images, build_net, load_images, predict
 from PIL import Image
+
+# isort: split
+# After long_range, which silences a warning of torch that importing detectron2 causes.
+from detectron2.utils.visualizer import Visualizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from nl_video import VideoClassifier, load_config
@@ -37,10 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with exit_on_user_error(), torch.no_grad():
         cfg = load_config(args.config_file, [*args.opts, "TEST.CLIP.PROTOCOL", "views"])
-        dataset, count = cfg.DATASETS.TEST[0], cfg.MODEL.VIDEO.NUM_CLASSES
-        names = MetadataCatalog.get(dataset).get("classes") or class_names(dataset) or range(count)
-        if len(names) != count:
-            raise UserError(f"MODEL.VIDEO.NUM_CLASSES is {count}, but {dataset} has {len(names)}")
+        names = class_names(cfg, cfg.DATASETS.TEST[0]) or range(cfg.MODEL.VIDEO.NUM_CLASSES)
         model = VideoTrainer.build_model(cfg).eval()
         VideoTrainer.build_checkpointer(cfg, model).load(args.weights)
         clips = ClipMapper(cfg, is_train=False)({"file_name": args.video})["clips"]
@@ -50,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.figure:
             figure = draw_attention(model, clips[:1], args.block, args.query)
             with write_atomically(args.figure, "wb") as file:
-                figure.savefig(file, format=args.figure.suffix[1:], dpi=120)
+                figure.savefig(file, format="png", dpi=120)
 
 
 def draw_attention(

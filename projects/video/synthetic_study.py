@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from matplotlib.figure import Figure
 from nl_video import synthetic
 from tabulate import tabulate
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="for tests")
     args = parser.parse_args(argv)
     for split in synthetic.SPLITS:
-        DatasetCatalog.get(f"nl_synthetic_video_xor_{split}")  # generate it once, not in every run
+        synthetic.load(split, "xor")  # generate it once, not in every run
     results = []
     with ThreadPoolExecutor(args.jobs) as pool:
         for rows in ([WARM_UP], [row for row in ROWS if row != WARM_UP]):
@@ -118,7 +117,7 @@ def plot(results: Sequence[dict], path: Path) -> None:
 
 def draw_example(run: Path, report: Path) -> None:
     """Draw what the block attends to, asked at the cue of the first validation video."""
-    video = DatasetCatalog.get("nl_synthetic_video_xor_val")[0]["file_name"]
+    video = synthetic.load("val", "xor")[0]["file_name"]
     cue = synthetic.draw((1, 0), 0, 0)[1]["cue"]
     options = ["--config-file", PROJECT / "configs/Synthetic_C2D_NL.yaml", "--query", *cue]
     options += ["--weights", run / "model_final.pth", "--figure", report / "attention.png"]

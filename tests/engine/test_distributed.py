@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import TINY
+from helpers import TINY, WITHOUT_GPUS
 
 from nl_detectron.engine import argument_parser, main
 from nl_detectron.engine.launch import TORCHRUN_VARIABLES
@@ -122,34 +122,10 @@ def test_num_gpus_under_torchrun(data, error_of, monkeypatch):
         dist.destroy_process_group()
 
 
-# train_net.py, with a launch that starts two processes without GPUs, also in release 0.5.
-LAUNCH = """
-import importlib
-from types import SimpleNamespace
-
-import detectron2.utils.comm as comm
-import torch.distributed as dist
-from nl_detectron.engine import argument_parser, main
-
-launch = importlib.import_module("detectron2.engine.launch")
-if not hasattr(comm, "create_local_process_group"):
-    init = dist.init_process_group
-    cuda = dict(is_available=lambda: True, device_count=lambda: 2, set_device=lambda rank: None)
-    launch.torch = SimpleNamespace(cuda=SimpleNamespace(**cuda))
-    launch.dist = SimpleNamespace(
-        new_group=dist.new_group, init_process_group=lambda backend, **rest: init("gloo", **rest)
-    )
-importlib.import_module("nl_detectron.engine.launch").check_input = lambda *args: args[2]
-
-if __name__ == "__main__":
-    main(argument_parser().parse_args())
-"""
-
-
 @pytest.mark.slow
 def test_launch(data, tmp_path):
     """The processes that --num-gpus starts get the SIGTERM of the main process."""
-    (tmp_path / "train.py").write_text(LAUNCH)
+    (tmp_path / "train.py").write_text(WITHOUT_GPUS + (REPOSITORY / "train_net.py").read_text())
     command = [sys.executable, "train.py", "--num-gpus", "2", "--dist-url", "auto", *data]
     command += ["--config-file", TINY, "SOLVER.MAX_ITER", "100000", "OUTPUT_DIR", "out"]
     with start(command, tmp_path) as launcher:

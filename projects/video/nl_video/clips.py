@@ -1,8 +1,10 @@
 """Decode the frames of clips, sample and crop them as in Sec. 4.1 of the paper."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import av
 import cv2
 import numpy as np
 import torch
@@ -10,16 +12,11 @@ from detectron2.config import CfgNode
 
 from nl_detectron.data.train_loader import ImageError
 
-try:
-    import av
-except ImportError:
-    av = None
-
 cv2.setNumThreads(0)  # threads of a process do not survive in the workers that it forks
 
 
 def read_frames(path: str, choose: Callable, transform: Callable = np.asarray) -> list[np.ndarray]:
-    """Decode some frames of a video, with PyAV or, if that is not installed, with OpenCV.
+    """Decode some frames of a video, from the last key frame before the first of them on.
 
     Args:
         choose: maps the number of frames to the indices of the wanted ones, in any order.
@@ -29,59 +26,54 @@ def read_frames(path: str, choose: Callable, transform: Callable = np.asarray) -
         ImageError: the file is missing or cannot be decoded.
     """
     try:
-        open(path, "rb").close()  # for a clear error
-        return (decode_with_opencv if av is None else decode_with_pyav)(path, choose, transform)
+        return _read_frames(path, choose, transform)
     except Exception as error:  # decoders raise anything on broken files
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise ImageError(f"{path} cannot be decoded ({problem}); repair or remove it") from error
 
 
-def decode_with_pyav(path: str, choose: Callable, transform: Callable) -> list[np.ndarray]:
-    """Decode from the last key frame before the first wanted frame on.
-
-    The packets of the file are listed first, which decodes nothing. So the number and the indices
-    of frames are exact in all containers, also with a variable frame rate.
-    """
-    with av.open(path) as container:
-        if not container.streams.video:
-            raise ValueError("it has no video stream")
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"  # the workers are the parallel part
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        times = [packet.dts if packet.pts is None else packet.pts for packet in packets]
-        in_header = stream.frames  # 0 where the container does not store it
-        if not times or len(times) < 0.9 * in_header:
-            raise ValueError(f"truncated: {len(times)} of {in_header} frames are there")
-        index_of = {time: index for index, time in enumerate(sorted(times))}
-        keys = {index_of[time]: time for packet, time in zip(packets, times) if packet.is_keyframe}
-        chosen, decoded = choose(len(times)), {}
-        key = max((key for key in keys if key <= min(chosen)), default=min(keys))
-        container.seek(keys[key], stream=stream)
-        index = key - 1  # of the last decoded frame
-        for frame in container.decode(stream):
-            index = index_of.get(frame.pts, index + 1)
-            if index in chosen:
-                rgb = frame.to_ndarray(format="rgb24")
-                decoded[index] = transform(np.rot90(rgb, frame.rotation // 90))
-            if index >= max(chosen):
-                break
-        return [decoded[index] for index in chosen]
-
-
-def decode_with_opencv(path: str, choose: Callable, transform: Callable) -> list[np.ndarray]:
-    """Decode from the first wanted frame on, and trust the number of frames in the header."""
-    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
-    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    if count < 1:
-        raise ValueError("it has no video stream, or no frame in it")
-    chosen, decoded = choose(count), {}
-    capture.set(cv2.CAP_PROP_POS_FRAMES, min(chosen))
-    for index in range(min(chosen), max(chosen) + 1):
-        if not capture.grab():
-            raise ValueError(f"truncated: frame {index} of {count} is not there")
+def _read_frames(path: str, choose: Callable, transform: Callable) -> list[np.ndarray]:
+    with open_video(path) as (container, stream):
+        packets = [(p.pts, p.is_keyframe, p.is_discard) for p in container.demux(stream) if p.size]
+        in_header, duration = stream.frames, stream.duration  # 0 and None if they are not stored
+        is_exact = container.format.name.startswith(("mov,mp4", "matroska"))
+    # Packets outside a cut of mp4 are listed to be discarded, or not listed. A hidden frame of VP8
+    # has the time of another.
+    times = sorted({time for time, _, is_discard in packets if not is_discard} - {None})
+    if not packets or (len(packets) < 0.9 * in_header and times[-1] - times[0] < 0.9 * duration):
+        raise ValueError(f"truncated: {len(packets)} of {in_header} frames are there")
+    if not is_exact:  # times are wrong in AVI, seeking in MPEG-TS: decode and number all frames
+        packets, times = [], range(sum(1 for _ in decode_from(path)))
+    chosen, decoded = choose(len(times)), {}
+    keys = [time for time, is_key, _ in packets if is_key and time <= times[min(chosen)]]
+    index_of = {time: index for index, time in enumerate(times)}
+    for number, frame in enumerate(decode_from(path, max(keys, default=None))):
+        index = index_of.get(frame.pts if is_exact else number, -1)
         if index in chosen:
-            decoded[index] = transform(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
+            rgb = frame.to_ndarray(format="rgb24")
+            decoded[index] = transform(np.rot90(rgb, frame.rotation // 90))
+        if index >= max(chosen):
+            break
     return [decoded[index] for index in chosen]
+
+
+@contextmanager
+def open_video(path: str) -> Iterator[tuple]:
+    """Open a file, and give its container and its video stream."""
+    with av.open(path, metadata_errors="replace") as container:
+        stream = container.streams.best("video")
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            raise ValueError("it has no video stream, or is truncated")
+        stream.thread_type = "NONE"  # the workers are the parallel part
+        yield container, stream
+
+
+def decode_from(path: str, key: int | None = None) -> Iterator[av.VideoFrame]:
+    """Yield all frames of a video, or those from the key frame at a time on."""
+    with open_video(path) as (container, stream):
+        if key is not None:
+            container.seek(key, stream=stream)
+        yield from container.decode(stream)
 
 
 class ClipMapper:
@@ -103,7 +95,7 @@ class ClipMapper:
             seed = np.random.randint(2**31) if self._is_train else zlib.crc32(video_id)
             rng = np.random.default_rng(seed)
             size = self._clip.CROP
-            side = max(rng.integers(*self._clip.MIN_SIDE, endpoint=True), size)
+            side = max(rng.integers(*sorted(self._clip.MIN_SIDE), endpoint=True), size)
             starts, places = rng.random(1), rng.random((1, 2))
             step = -1 if self._clip.FLIP and rng.random() < 0.5 else 1
         else:

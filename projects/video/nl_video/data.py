@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,31 +32,40 @@ def read_videos(source: Union[str, Path]) -> list[dict]:
     ``source`` is a text file with ``path label`` in each line, as SlowFast reads them, with paths
     relative to its folder; or a folder with one subfolder of videos per class.
     """
-    root, videos = Path(source), []
+    root, videos, lines = Path(source), [], []
     if root.is_dir():
-        for label, name in enumerate(class_names(root)):
+        for label, name in enumerate(read_classes(root)):
             paths = sorted(p for p in (root / name).iterdir() if p.suffix.lower() in SUFFIXES)
             videos += [(f"{name}/{path.name}", label) for path in paths]
     elif root.is_file():
-        for number, line in enumerate(root.read_text().splitlines(), start=1):
-            path, _, label = line.strip().rpartition(" ")
-            if path and label.isdecimal():
-                videos.append((path, int(label)))
+        with suppress(UnicodeDecodeError):
+            lines = root.read_text("utf-8-sig").splitlines()
+        for number, line in enumerate(lines, start=1):
+            if match := re.fullmatch(r"\s*(.*\S)\s+(\d+)\s*", line):
+                videos.append((match[1], int(match[2])))
             elif line.strip():
-                raise UserError(f"{source}, line {number}: {line!r} is not a path and a label")
+                raise UserError(f"{source}, line {number}: {line!r} is not 'path label'")
         root = root.parent
     if not videos:
-        raise UserError(f"{source} is not a list of videos or a folder of classes with videos")
+        raise UserError(f"{source} is not a list of videos (UTF-8) or a folder of their classes")
     return [{"file_name": str(root / p), "label": label, "video_id": p} for p, label in videos]
 
 
-def class_names(source: Union[str, Path]) -> Optional[list[str]]:
+def read_classes(source: Union[str, Path]) -> Optional[list[str]]:
     """Return the names of the subfolders, or the lines of classes.txt beside a list file."""
     source = Path(source)
     if source.is_dir():
-        return sorted(path.name for path in source.iterdir() if path.is_dir())
+        return sorted(path.name for path in source.glob("[!.]*") if path.is_dir())
     names = source.parent / "classes.txt"
-    return names.read_text().splitlines() if names.is_file() else None
+    return names.read_text("utf-8-sig").strip().splitlines() if names.is_file() else None
+
+
+def class_names(cfg: CfgNode, dataset: str) -> Optional[list[str]]:
+    """Return the names of the classes of a dataset, registered or a path, if it has names."""
+    names = MetadataCatalog.get(dataset).get("classes") or read_classes(dataset)
+    if names and len(names) != (count := cfg.MODEL.VIDEO.NUM_CLASSES):
+        raise UserError(f"MODEL.VIDEO.NUM_CLASSES is {count}, but {dataset} has {len(names)}")
+    return names
 
 
 @dataclass
@@ -79,12 +90,14 @@ def check_datasets(cfg: CfgNode, args: Namespace, _: Sequence[Any] = ()) -> list
     datasets are registered again without bad videos, and their number is logged.
     """
     check_choices(cfg)
-    checked = []
+    checked, split = [], "TEST" if args.eval_only else "TRAIN"
+    if not cfg.DATASETS[split]:
+        raise UserError(f"DATASETS.{split} is empty; set it to list files or folders of videos")
     for name in cfg.DATASETS.TEST + (() if args.eval_only else cfg.DATASETS.TRAIN):
         if name not in DatasetCatalog and os.path.exists(name):
-            VideoDataset(name, partial(read_videos, name), class_names(name)).register()
-        check_registered("DATASETS", name)
-        videos, classes = DatasetCatalog.get(name), MetadataCatalog.get(name).get("classes")
+            VideoDataset(name, partial(read_videos, name), read_classes(name)).register()
+        check_registered(f"DATASETS (no file {os.path.abspath(name)})", name)
+        videos, classes = DatasetCatalog.get(name), class_names(cfg, name)
         with ThreadPoolExecutor() as pool:
             problems = list(pool.map(partial(_find_problem, cfg), videos))
         usable = [video for video, problem in zip(videos, problems) if not problem]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from detectron2.utils import comm
 from tqdm import tqdm
 
 from .data import VideoDataset, read_videos
@@ -83,12 +84,14 @@ def generate(folder: Path, split: str, count: int) -> None:
         (folder / f"{split}_{task}.txt").write_text("".join(lines[task]))
 
 
-def _load(split: str, task: str) -> list[dict]:
-    generate(FOLDER, split, SPLITS[split])
+def load(split: str, task: str) -> list[dict]:
+    if comm.is_main_process():  # several would overwrite what the others read
+        generate(FOLDER, split, SPLITS[split])
+    comm.synchronize()
     return read_videos(FOLDER / f"{split}_{task}.txt")
 
 
 for _split in SPLITS:
     for _task, _classes in CLASSES.items():
         _name = f"nl_synthetic_video_{_task}_{_split}"
-        VideoDataset(_name, partial(_load, _split, _task), _classes).register()
+        VideoDataset(_name, partial(load, _split, _task), _classes).register()

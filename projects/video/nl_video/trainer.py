@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog
 from detectron2.engine.hooks import PreciseBN
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from nl_detectron.checkpoint import AuditedCheckpointer
 from nl_detectron.checkpoint.conversion import convert, rename
 from nl_detectron.checkpoint.reading import read_file
-from nl_detectron.data.train_loader import ImageLoader, TrainLoader
 from nl_detectron.engine import Trainer
 from nl_detectron.files import write_atomically
 
@@ -68,7 +67,8 @@ class VideoEvaluator(DatasetEvaluator):
 
     def __init__(self, cfg: CfgNode, dataset_name: str):
         self._classes = MetadataCatalog.get(dataset_name).get("classes")
-        self._output_folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        name = dataset_name.replace(os.sep, "_") if len(cfg.DATASETS.TEST) > 1 else ""
+        self._output_folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
 
     def reset(self) -> None:
         self._results = []
@@ -100,6 +100,7 @@ class VideoEvaluator(DatasetEvaluator):
 
 class VideoTrainer(Trainer):
     check_datasets = staticmethod(check_datasets)
+    mapper_class = ClipMapper
     build_evaluator = VideoEvaluator
 
     def after_step(self) -> None:
@@ -111,15 +112,6 @@ class VideoTrainer(Trainer):
     @classmethod
     def build_checkpointer(cls, cfg: CfgNode, model: nn.Module, **state) -> AuditedCheckpointer:
         return VideoCheckpointer(model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL, **state)
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
-        return TrainLoader(cfg, ClipMapper(cfg, is_train=True))
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> ImageLoader:
-        videos = build_detection_test_loader(cfg, dataset_name, mapper=lambda video: (video, None))
-        return ImageLoader(ClipMapper(cfg, False), videos, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Optional[list] = None) -> OrderedDict:

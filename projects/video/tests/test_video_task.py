@@ -1,6 +1,7 @@
 """The synthetic task, training, evaluation, prediction, and the study."""
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.modeling import build_model
+from helpers import WITHOUT_GPUS
 from nl_video import add_video_config, data, synthetic
 from nl_video.clips import read_frames
 from nl_video.trainer import VideoEvaluator, VideoTrainer
@@ -73,8 +75,9 @@ def test_only_relations_over_time_combine_cue_and_event(row):
 
 
 def test_metrics_of_known_scores(tmp_path):
-    MetadataCatalog.get("six").set(classes=list("abcdef"))
-    evaluator = VideoEvaluator(config("Synthetic_C2D", "OUTPUT_DIR", str(tmp_path)), "six")
+    MetadataCatalog.get("of/six").set(classes=list("abcdef"))
+    options = ["OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", ("of/six", "of/more")]
+    evaluator = VideoEvaluator(config("Synthetic_C2D", *options), "of/six")
     evaluator.reset()
     for label, scores in (
         (0, [0.5, 0.1, 0.1, 0.1, 0.1, 0.1]),  # right
@@ -86,7 +89,8 @@ def test_metrics_of_known_scores(tmp_path):
     metrics = evaluator.evaluate()["video"]
     assert metrics.pop("cross_entropy") == pytest.approx(-np.log(0.5 * 0.2 * 0.2 * 0.05) / 4)
     assert metrics == {"top1": 25, "top5": 75, "error": 75}
-    assert json.loads((tmp_path / RESULTS).read_text())["per_class"] == {"a": 50, "c": 0, "f": 0}
+    written = json.loads((tmp_path / "inference/of_six/video_results.json").read_text())
+    assert written["per_class"] == {"a": 50, "c": 0, "f": 0}
 
 
 OPTIONS = """INPUT.CLIP.FRAMES 8 INPUT.CLIP.MIN_SIDE (64,72) DATALOADER.NUM_WORKERS 0 SEED 1
@@ -122,13 +126,37 @@ def test_resumed_training_and_evaluations(videos, tmp_path):
     jitter = train(videos, one, *weights, "jitter", flags=["--eval-only"])["video"]
     line = json.loads((one / "metrics.json").read_text().splitlines()[-1])
     assert jitter["cross_entropy"] == pytest.approx(line["video/cross_entropy"])
+    # The second of two processes gets fewer of seven videos.
+    seven = videos / "seven.txt"
+    seven.write_text("".join((videos / "val_both.txt").read_text().splitlines(True)[1:]))
     views = [*weights, "views", "TEST.CLIP.SIDE", 72, "TEST.CLIP.CLIPS", 2]
+    views += ["DATASETS.TEST", (str(seven),)]
     train(videos, one, *views, flags=["--eval-only"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", TRAIN_NET]
     subprocess.run([*torchrun, *arguments(videos, two, *views, flags=["--eval-only"])], check=True)
-    single, double = (json.loads((run / RESULTS).read_text())["videos"] for run in (one, two))
-    for video, same in zip(single, double, strict=True):
-        assert same == {**video, "scores": pytest.approx(video["scores"])}
+    single, double = (json.loads((run / RESULTS).read_text()) for run in (one, two))
+    ids = [video["video_id"] for video in double["videos"]]
+    assert single == double and ids == [f"val/{i:04}.mp4" for i in range(1, 8)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "edit, problem", [((" 1\n", " 4\n"), "has label 4"), (("0005", "gone"), "cannot be decoded")]
+)
+def test_spawned_processes_report_an_error_in_one_line(edit, problem, videos, tmp_path):
+    script, broken = tmp_path / "train.py", videos / "broken.txt"
+    script.write_text(WITHOUT_GPUS + open(TRAIN_NET).read())
+    broken.write_text((videos / "train_both.txt").read_text().replace(*edit))
+    options = ["DATASETS.TRAIN", (str(broken),), "INPUT.CLIP.CHECK", False]
+    options += ["DATALOADER.NUM_WORKERS", 1, "TEST.EVAL_PERIOD", 0]
+    flags = ["--num-gpus", "2", "--dist-url", "auto"]
+    command = [sys.executable, script, *arguments(videos, tmp_path, *options, flags=flags)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error: ") == 1 and problem in done.stderr
+    # The other process may log that it has lost the connection.
+    assert "Traceback" not in done.stderr and "ImageError" not in done.stdout
 
 
 def test_predict_prints_classes_and_draws_attention(videos, tmp_path, capsys):
