@@ -46,12 +46,15 @@ def read_curves(folders: Sequence[Path]) -> dict[str, dict[str, list[dict]]]:
     return dict(zip(run_names(list(first_folders.values())), groups.values()))
 
 
-def plot_curves(groups: dict[str, dict[str, list[dict]]], path: Path) -> None:
+def plot_curves(
+    groups: dict[str, dict[str, list[dict]]], path: Path, titles: dict[str, str] = PANELS
+) -> None:
     """Plot the mean of each group, in a band of one standard deviation on either side.
 
-    A curve has the iterations for which all runs of the group have values.
+    A curve has the iterations for which all runs of the group have values. ``titles`` has the title
+    of the panel of each metric.
     """
-    panels = [metric for metric in PANELS if any(metric in group for group in groups.values())]
+    panels = [metric for metric in titles if any(metric in group for group in groups.values())]
     figure = Figure(figsize=(max(3.6 * len(panels), 5), 3.6), layout="constrained")
     handles = {}
     for metric, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0]):
@@ -66,7 +69,7 @@ def plot_curves(groups: dict[str, dict[str, list[dict]]], path: Path) -> None:
             if len(curves) > 1:
                 std = values.std(axis=0, ddof=1)
                 axes.fill_between(iterations, mean - std, mean + std, alpha=0.2, **style)
-        axes.set(title=PANELS[metric], xlabel="iteration", xlim=(0, None))
+        axes.set(title=titles[metric], xlabel="iteration", xlim=(0, None))
         axes.grid(color="0.9")
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=2)
     with write_atomically(str(path), "wb") as file:

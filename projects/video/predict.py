@@ -54,10 +54,8 @@ def draw_attention(
 ) -> Figure:
     """Draw a frame for each position in time, and arrows from the query to the 20 strongest.
 
-    Args:
-        clip: (1, 3, T, H, W), RGB.
-        block: name of a block, such as "res4.4"; "" for the last one.
-        query: frame, x and y in the clip; its centre by default.
+    ``clip`` is (1, 3, T, H, W), RGB; ``query`` is frame, x and y in it, by default its centre.
+    ``block`` is a name such as "res4.4", or "" for the last block.
     """
     frames, height, width = clip.shape[2:]
     frame, x, y = query or (frames // 2, width // 2, height // 2)
@@ -77,7 +75,6 @@ def draw_attention(
     if module.subsample != "none":
         rows, columns = -(-rows // 2), -(-columns // 2)
     weights = weights.reshape(times, rows, columns)
-
     figure = Figure(figsize=(2 * times, 2 * height / width + 0.3), layout="constrained")
     panels = figure.subplots(1, times, squeeze=False)[0]
     for t, axes in enumerate(panels):

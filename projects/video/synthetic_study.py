@@ -16,12 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from nl_video import synthetic
 from tabulate import tabulate
 from tqdm import tqdm
 
 from nl_detectron.evaluation.runs import read_environment, read_metrics
+from nl_detectron.visualization.curves import plot_curves
 
 PROJECT = Path(__file__).resolve().parent
 WARM_UP = "Synthetic_warm_up"
@@ -53,9 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             results += tqdm(pool.map(lambda run: train(*run), runs), rows[-1], len(runs))
     with open(args.report / "results.jsonl", "w") as file:
         file.writelines(json.dumps(result) + "\n" for result in results)
-    readme, pattern = args.report / "README.md", r"(?s)(<!-- study -->).*?(<!-- end -->)"
-    text = f"{table(results)}\n\n![Errors](curves.png)\n\n![Attention](attention.png)"
-    readme.write_text(re.sub(pattern, rf"\1\n\n{text}\n\n\2", readme.read_text()))
+    readme, pattern = args.report / "README.md", r"(?s)(<!-- study -->\n\n).*?(\n\n!\[Errors)"
+    readme.write_text(re.sub(pattern, rf"\1{table(results)}\2", readme.read_text()))
     plot(results, args.report / "curves.png")
     of_block = [result for result in results if result["row"] == "Synthetic_C2D_NL"]
     best = min(of_block, key=lambda result: result["video/cross_entropy"][-1][1])
@@ -75,8 +74,8 @@ def train(row: str, seed: int, output: Path, opts: Sequence[str]) -> dict:
 
 def run_script(name: str, *arguments) -> None:
     command = [str(part) for part in (sys.executable, "-W", "ignore", PROJECT / name, *arguments)]
-    threads = {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, env=os.environ | threads, stdout=subprocess.DEVNULL, check=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
 
 
 def read_curves(folder: Path) -> dict[str, list] | None:
@@ -103,16 +102,12 @@ def table(results: Sequence[dict]) -> str:
 
 
 def plot(results: Sequence[dict], path: Path) -> None:
-    """Plot training and validation error as in Fig. 4: the mean over seeds, each seed thinly."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    for (key, title), axes in zip(PANELS.items(), figure.subplots(1, 2, sharey=True)):
-        for number, row in enumerate(list(ROWS)[1:]):
-            curves = np.array([result[key] for result in results if result["row"] == row])
-            axes.plot(*curves.mean(axis=0).T, color=f"C{number}", label=ROWS[row])
-            axes.plot(*curves.T, color=f"C{number}", linewidth=0.5, alpha=0.5)
-        axes.set(title=title, xlabel="iteration", ylim=(0, 80))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    figure.savefig(path, dpi=120)
+    """Plot training and validation error as in Fig. 4."""
+    groups = {}
+    for row, name in list(ROWS.items())[1:]:
+        runs = [result for result in results if result["row"] == row]
+        groups[name] = {key: [dict(run[key]) for run in runs] for key in PANELS}
+    plot_curves(groups, path, PANELS)
 
 
 def draw_example(run: Path, report: Path) -> None:

@@ -4,7 +4,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import av
 import cv2
 import numpy as np
 import torch
@@ -12,27 +11,32 @@ from detectron2.config import CfgNode
 
 from nl_detectron.data.train_loader import ImageError
 
+try:
+    import av
+except ImportError:
+    av = None
+
 cv2.setNumThreads(0)  # threads of a process do not survive in the workers that it forks
 
 
 def read_frames(path: str, choose: Callable, transform: Callable = np.asarray) -> list[np.ndarray]:
-    """Decode some frames of a video, from the last key frame before the first of them on.
+    """Decode some frames of a video, with PyAV or, if that is not installed, with OpenCV.
 
     Args:
         choose: maps the number of frames to the indices of the wanted ones, in any order.
         transform: applied to each wanted frame, (H, W, 3), uint8, RGB, rotated for display.
 
-    Raises:
-        ImageError: the file is missing or cannot be decoded.
+    Raises an ImageError if the file is missing or cannot be decoded.
     """
     try:
-        return _read_frames(path, choose, transform)
+        return (_read_with_opencv if av is None else _read_with_pyav)(path, choose, transform)
     except Exception as error:  # decoders raise anything on broken files
         problem = " ".join(f"{type(error).__name__}: {error}".split())
         raise ImageError(f"{path} cannot be decoded ({problem}); repair or remove it") from error
 
 
-def _read_frames(path: str, choose: Callable, transform: Callable) -> list[np.ndarray]:
+def _read_with_pyav(path: str, choose: Callable, transform: Callable) -> list[np.ndarray]:
+    """Decode from the last key frame before the first wanted frame on."""
     with open_video(path) as (container, stream):
         packets = [(p.pts, p.is_keyframe, p.is_discard) for p in container.demux(stream) if p.size]
         in_header, duration = stream.frames, stream.duration  # 0 and None if they are not stored
@@ -57,6 +61,22 @@ def _read_frames(path: str, choose: Callable, transform: Callable) -> list[np.nd
     return [decoded[index] for index in chosen]
 
 
+def _read_with_opencv(path: str, choose: Callable, transform: Callable) -> list[np.ndarray]:
+    """Decode from the first wanted frame on, and trust the number of frames in the header."""
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
+    count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if count < 1:
+        raise ValueError("it is missing, or has no video stream or no frame")
+    chosen, decoded = choose(count), {}
+    capture.set(cv2.CAP_PROP_POS_FRAMES, min(chosen))
+    for index in range(min(chosen), max(chosen) + 1):
+        if not capture.grab():
+            raise ValueError(f"truncated: frame {index} of {count} is not there")
+        if index in chosen:
+            decoded[index] = transform(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
+    return [decoded[index] for index in chosen]
+
+
 @contextmanager
 def open_video(path: str) -> Iterator[tuple]:
     """Open a file, and give its container and its video stream."""
@@ -68,7 +88,7 @@ def open_video(path: str) -> Iterator[tuple]:
         yield container, stream
 
 
-def decode_from(path: str, key: int | None = None) -> Iterator[av.VideoFrame]:
+def decode_from(path: str, key: int | None = None) -> Iterator["av.VideoFrame"]:
     """Yield all frames of a video, or those from the key frame at a time on."""
     with open_video(path) as (container, stream):
         if key is not None:

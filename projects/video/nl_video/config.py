@@ -44,7 +44,6 @@ def add_video_config(cfg: CN) -> None:
     cfg.INPUT.CLIP.SHORT_VIDEO = "loop"  # start it again; "hold": repeat its last frame
     cfg.INPUT.CLIP.CHECK = True  # decode the first and the last frame of each video at the start
     cfg.INPUT.CLIP.ON_BAD_VIDEO = "error"  # if that fails; "skip": leave it out, with a count
-
     cfg.TEST.CLIP = CN()
     # "views": CLIPS x CROPS of each video. "jitter": one clip as in training, as for Fig. 4.
     cfg.TEST.CLIP.PROTOCOL = "views"

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from .config import check_choices
 
-# Convolution of a bottleneck that gets a size of 3 in time.
-INFLATED = {"3x1x1": "conv1", "3x3x3": "conv2"}
+INFLATED = {"3x1x1": "conv1", "3x3x3": "conv2"}  # convolutions that get a size of 3 in time
 # First residual block of I3D that convolves in time, and the step to the next (released code).
 INFLATED_BLOCKS = {"res2": (0, 1), "res3": (0, 2), "res4": (0, 2), "res5": (1, 2)}
 
@@ -61,8 +60,8 @@ class ClipConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.frames == 1:
-            frames = x[:, :, :: self.stride]
-            x = per_frame(lambda x: F.conv2d(x, self.weight, None, *self.options), frames)
+            x = x[:, :, :: self.stride]
+            x = per_frame(lambda x: F.conv2d(x, self.weight, None, *self.options), x)
         else:
             x = F.conv3d(x, self.weight, None, *self.options)
         return x if self.norm is None else per_frame(self.norm, x)
@@ -167,14 +166,10 @@ class VideoClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        return {
-            "backbone": build_backbone(cfg),
-            "num_classes": cfg.MODEL.VIDEO.NUM_CLASSES,
-            "dropout": cfg.MODEL.VIDEO.DROPOUT,
-            "crop": cfg.INPUT.CLIP.CROP,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        video, normalization = cfg.MODEL.VIDEO, (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+        options = {"num_classes": video.NUM_CLASSES, "dropout": video.DROPOUT}
+        options |= {"backbone": build_backbone(cfg), "crop": cfg.INPUT.CLIP.CROP}
+        return options | dict(zip(("pixel_mean", "pixel_std"), normalization))
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Return the loss in training, and the "scores" (K,) of each video in evaluation.
@@ -203,5 +198,4 @@ class VideoClassifier(nn.Module):
         features = self.features(clips).mean(dim=2)
         window = [min(self.window, side) for side in features.shape[2:]]
         features = F.avg_pool2d(features, window, stride=1)
-        logits = self.classifier(features.flatten(2).transpose(1, 2))
-        return logits.softmax(dim=2).mean(dim=1)
+        return self.classifier(features.flatten(2).transpose(1, 2)).softmax(dim=2).mean(dim=1)

@@ -53,16 +53,14 @@ def draw(seed: tuple[int, ...], cue: int, event: int) -> tuple[list[np.ndarray],
         if first_cue <= index < first_cue + DURATION:
             cv2.circle(frame, (cue_x, cue_y), 6, list(COLOURS.values())[cue], -1)
         if first_event <= index < first_event + DURATION:
-            corner, opposite = (x - width, y - height), (x + width, y + height)
-            cv2.rectangle(frame, corner, opposite, (230, 230, 230), -1)
+            cv2.rectangle(frame, (x - width, y - height), (x + width, y + height), (230,) * 3, -1)
         frames.append(frame)
     return frames, {"cue": [first_cue, cue_x, cue_y], "event": [first_event, x, y]}
 
 
 def write_video(path: Path, frames: list[np.ndarray]) -> None:
     """Write FFV1, which is lossless: artefacts of a lossy codec could carry the cue on."""
-    codec, size = cv2.VideoWriter_fourcc(*"FFV1"), frames[0].shape[1::-1]
-    writer = cv2.VideoWriter(str(path), codec, 12, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 12, (SIDE, SIDE))
     for frame in frames:
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     writer.release()

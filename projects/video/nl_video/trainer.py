@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.engine import default_argument_parser  # noqa: F401 - for train_net.py
 from detectron2.engine.hooks import PreciseBN
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -94,7 +95,7 @@ class VideoEvaluator(DatasetEvaluator):
             json.dump({"per_class": per_class, "videos": videos}, file)
         entropy = F.nll_loss(scores.log(), labels).item()
         metrics = {"top1": top1.mean().item(), "top5": 100 * (rank <= 5).double().mean().item()}
-        metrics.update(error=100 - metrics["top1"], cross_entropy=entropy)
+        metrics |= {"error": 100 - metrics["top1"], "cross_entropy": entropy}
         return OrderedDict(video=metrics)
 
 
