@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Plot the training and validation curves of several runs from their metrics.json.
 
-Runs whose configs differ in the seed alone become one line, their mean, in a band of one standard
-deviation on either side.
+Runs whose configs differ in the seed alone are thin lines of one colour, with their mean.
 
 example:
   tools/plot_curves.py output/demo/Synthetic/*/seed* --output curves.png

@@ -49,7 +49,7 @@ def read_curves(folders: Sequence[Path]) -> dict[str, dict[str, list[dict]]]:
 def plot_curves(
     groups: dict[str, dict[str, list[dict]]], path: Path, titles: dict[str, str] = PANELS
 ) -> None:
-    """Plot the mean of each group, in a band of one standard deviation on either side.
+    """Plot the mean of each group, and its runs as thin lines.
 
     A curve has the iterations for which all runs of the group have values. ``titles`` has the title
     of the panel of each metric.
@@ -67,8 +67,7 @@ def plot_curves(
             label = f"{name}, {len(curves)} runs" if len(curves) > 1 else name
             (handles[label],) = axes.plot(iterations, mean, ".-", ms=2, label=label, **style)
             if len(curves) > 1:
-                std = values.std(axis=0, ddof=1)
-                axes.fill_between(iterations, mean - std, mean + std, alpha=0.2, **style)
+                axes.plot(iterations, values.T, linewidth=0.7, alpha=0.5, **style)
         axes.set(title=titles[metric], xlabel="iteration", xlim=(0, None))
         axes.grid(color="0.9")
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=2)
