@@ -17,7 +17,7 @@ class Run:
 
     cfg: CfgNode
     metrics: dict[str, float]  # the final evaluation: "bbox/AP", "segm/AP50", "bbox/AP-person", ...
-    seconds_per_iteration: float  # median over the run
+    seconds_per_iteration: float  # median over the run; nan if it is shorter than 4 iterations
 
 
 def read_run(folder: str | Path) -> Run:
@@ -26,8 +26,8 @@ def read_run(folder: str | Path) -> Run:
     metrics = final_metrics(folder)
     if metrics is None:
         raise UserError(f"{Path(folder, 'metrics.json')} has no final evaluation: not finished")
-    seconds = median(line["time"] for line in read_metrics(folder) if "time" in line)
-    return Run(cfg, metrics, seconds)
+    times = [line["time"] for line in read_metrics(folder) if "time" in line]
+    return Run(cfg, metrics, median(times or [float("nan")]))
 
 
 def load_run_config(folder: str | Path) -> CfgNode:
