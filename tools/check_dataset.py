@@ -55,7 +55,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             for finding in problems.values():
                 (errors if finding.is_error() else notes).append(str(finding))
     for kind, lines in (("error", errors), ("note", notes)):
-        print("".join(f"{kind}: {line}\n" for line in lines), end="")
+        text = "".join(f"{kind}: {line}\n" for line in lines)
+        print(text.encode(errors="backslashreplace").decode(), end="")  # surrogates in names
     counts = (f"{len(data[key]):,} {key}" for key in ("images", "annotations", "categories"))
     print(f"{args.fix or json_file}: {', '.join(counts)}")
     print(f"kinds of errors: {len(errors)}, kinds of notes: {len(notes)}")

@@ -114,10 +114,9 @@ def decode(path: str | Path) -> tuple[dict, bool]:
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        hint = "iconv -f ENCODING -t UTF-8 converts a file in another encoding"
-        raise UserError(f"{path} is not JSON in UTF-8 or UTF-16: {error}; {hint}") from error
-    data = data if isinstance(data, dict) else {}
-    data.setdefault("annotations", ())  # absent from files without ground truth
+        hint = "; iconv -f ENCODING -t UTF-8 converts it" if isinstance(error, UnicodeError) else ""
+        raise UserError(f"{path} is not JSON in UTF-8 or UTF-16: {error}{hint}") from error
+    data = {"annotations": (), **data} if isinstance(data, dict) else {}  # absent in test files
     for key in FIELDS:
         entries = data.get(key)
         if not isinstance(entries, list | tuple) or not entries and key != "annotations":

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import write_atomically
 from . import coco_check
 from .annotations import read_form, refuse, without_garbage_collection
-from .coco_check import Finding, Problem, Problems
+from .coco_check import Finding, Problem
 
 # Split of the flags, as in --train-json -> name under which the dataset is registered.
 NAMES = {"train": "custom_train", "test": "custom_test"}
@@ -37,7 +37,7 @@ class CustomDataset:
     classes: list[str]  # category names in the order of the category ids
     keypoints: list[str]  # keypoint names if they are the same for all categories, else empty
     flip_map: list[tuple[str, str]]  # pairs of keypoints that a horizontal flip exchanges
-    problems: Problems  # found without opening an image
+    problems: dict[Problem, Finding]  # found without opening an image
     most_objects: int  # largest number of objects in an image, without crowds
     changed: Optional[dict]  # content of the copy of the file, if detectron2 needs one
 
@@ -81,8 +81,7 @@ class CustomDataset:
     def register(self) -> None:
         """Register the dataset; keep metadata and loader with which other code registered it."""
         metadata = {"evaluator_type": "coco", "thing_classes": self.classes}
-        if self.keypoints:
-            metadata.update(keypoint_names=self.keypoints, keypoint_flip_map=self.flip_map)
+        metadata.update(keypoint_names=self.keypoints, keypoint_flip_map=self.flip_map)
         loader = DatasetCatalog.pop(self.name, load_coco_json)
         if self.name in NAMES.values() or loader.__module__ == load_coco_json.__module__:
             load = without_garbage_collection()(load_coco_json)

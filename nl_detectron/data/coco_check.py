@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .annotations import FIELDS
-from .geometry import Objects, find_cause, find_keypoint_problems
+from .geometry import FEW, Objects, find_cause, find_keypoint_problems
 
 MAX_EXAMPLES = 5  # places in the message of a problem
 LIMIT_KEY, MAX_OBJECTS = "TEST.DETECTIONS_PER_IMAGE", 100  # the default of the key
 # Words of a name: LEFT, Left, left, L, 12. "LEye" has two, "L" and "Eye".
 WORDS = re.compile(r"[^\W\d_a-z]+(?![a-z])|[^\W\d_]?[^\W\d_A-Z]+|\d+")
 # Share of the cases up to which a problem is a note, and above which it is an error.
-ERROR, LOST, FEW, NOTE = 0, 0.05, 0.1, 1
+ERROR, LOST, NOTE = 0, 0.05, 1  # and FEW
 
 
 class Problem(Enum):
@@ -39,28 +39,30 @@ class Problem(Enum):
     ABSENT = ERROR, "images have no annotations, since the file has no such list", "train", "score"
     UNLABELLED = NOTE, "images have only crowd annotations or none: not used in training"
     MANY_OBJECTS = NOTE, f"images have more than {MAX_OBJECTS} objects: set {LIMIT_KEY}"
+    FILE_TWICE = FEW, "images have the file_name of an earlier image"
     KEYPOINT_TWICE = ERROR, "keypoint names repeat an earlier name of the same category"
     UNPAIRED = NOTE, "keypoint names have no left or right partner, and keep their place in a flip"
     NO_IMAGE = LOST, "annotations have the image_id of no image: not used"
     NO_CATEGORY = ERROR, "annotations have the category_id of no category"
-    MARKED_IGNORE = ERROR, "annotations are marked 'ignore', which detectron2 does not support"
+    MARKED_IGNORE = ERROR, "annotations have an 'ignore' other than 0, which detectron2 refuses"
     CROWD = NOTE, "annotations are crowds (iscrowd 1): not trained on and not scored"
     NOT_EVALUABLE = ERROR, "annotations lack area, iscrowd or num_keypoints", "evaluate"
     NO_MASK = NOTE, "annotations have no segmentation: MODEL.MASK_ON must be False", "masks"
     MISSING_MASK = ERROR, "annotations have no segmentation or an empty one", "masks", "score"
     RLE_MASK = NOTE, "masks are in RLE: INPUT.MASK_FORMAT must be 'bitmask'", "polygons"
     BAD_MASK = ERROR, "segmentations are neither a list of polygons nor an RLE that fits the image"
-    BOX_WITHOUT_AREA = FEW, "boxes have no area: not used in training"
+    BOX_WITHOUT_AREA = FEW, "boxes (not used in training) or masks have no area"
     NORMALISED = FEW, "boxes or masks are from 0 to 1, shares of the image size and not pixels"
-    BOX_NOT_OF_MASK = FEW, "boxes do not fit their mask: the IoU with its box is below 0.5"
+    BOX_NOT_OF_MASK = FEW, "boxes do not fit their mask: the IoU with its box is low"
     OUTSIDE = FEW, "boxes or masks are more than 10% outside of their image"
     WRONG_AREA = ERROR, "areas differ by more than a factor of 2 from their mask or, if none, box"
+    UNNAMED = NOTE, "annotations have keypoints, but their category has no names for them"
     KEYPOINT_COUNT = ERROR, "annotations do not have x, y, v for each keypoint of their category"
     NOT_LABELLED = (ERROR, "annotations have only keypoints of visibility 0: unused", "keypoints")
     VISIBLE_COUNT = FEW, "annotations have a num_keypoints that is not the number of labelled ones"
     KEYPOINT_OUTSIDE = FEW, "annotations have most keypoints outside of their box, enlarged by half"
     # The following are found by check_images().
-    UNREADABLE = ERROR, "image files are missing or cannot be read"
+    UNREADABLE = ERROR, "image files cannot be read; file_name is relative to the image folder"
     NOT_8_BIT = ERROR, "images have more than 8 bits per channel: clipped at 255, not scaled"
     SIZE_DIFFERS = ERROR, "images have, after EXIF rotation, a size other than stated"
 
@@ -86,22 +88,18 @@ class Finding(NamedTuple):
         return bool(self.problem.uses & uses) if self.problem.uses and uses else is_frequent
 
     def __str__(self) -> str:
-        where = ", ".join(self.places[:MAX_EXAMPLES])
-        more = ", ..." if len(self.places) > MAX_EXAMPLES else ""
+        where = ", ".join(self.places[:MAX_EXAMPLES] + ["..."] * (len(self.places) > MAX_EXAMPLES))
         cause = f"; likely cause: {self.cause}" if self.cause else ""
-        return f"{len(self.places)} of {self.total} {self.problem.text}: {where}{more}{cause}"
+        return f"{len(self.places)} of {self.total} {self.problem.text}: {where}{cause}"
 
 
-Problems = dict[Problem, Finding]
-
-
-def check_annotations(data: dict) -> Problems:
+def check_annotations(data: dict) -> dict[Problem, Finding]:
     """Find problems in the result of ``read_annotations`` without opening an image."""
     found = (Finding(Problem[name], *rest) for name, *rest in _find_problems(data))
     return {finding.problem: finding for finding in found if finding.places}
 
 
-def check_images(data: dict, folder: str) -> Problems:
+def check_images(data: dict, folder: str) -> dict[Problem, Finding]:
     """Find problems of images by decoding them as detectron2 does, in one process per core."""
     images, problems = data["images"], {}
     find_images(data, folder)
@@ -114,8 +112,7 @@ def check_images(data: dict, folder: str) -> Problems:
 
 
 def _check_image(image: dict, folder: str) -> tuple[Problem, str] | None:
-    name = image["file_name"]
-    path = os.path.join(folder, name)
+    name, path = image["file_name"], os.path.join(folder, image["file_name"])
     try:
         height, width = read_image(path, format="BGR").shape[:2]
         with Image.open(path) as file:
@@ -131,7 +128,7 @@ def _check_image(image: dict, folder: str) -> tuple[Problem, str] | None:
 
 
 def find_images(data: dict, folder: str) -> tuple[list[str], int]:
-    """Replace file names, in place, by those in the folder that differ in Unicode form or case.
+    """Replace file names, in place, by those in the folder that differ in form, case, or spaces.
 
     Return the names of images that do not exist, and the number of names that were replaced.
     """
@@ -141,7 +138,7 @@ def find_images(data: dict, folder: str) -> tuple[list[str], int]:
     missing, by_form = [], defaultdict(list)
 
     def fold(name: str) -> str:
-        return unicodedata.normalize("NFC", os.path.normpath(name)).casefold()
+        return unicodedata.normalize("NFC", os.path.normpath(name.strip())).casefold()
 
     for path, _, names in os.walk(folder) if images else ():
         for name in names:
@@ -170,18 +167,17 @@ def _find_problems(data: dict) -> Iterator[tuple]:
     unlabelled = [name for name, count in counts if not count]
     nothing = "ABSENT" if data["annotations"] == () else "NOTHING_TO_LEARN"
     yield "UNLABELLED" if len(unlabelled) < total else nothing, unlabelled, total
-    dense = [f"{name} ({count})" for name, count in counts if count > MAX_OBJECTS]
-    yield "MANY_OBJECTS", dense, total
+    yield "MANY_OBJECTS", [f"{name} ({n})" for name, n in counts if n > MAX_OBJECTS], total
+    yield "FILE_TWICE", _repeated(image["file_name"] for image in data["images"]), total
     groups = {tuple(category.get("keypoints", ())) for category in data["categories"]}
     total = sum(map(len, groups))
     yield "KEYPOINT_TWICE", [name for names in groups for name in _repeated(names)], total
     paired = {name for names in groups for pair in keypoint_flip_map(names) for name in pair}
     yield "UNPAIRED", [n for n in dict.fromkeys(chain(*groups)) if n not in paired], total
-    categories = {category["id"]: category for category in data["categories"]}
+    keypoints = {c["id"]: len(c.get("keypoints", ())) for c in data["categories"]}
     objects, total = Objects(data), len(data["annotations"])
-    lost = [f"{a['id']} (image_id {a['image_id']})" for a in objects.lost]
-    yield "NO_IMAGE", lost, total
-    for name, indices, *rest in _annotation_problems(objects, categories):
+    yield "NO_IMAGE", [f"{a['id']} (image_id {a['image_id']})" for a in objects.lost], total
+    for name, indices, *rest in _annotation_problems(objects, keypoints):
         chosen = [(objects.annotations[i]["id"], objects.images[i]["file_name"]) for i in indices]
         yield name, [f"{id} ({file_name})" for id, file_name in chosen], *(rest or [total])
 
@@ -190,13 +186,12 @@ def _repeated(values: Iterable) -> list[str]:
     return [str(value) for value, count in Counter(values).items() for _ in range(count - 1)]
 
 
-def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
-    """Yield the name of a problem, indices of annotations, and perhaps a total and a cause."""
+def _annotation_problems(objects: Objects, counts: dict) -> Iterator[tuple]:
+    """Yield problem, indices, perhaps total and cause; ``counts``: category id -> keypoints."""
     numbered = list(enumerate(objects.annotations))
-    counts = {i: len(category.get("keypoints", ())) for i, category in categories.items()}
     needed = {i: {"area", "iscrowd", *["num_keypoints"] * (n > 0)} for i, n in counts.items()}
-    yield "NO_CATEGORY", [i for i, a in numbered if a["category_id"] not in categories]
-    yield "MARKED_IGNORE", [i for i, a in numbered if a.get("ignore")]
+    yield "NO_CATEGORY", [i for i, a in numbered if a["category_id"] not in counts]
+    yield "MARKED_IGNORE", [i for i, a in numbered if a.get("ignore", 0) != 0]
     yield "CROWD", [i for i, a in numbered if a.get("iscrowd")]
     lacking = [i for i, a in numbered if not needed.get(a["category_id"], set()) <= a.keys()]
     yield "NOT_EVALUABLE", lacking
@@ -207,7 +202,7 @@ def _annotation_problems(objects: Objects, categories: dict) -> Iterator[tuple]:
     for name, is_wrong in objects.faults.items():
         yield name, np.flatnonzero(is_wrong), len(numbered), find_cause(objects, name)
     yield "WRONG_AREA", [i for i in objects.wrong_areas() if "area" in objects.annotations[i]]
-    if numbered and any(counts.values()):
+    if numbered and (any(counts.values()) or numbered[0][1].get("keypoints")):
         yield from find_keypoint_problems(objects, counts)
 
 
@@ -220,9 +215,8 @@ def keypoint_flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
     by_words, pairs = {"".join(w): name for name, w in words.items()}, {}
     for name in words:
         joined = "".join(words[name])
-        mirrored = ["".join("r" if word == "l" else word for word in words[name])]
-        mirrored += [joined.replace("left", "right")]
-        mirrored += [re.sub("^l", "r", joined), re.sub("l$", "r", joined)]
+        mirrored = ["".join({"l": "r", "left": "right"}.get(word, word) for word in words[name])]
+        mirrored += [re.sub(p, r, joined) for p, r in (("left", "right"), ("^l", "r"), ("l$", "r"))]
         partners = [by_words[m] for m in mirrored if m in by_words and m != joined]
         if partners and not {name, partners[0]} & {*pairs, *pairs.values()}:
             pairs[name] = partners[0]

@@ -6,13 +6,12 @@ from itertools import chain
 
 import numpy as np
 
-from . import geometry
 from .annotations import BOX, FIELDS, ID, NUMBER, NUMBERS, Field, normalise, wrong_values
+from .geometry import BOX_FORMS, FEW, NOT_COMPUTED, Objects, find_cause, valid_polygons
 
-FLAGS = {"none": 0, "": 0, "false": 0, "true": 1}
 # Lists of points, [[x, y], ...] and [[x, y, v], ...].
 POINTS = {n: Field((list,), "", items=Field((list,), "", items=NUMBER, length=n)) for n in (2, 3)}
-SAME_BOX = 0.9  # from this IoU on, a box and the box of its mask differ by rounding
+FLAGS = {"none": 0, "": 0, "0": 0, "false": 0, "no": 0, "true": 1, "yes": 1}
 
 
 def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
@@ -20,10 +19,11 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
 
     ``no_crowd`` clears iscrowd of all annotations, for exporters that set it for single objects.
     """
-    categories = data["categories"]
-    kept = [c for i, c in enumerate(categories) if c not in categories[:i]]
-    changes = Counter({"repeated categories removed": len(categories) - len(kept)})
-    categories[:] = kept
+    changes = Counter()
+    for key, fields in FIELDS.items():
+        kept = {repr([e.get(name) for name in [*fields, "segmentation"]]): e for e in data[key]}
+        changes[f"repeated {key} removed"] = len(data[key]) - len(kept)
+        data[key] = list(kept.values())
     before = {key: [dict(entry) for entry in data[key]] for key in FIELDS}
     normalise(data)
     _fix_types(data)
@@ -32,37 +32,35 @@ def fix_annotations(data: dict, *, no_crowd: bool = False) -> Counter:
     _fix_ids(data, "annotations")
     for annotation in data["annotations"]:
         polygons, keypoints = annotation.get("segmentation"), annotation.get("keypoints")
-        if polygons and NUMBERS.fits([polygons]):
-            annotation["segmentation"] = [polygons]
-        elif type(polygons) is list and POINTS[2].fits(polygons):
+        if polygons and (NUMBERS.fits([polygons]) or POINTS[2].fits([polygons])):
+            annotation["segmentation"] = polygons = [polygons]
+        if type(polygons) is list and POINTS[2].fits(polygons):
             annotation["segmentation"] = [list(chain(*polygon)) for polygon in polygons]
         if keypoints and POINTS[3].fits([keypoints]):
             keypoints = annotation["keypoints"] = list(chain(*keypoints))
-        if keypoints and NUMBERS.fits([keypoints]):
+        if keypoints and NUMBERS.fits([keypoints]) and len(keypoints) % 3 == 0:
             annotation["num_keypoints"] = sum(v > 0 for v in keypoints[2::3])
+        for name in {"iscrowd", "ignore"} & annotation.keys():
+            annotation[name] = FLAGS.get(str(annotation[name]).lower(), annotation[name])
         if no_crowd or "iscrowd" not in annotation:
             annotation["iscrowd"] = 0
-        if not BOX.fits([annotation.get("bbox")]):
+        if polygons and not BOX.fits([annotation.get("bbox")]):
             annotation["bbox"] = [0, 0, 0, 0]  # _fix_shapes() computes it from the mask
     if not list(wrong_values(data)):
         _fix_shapes(data)
     for key in FIELDS:
         for old, new in zip(before[key], data[key]):
-            for name, value in new.items():
-                if (type(value), value) != (type(old.get(name)), old.get(name)):
-                    changes[f"values of {name!r} in {key}"] += 1
+            changed = [n for n, v in new.items() if (type(v), v) != (type(old.get(n)), old.get(n))]
+            changes.update(f"values of {name!r} in {key}" for name in changed)
     return +changes
 
 
 def _fix_types(data: dict) -> None:
-    """Convert texts, nulls and booleans of iscrowd; set values that are computed later to 0."""
+    """Convert texts and nulls; set values that are computed later to 0."""
     for key, name, entries in list(wrong_values(data)):
         field = FIELDS[key][name]
         for entry in (e for e in entries if name in e and field is not ID):  # see _fix_ids()
-            value = entry[name]
-            if name == "iscrowd":
-                value = FLAGS.get(str(value).lower(), value)
-            value = _convert(value, field)
+            value = _convert(entry[name], field)
             if field.fits([value]):
                 entry[name] = value
             elif name in ("area", "num_keypoints"):
@@ -77,7 +75,7 @@ def _convert(value: object, field: Field) -> object:
     if isinstance(value, bool):
         return value
     with suppress(TypeError, ValueError, OverflowError):
-        return int(value) if float(value).is_integer() else float(value)
+        return int(float(value)) if float(value).is_integer() else float(value)
     return value
 
 
@@ -95,28 +93,29 @@ def _fix_ids(data: dict, key: str, pointer: str = "") -> None:
         if pointer in annotation:
             # New ids begin at 1. An id of no entry becomes 0, so that it does not match a new id.
             old = annotation[pointer]
-            annotation[pointer] = new_ids.get(str(old), old if are_valid else 0)
+            new = new_ids.get(str(_convert(old, NUMBER)), old if are_valid else 0)
+            annotation[pointer] = new_ids.get(str(old), new)
 
 
 def _fix_shapes(data: dict) -> None:
     """Compute boxes and areas that are missing or contradict the masks."""
-    objects = geometry.Objects(data)
-    annotations = objects.annotations
-    for i in np.flatnonzero(objects.faults["NORMALISED"]):
-        polygons = geometry.valid_polygons(annotations[i].get("segmentation"))
-        if polygons and objects.mask_boxes[i].max() <= 1:
+    objects = Objects(data)
+    annotations, normalised = objects.annotations, objects.faults["NORMALISED"]
+    for i in np.flatnonzero(normalised):  # if they are few, they may be small objects
+        polygons = valid_polygons(annotations[i].get("segmentation"))
+        if polygons and objects.mask_boxes[i].max() <= 1 and normalised.mean() > FEW:
             points = [np.reshape(polygon, (-1, 2)) * objects.sizes[i] for polygon in polygons]
             annotations[i]["segmentation"] = [p.ravel().tolist() for p in points]
-    objects = geometry.Objects(data)
+    objects = Objects(data)
     right = objects.mask_boxes
     wrong = objects.faults["BOX_WITHOUT_AREA"] | objects.faults["NORMALISED"]
-    cause = geometry.find_cause(objects, "BOX_NOT_OF_MASK")
-    if cause in (geometry.XYXY, geometry.NOT_COMPUTED):
-        # Some boxes fit their masks by accident, such as x1, y1, x2, y2 in a corner of the image.
-        is_inside = geometry.inside(right, objects.sizes) >= geometry.MIN_INSIDE
-        wrong |= is_inside & (geometry.iou(objects.boxes, right) < SAME_BOX)
-    for i in np.flatnonzero(wrong & ~np.isnan(right[:, 0])):
+    cause = find_cause(objects, "BOX_NOT_OF_MASK")
+    outside = np.count_nonzero(objects.box_outside & objects.faults["BOX_NOT_OF_MASK"])
+    if cause in (*BOX_FORMS, NOT_COMPUTED) or outside > FEW * len(annotations):
+        # All of them, since some fit by accident, such as x1, y1, x2, y2 in a corner of the image.
+        wrong |= ~objects.mask_outside
+    for i in np.flatnonzero(wrong & (right[:, 2:] > 0).all(axis=1)):
         annotations[i]["bbox"] = right[i].tolist()
-    for i, area in geometry.Objects(data).wrong_areas().items():
+    for i, area in Objects(data).wrong_areas().items():
         if area > 0:
             annotations[i]["area"] = area

@@ -135,7 +135,7 @@ def _check_classes(cfg: CfgNode, split: str, name: str) -> None:
     keypoints = len(metadata.get("keypoint_names", ()))
     if split == "TRAIN" and count != keypoints:
         key = f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {count}"
-        raise UserError(f"{key}, but dataset {name!r} has {keypoints} keypoint_names")
+        raise UserError(f"{key}, but categories of {name!r} share {keypoints} keypoint_names")
     if split == "TEST" and count != (sigmas or COCO_KEYPOINTS):
         raise UserError(
             f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values, but dataset {name!r} has {count} "

@@ -15,15 +15,15 @@ def test_errors_and_notes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(generate(tmp_path / "data", {"train": 4}))
     data = json.loads(Path("train.json").read_text())
     data["annotations"][0].update(category_id=99, bbox=[1, 2, 0, 4])
+    data["images"][1]["file_name"] = "\udce9.jpg"  # Python's form of a byte that is not UTF-8
     Path("train.json").write_text(json.dumps(data))
-    Path("train/000002.jpg").unlink()
     Path("train/000003.jpg").write_bytes(b"")
     assert check_dataset.main(["--json", "train.json", "--images", "train"]) == 1
     lines = capsys.readouterr().out.splitlines()
     total = len(data["annotations"])
     assert lines == [
         f"error: 1 of {total} {Problem.NO_CATEGORY.text}: 1 (000001.jpg)",
-        f"error: 2 of 4 {Problem.UNREADABLE.text}: 000002.jpg (FileNotFoundError), 000003.jpg "
+        f"error: 2 of 4 {Problem.UNREADABLE.text}: \\udce9.jpg (FileNotFoundError), 000003.jpg "
         "(UnidentifiedImageError)",
         f"note: 1 of {total} {Problem.BOX_WITHOUT_AREA.text}: 1 (000001.jpg)",
         f"train.json: 4 images, {total} annotations, 6 categories",

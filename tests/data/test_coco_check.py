@@ -56,11 +56,12 @@ def add(data, key, **changes):
 @pytest.mark.parametrize(
     "key, changes, problems",
     [
-        ("images", {}, "UNLABELLED"),
+        ("images", {}, "UNLABELLED FILE_TWICE"),
         ("categories", {}, ""),
         ("categories", {"keypoints": ["a", "a"]}, "KEYPOINT_TWICE UNPAIRED"),
-        *[(key, {"id": 1}, "ID_TWICE") for key in ("images", "categories", "annotations")],
-        ("annotations", {}, ""),
+        *[(key, {"id": 1}, "ID_TWICE") for key in ("categories", "annotations")],
+        ("images", {"id": 1}, "ID_TWICE FILE_TWICE"),
+        *[("annotations", changes, "") for changes in ({}, {"ignore": False})],
         ("annotations", {"bbox": [29.5, 9.5, 41, 11]}, ""),
         ("annotations", {"area": 250}, ""),
         ("annotations", {"segmentation": [RECTANGLE, [1, 1]]}, ""),
@@ -68,9 +69,10 @@ def add(data, key, **changes):
         ("annotations", {"iscrowd": 1, "segmentation": RLE}, "CROWD"),
         ("annotations", {"image_id": 99}, "NO_IMAGE"),
         ("annotations", {"category_id": 99}, "NO_CATEGORY"),
-        ("annotations", {"ignore": 1}, "MARKED_IGNORE"),
+        *[("annotations", {"ignore": value}, "MARKED_IGNORE") for value in (1, "", "0")],
         ("annotations", {"area": None}, "NOT_EVALUABLE"),
         ("annotations", {"bbox": [30, 10, 0, 10]}, "BOX_WITHOUT_AREA"),
+        ("annotations", {"segmentation": [[5] * 6], "bbox": [5, 5, 0.3, 0.3]}, "BOX_WITHOUT_AREA"),
         ("annotations", {"bbox": [50, 10, 40, 10]}, "BOX_NOT_OF_MASK"),
         ("annotations", {"segmentation": [OVER_EDGE]}, "OUTSIDE"),
         *[("annotations", {"area": area}, "WRONG_AREA") for area in (0, 199)],
@@ -94,6 +96,7 @@ def test_problems(data, key, changes, problems):
         ({}, ""),
         ({"keypoints": None}, "KEYPOINT_COUNT"),
         ({"keypoints": [5, 5, 2, 0, 0]}, "KEYPOINT_COUNT"),
+        ({"category_id": 1}, "UNNAMED"),
         ({"num_keypoints": 2}, "VISIBLE_COUNT"),
         ({"num_keypoints": None}, "NOT_EVALUABLE"),
         ({"keypoints": [35, 15, 0, 0, 0, 0], "num_keypoints": 0}, "NOT_LABELLED"),
@@ -103,7 +106,7 @@ def test_problems(data, key, changes, problems):
 def test_keypoints(data, changes, problem):
     add(data, "categories", keypoints=["head", "tail"])
     keypoints = {"keypoints": [35, 15, 2, 0, 0, 0], "num_keypoints": 1}
-    add(data, "annotations", category_id=100, **{**keypoints, **changes})
+    add(data, "annotations", **{"category_id": 100, **keypoints, **changes})
     assert counts(data) == {"UNPAIRED": 2, **dict.fromkeys(problem.split(), 1)}
 
 
@@ -116,7 +119,10 @@ EXCHANGED, SIZE = "x and y are exchanged", "they are of another image size"
     [
         ("bbox", lambda v: v + [[0, 0], v[0]], "BOX_NOT_OF_MASK", "x1, y1, x2, y2"),
         ("bbox", lambda v: v[:, ::-1], "BOX_NOT_OF_MASK", EXCHANGED),
+        ("bbox", lambda v: v + [v[1] / 2, [0, 0]], "BOX_NOT_OF_MASK", "of the centre"),
+        ("bbox", lambda v: [v[0], v[1, ::-1]], "BOX_NOT_OF_MASK", "width and height are exchanged"),
         ("bbox", lambda v: 2 * v, "BOX_NOT_OF_MASK", f"{SIZE}, 2 x 2 times"),
+        ("bbox", lambda v: 0.8 * v, "BOX_NOT_OF_MASK", f"{SIZE}, 0.8 x 0.8 times"),
         ("bbox", lambda v: v / UNIT, "NORMALISED", ""),
         ("bbox only", lambda v: v + [[0, 0], v[0]], "OUTSIDE", "x1, y1, x2, y2"),
         ("bbox only", lambda v: v[:, ::-1], "OUTSIDE", EXCHANGED),
@@ -125,6 +131,7 @@ EXCHANGED, SIZE = "x and y are exchanged", "they are of another image size"
         ("segmentation", lambda v: 4 * v, "OUTSIDE", f"{SIZE}, 4 x 4 times"),
         ("segmentation", lambda v: -v, "OUTSIDE", "they are negative"),
         ("segmentation", lambda v: v[:, ::-1], "OUTSIDE", EXCHANGED),
+        ("segmentation", lambda v: [0, HEIGHT] + v * [1, -1], "BOX_NOT_OF_MASK", "from the bottom"),
         ("segmentation", lambda v: v / 2, "BOX_NOT_OF_MASK", f"{SIZE}, 2 x 2 times"),
         ("segmentation", lambda v: v / UNIT, "NORMALISED", ""),
     ],
@@ -133,13 +140,13 @@ def test_cause(data, key, change, problem, cause):
     """``change`` is applied to (N, 2) points of masks, or to corner and size of boxes."""
     for annotation in data["annotations"]:
         name = key.split()[0]
-        annotation[name] = change(np.reshape(annotation[name], (-1, 2))).ravel().tolist()
+        annotation[name] = np.ravel(change(np.reshape(annotation[name], (-1, 2)))).tolist()
         if key == "segmentation":
             annotation[key] = [annotation[key]]
         if key == "bbox only":
             del annotation["segmentation"]
-    finding = check_annotations(data)[Problem[problem]]
-    assert finding.is_error() and cause in finding.cause
+    finding = (findings := check_annotations(data))[Problem[problem]]
+    assert finding.is_error() and cause in finding.cause and Problem.WRONG_AREA not in findings
 
 
 def test_share_decides_between_note_and_error():
@@ -165,6 +172,7 @@ def test_description_has_the_first_places(data):
         *[("leftEye", "rightEye"), ("lefteye", "righteye"), ("eye.left", "eye.right")],
         *[("L_Eye", "R_Eye"), ("LEye", "REye"), ("eye_l", "eye_r"), ("eyeL", "eyeR")],
         *[("l1", "r1"), ("ear_L_base", "ear_R_base"), ("left ear", "right_ear")],
+        ("leftover_left", "leftover_right"),
     ],
 )
 def test_flip_map(left, right):
@@ -210,6 +218,7 @@ def test_image(tmp_path, break_file, problem, detail):
         ("cafe\u0301.jpg", "caf\u00e9.jpg", "cafe\u0301.jpg"),
         ("cam1/A.JPG", "cam1/a.jpg", "cam1/A.JPG"),
         ("cam1/a.jpg", "./cam1//a.jpg", "./cam1//a.jpg"),
+        ("a b.jpg", "a b.jpg \n", "a b.jpg"),
         ("cam1/a.jpg", "cam2/a.jpg", None),
         ("cam1/a.jpg", "a.jpg", None),
     ],

@@ -54,7 +54,11 @@ def scaled(polygons):
         *[each(area=value) for value in (str, None, float("nan"), 0, 5)],
         *[each(bbox=change) for change in (corners, lambda b: [v / 320 for v in b], None, [])],
         *[each(num_keypoints=value) for value in (None, "1", 0, 2)],
+        each(bbox=lambda b: [b[0] + b[2] / 2, b[1] + b[3] / 2, *b[2:]]),
+        each(bbox=lambda b: [3 * v for v in b]),
+        *[each(ignore=value) for value in (None, "", "0")],
         each(segmentation=lambda polygons: polygons[0]),
+        each(segmentation=lambda polygons: np.reshape(polygons, (-1, 2)).tolist()),
         each(segmentation=lambda polygons: np.reshape(polygons, (1, -1, 2)).tolist()),
         each(keypoints=lambda keypoints: np.reshape(keypoints, (-1, 3)).tolist()),
         each(segmentation=scaled, bbox=[0, 0, 0.1, 0.1]),
@@ -63,7 +67,7 @@ def scaled(polygons):
         each(id=7),
         each(id=lambda value: value + 2**60),
         *[partial(remove, name) for name in ("area", "iscrowd", "num_keypoints", "bbox")],
-        lambda data: data["categories"].extend(copy.deepcopy(data["categories"])),
+        lambda data: [data[key].extend(copy.deepcopy(data[key])) for key in data],
         lambda data: [i.update(height=64.0, width="320") for i in data["images"]],
     ],
 )
@@ -80,6 +84,7 @@ def test_repair(data, change):
         (fixed_mask,), (mask,) = fixed.pop("segmentation"), right.pop("segmentation")
         assert fixed_mask == pytest.approx(mask)
         fixed.pop("original_id", None)
+        fixed.pop("ignore", None)
         assert fixed == right
     assert [c["id"] for c in data["categories"]] == [c["id"] for c in expected["categories"]]
 
@@ -95,10 +100,11 @@ def test_image_ids(data, new):
     fix_annotations(data)
     assert [image.pop("original_id") for image in data["images"]] == list(ids.values())
     assert data == expected
-    each(image_id=str)(data)
-    count = len(data["annotations"])
-    assert fix_annotations(data) == {"values of 'image_id' in annotations": count}
-    assert data == expected
+    for form in ("{}", "{:06}", "{}.0"):
+        each(image_id=form.format)(data)
+        count = len(data["annotations"])
+        assert fix_annotations(data) == {"values of 'image_id' in annotations": count}
+        assert data == expected
 
 
 def test_annotations_of_no_image_do_not_match_a_new_id(data):
@@ -112,6 +118,8 @@ def test_no_repair_that_is_not_certain(data):
     """Masks of another image size, empty masks, repeated image ids, booleans and crowds stay."""
     each(segmentation=lambda polygons: [[4 * value for value in polygons[0]]])(data)
     data["annotations"][0].update(segmentation=[], iscrowd=1)
+    data["annotations"][1].update(segmentation=[[0, 0, 1, 0, 1, 1]], bbox=[0, 0, 1, 1], area=1)
+    data["annotations"][2].update(keypoints=[1, 2, 3, 4])  # for two keypoints
     data["images"][1].update(id=1, height=True)
     expected = copy.deepcopy(data)
     assert fix_annotations(data) == {}
