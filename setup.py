@@ -39,6 +39,7 @@ setup(
     install_requires=[
         "fvcore>=0.1.5",
         "matplotlib",
+        "msgspec",
         "numpy>=1.26",
         "opencv-python",  # detectron2 imports it, but does not require it
         "Pillow",

@@ -12,6 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+import msgspec
+
 from ..errors import UserError
 
 MAX_ID = 2**53  # evaluators keep ids in doubles, which hold the integers below
@@ -112,7 +114,10 @@ def decode(path: str | Path) -> tuple[dict, bool]:
         raise UserError(f"no file {os.path.abspath(path)}")
     content = Path(path).read_bytes()
     try:
-        data = json.loads(content)
+        try:
+            data = msgspec.json.decode(content)  # the same as json, in less than half of its time
+        except (msgspec.DecodeError, RecursionError):  # also for NaN, UTF-16, a byte order mark
+            data = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         hint = "; iconv -f ENCODING -t UTF-8 converts it" if isinstance(error, UnicodeError) else ""
         raise UserError(f"{path} is not JSON in UTF-8 or UTF-16: {error}{hint}") from error

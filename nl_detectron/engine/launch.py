@@ -125,7 +125,6 @@ def torchrun_process_group(args: Namespace) -> Iterator[None]:
     if not all(name in os.environ for name in TORCHRUN_VARIABLES):
         yield
         return
-
     gpus = torch.cuda.device_count()
     dist.init_process_group("nccl" if gpus else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.all_gather(None)  # otherwise the others could not join if one process exits early

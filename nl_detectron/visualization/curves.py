@@ -46,13 +46,10 @@ def read_curves(folders: Sequence[Path]) -> dict[str, dict[str, list[dict]]]:
     return dict(zip(run_names(list(first_folders.values())), groups.values()))
 
 
-def plot_curves(
-    groups: dict[str, dict[str, list[dict]]], path: Path, titles: dict[str, str] = PANELS
-) -> None:
+def plot_curves(groups: dict[str, dict], path: Path, titles: dict[str, str] = PANELS) -> None:
     """Plot the mean of each group, and its runs as thin lines.
 
-    A curve has the iterations for which all runs of the group have values. ``titles`` has the title
-    of the panel of each metric.
+    A curve has the iterations that all runs of its group have; ``titles`` is as :data:`PANELS`.
     """
     panels = [metric for metric in titles if any(metric in group for group in groups.values())]
     figure = Figure(figsize=(max(3.6 * len(panels), 5), 3.6), layout="constrained")
