@@ -15,7 +15,7 @@ def version() -> str:
 EVAL = ["faster-coco-eval"]  # the same AP in less time
 EXPORT = ["onnx", "onnxruntime", "onnxscript"]
 PROJECTS = ["mmcv-lite", "scipy", "timm"]  # implementations to compare with, and intervals
-VIDEO = ["av"]  # decodes the videos of projects/video
+VIDEO = ["av"]  # exact frames of videos; OpenCV decodes them without it
 TEST = [*EVAL, *EXPORT, *PROJECTS, *VIDEO, "hypothesis", "playwright", "pytest>=7", "pytest-xdist"]
 DEV = [*TEST, "ruff>=0.6"]
 

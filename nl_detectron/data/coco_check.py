@@ -24,8 +24,8 @@ MAX_EXAMPLES = 5  # places in the message of a problem
 LIMIT_KEY, MAX_OBJECTS = "TEST.DETECTIONS_PER_IMAGE", 100  # the default of the key
 # Words of a name: LEFT, Left, left, L, 12. "LEye" has two, "L" and "Eye".
 WORDS = re.compile(r"[^\W\d_a-z]+(?![a-z])|[^\W\d_]?[^\W\d_A-Z]+|\d+")
-# Share of the cases up to which a problem is a note, and above which it is an error.
-ERROR, LOST, NOTE = 0, 0.05, 1  # and FEW
+# Share of the cases up to which a problem is a note, and above which it is an error; so is FEW.
+ERROR, LOST, NOTE = 0, 0.05, 1
 
 
 class Problem(Enum):

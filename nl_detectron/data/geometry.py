@@ -129,7 +129,7 @@ def find_cause(objects: Objects, name: str, min_iou: float = MIN_IOU) -> str:
         return ""
     first = objects.annotations[chosen.argmax()].get("segmentation")
     if name == "BAD_MASK":
-        return f"the form of the first, {first!r:.60}"
+        return f"an unknown form; the first is {first!r:.60}"
     sizes, boxes, masks = objects.sizes[chosen], objects.boxes[chosen], objects.mask_boxes[chosen]
     mask_is_wrong = (inside(masks, sizes) < MIN_INSIDE)[:, None]
     wrong, right = np.where(mask_is_wrong, masks, boxes), np.where(mask_is_wrong, boxes, masks)
