@@ -51,7 +51,8 @@ ERRORS = {
     "gbk": "is not JSON in UTF-8 or UTF-16",
     "via_text_image_id": '17 of 17 annotations .* .image_id. .*annotations.0., .*: "0"',
     "via_one_good": '16 of 17 annotations .* .image_id. .*annotations.1., .*: "0"',
-    "via_flat": f"{ALL} segmentations are neither a list of polygons nor an RLE.*; the first is \\[45.72, 42.59",
+    "via_flat": f"{ALL} segmentations are neither a list of polygons nor an RLE.*"
+    "likely cause: an unknown form; the first is \\[45.72, 42.59",
     "via_categories_repeated": "12 of 41 ids repeat an earlier id of the same list: categories 1",
     "crowd_missing_mask": "1 of 18 annotations have no segmentation .*: 900 .000001.jpg",
     "one_empty_segmentation": "1 of 17 annotations have no segmentation .*: 1 .000001.jpg",
